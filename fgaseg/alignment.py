@@ -1,0 +1,110 @@
+"""Pixel-level alignment (section III-B): P2Tformer, and the branch whose output T2Ploss compares with the mask."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Sinusoidal 2-D positions [channels, height, width]: y in the first half of the channels, x in the second.
+
+    Coordinates 1..n are divided by n + 1e-6 and multiplied by 2π; channels alternate sine and cosine.
+    """
+    half = channels // 2
+    frequency = 10000 ** (2 * (torch.arange(half, device=device) // 2) / half)
+
+    def axis(n: int) -> Tensor:
+        angle = (torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi)[:, None] / frequency
+        return torch.where(torch.arange(half, device=device) % 2 == 0, angle.sin(), angle.cos())
+
+    y = axis(height).T[:, :, None].expand(-1, -1, width)
+    x = axis(width).T[:, None, :].expand(-1, height, -1)
+    return torch.cat([y, x])
+
+
+class P2TLayer(nn.Module):
+    """t ← LayerNorm(t + Linear(MultiheadAttention(q = t, k, v))), eq. 5."""
+
+    def __init__(self, channels: int, heads: int):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.linear = nn.Linear(channels, channels)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, texts: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        attended, _ = self.attention(texts, keys, values, need_weights=False)
+        return self.norm(texts + self.linear(attended))
+
+
+class P2Tformer(nn.Module):
+    r"""Text embeddings that have looked at the image: V_emb = V_T + γ ⊙ t_N (eqs. 5-6).
+
+    pixels   V_I [B, C, H, W], unnormalised
+    texts    V_T [T, C], unit length
+    returns  [B, T, C], not normalised
+
+    γ is a vector [C], learned from `gamma`, or that constant if `gamma_trainable` is off (Table III). With no layer
+    (`layers=0`) the texts are returned as they are. `value_positions` adds the positions to the values too (eq. 5).
+    """
+
+    def __init__(self, channels: int, layers: int, heads: int, gamma: float, gamma_trainable: bool,
+                 value_positions: bool):  # fmt: skip
+        super().__init__()
+        self.layers = nn.ModuleList(P2TLayer(channels, heads) for _ in range(layers))
+        self.value_positions = value_positions
+        initial = torch.full((channels,), float(gamma))
+        if layers and gamma_trainable:
+            self.gamma = nn.Parameter(initial)
+        else:
+            self.register_buffer("gamma", initial, persistent=False)
+
+    def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
+        repeated = texts.expand(len(pixels), -1, -1)
+        if not self.layers:
+            return repeated
+        positions = sine_positions(pixels.shape[2], pixels.shape[3], pixels.shape[1], pixels.device)
+        keys = (pixels + positions.to(pixels.dtype)).flatten(2).transpose(1, 2)
+        values = keys if self.value_positions else pixels.flatten(2).transpose(1, 2)
+        t = repeated
+        for layer in self.layers:
+            t = layer(t, keys, values)
+        return repeated + self.gamma * t
+
+
+def _conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class T2PProjector(nn.Module):
+    """Maps that T2Ploss compares with the mask (eq. 7): a K×K convolution per class whose kernel comes from its text.
+
+    pixels   V_I [B, C, H, W]
+    texts    [B, T, C]
+    returns  O [B, T, 4H, 4W], before any activation; zero padding, nothing normalised
+    """
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__()
+        half = channels // 2
+        self.kernel_size = kernel_size
+        self.first = _conv_bn_relu(channels, channels)
+        self.second = _conv_bn_relu(channels, half)
+        self.last = nn.Conv2d(half, half, 1)
+        self.text = nn.Linear(channels, half * kernel_size**2 + 1)
+
+    def project(self, pixels: Tensor) -> Tensor:
+        """V'_I [B, C/2, 4H, 4W]."""
+        x = self.first(F.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False))
+        return self.last(self.second(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)))
+
+    def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
+        x = self.project(pixels)
+        generated = self.text(texts)
+        size = (-1, x.shape[1], self.kernel_size, self.kernel_size)
+        maps = [
+            F.conv2d(image[None], g[:, :-1].reshape(size), g[:, -1], padding=self.kernel_size // 2)
+            for image, g in zip(x, generated, strict=True)
+        ]
+        return torch.cat(maps)

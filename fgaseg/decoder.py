@@ -1,0 +1,93 @@
+"""The decoder (section III-D): two upsampling stages that take the local map in again, and the head.
+
+Class maps are rows [N, H, W, D], channels last; what belongs to the image is joined without copying it to the rows.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .supplement import Fusion
+
+
+class SharedConv(nn.Module):
+    """conv3×3 without bias on [x; guidance], the guidance part computed once per image."""
+
+    def __init__(self, inputs: int, guidance: int, outputs: int):
+        super().__init__()
+        self.inputs = inputs
+        self.conv = nn.Conv2d(inputs + guidance, outputs, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """x [B·T, inputs, H, W], guidance [B, guidance, H, W]."""
+        own, shared = self.conv.weight.split([self.inputs, self.conv.in_channels - self.inputs], dim=1)
+        x = F.conv2d(x, own, padding=1).unflatten(0, (len(guidance), -1))
+        return (x + F.conv2d(guidance, shared, padding=1)[:, None]).flatten(0, 1)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 16, channels)
+
+
+class UpStage(nn.Module):
+    """Transposed convolution ×2, guidance joined, two [conv3×3, GroupNorm, ReLU]."""
+
+    def __init__(self, inputs: int, guidance: int, outputs: int):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(inputs, inputs - guidance, 2, stride=2)
+        self.conv1 = SharedConv(inputs - guidance, guidance, outputs)
+        self.norm1 = _norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = _norm(outputs)
+
+    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+        """x [B·T, H, W, inputs], guidance [B, guidance, 2H, 2W] → [B·T, 2H, 2W, outputs]."""
+        x = F.relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), guidance)))
+        return F.relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+
+
+class LocalUp(nn.Module):
+    """The embedded local map at twice the size: transposed convolution, then two [conv3×3, GroupNorm, ReLU]."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm1 = _norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = _norm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)))))
+        return F.relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+
+
+class MapHead(nn.Module):
+    """conv3×3 to one logit per class and pixel: [N, H, W, D] → [N, H, W]."""
+
+    def __init__(self, inputs: int):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.permute(0, 3, 1, 2))[:, 0]
+
+
+class Decoder(nn.Module):
+    """Class maps at H×W to logits at 4H×4W. Without LCS (`local=False`) there is nothing to take in again."""
+
+    def __init__(self, hidden: int, channels: tuple[int, int], guidance: tuple[int, int], fusion: str, local: bool):
+        super().__init__()
+        self.stage1 = UpStage(hidden, guidance[0], channels[0])
+        self.stage2 = UpStage(channels[0], guidance[1], channels[1])
+        self.fuse1 = Fusion(hidden, fusion) if local else None
+        self.local_up = LocalUp(hidden, channels[0]) if local else None
+        self.fuse2 = Fusion(channels[0], fusion) if local else None
+        self.head = MapHead(channels[1])
+
+    def enter1(self, x: Tensor, local: Tensor | None) -> Tensor:
+        """Stage 1's input: x and the embedded local map, both [N, H, W, hidden]."""
+        return x if self.fuse1 is None else self.fuse1(x, local)
+
+    def enter2(self, x: Tensor, local: Tensor | None) -> Tensor:
+        """Stage 2's input: x [N, 2H, 2W, channels] and the embedded local map [N, H, W, hidden]."""
+        return x if self.fuse2 is None else self.fuse2(x, self.local_up(local))

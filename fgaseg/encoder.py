@@ -1,0 +1,239 @@
+"""CLIP through open_clip: the dense image tower, its intermediate guidance, and which weights are fine-tuned."""
+
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointError, load_weights, read_weights
+from .config import EncoderConfig
+
+
+class EncoderError(ValueError):
+    """The encoder that was asked for cannot be built; the message says which part and what to do."""
+
+
+class ImageFeatures(NamedTuple):
+    """What the head reads of an image (H×W patches)."""
+
+    embedding: Tensor  # V_I [B, C, H, W], unnormalised, in the space of the text embeddings
+    early: Tensor  # [B, D, H, W], raw output of the first guidance block
+    late: Tensor  # [B, D, H, W], raw output of the second guidance block
+
+
+class SelfAttention(nn.Module):
+    """nn.MultiheadAttention with q, k and v apart, so that q and v can train while k stays frozen.
+
+    The layout is (N, L, D) here whatever open_clip's blocks use.
+    """
+
+    def __init__(self, source: nn.MultiheadAttention):
+        super().__init__()
+        self.heads = source.num_heads
+        q, k, v = source.in_proj_weight.detach().chunk(3)
+        self.q_proj_weight = nn.Parameter(q.clone())
+        self.k_proj_weight = nn.Parameter(k.clone())
+        self.v_proj_weight = nn.Parameter(v.clone())
+        self.in_proj_bias = source.in_proj_bias
+        self.out_proj = source.out_proj
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for w, b in zip(weights, self.in_proj_bias.chunk(3), strict=True)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def values(self, x: Tensor) -> Tensor:
+        """The value path alone: what attention gives when every token attends to itself."""
+        return self.out_proj(F.linear(x, self.v_proj_weight, self.in_proj_bias.chunk(3)[2]))
+
+
+def run_block(block: ResidualAttentionBlock, x: Tensor, causal: bool = False) -> Tensor:
+    """One pre-norm transformer block of open_clip, (N, L, D)."""
+    x = x + block.attn(block.ln_1(x), causal)
+    return x + block.mlp(block.ln_2(x))
+
+
+def run_dense_block(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """The last visual block without attention: value path, class token's residual on every token, MLP."""
+    v = block.attn.values(block.ln_1(x)) + x[:, :1]
+    return v + block.mlp(block.ln_2(v))
+
+
+def resized_positions(table: Tensor, stored: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """The positional table [1 + h·w, D] at another grid: bicubic, no antialias, class row apart."""
+    if grid == stored:
+        return table
+    square = table[1:].unflatten(0, stored).permute(2, 0, 1)[None]
+    square = F.interpolate(square.float(), size=grid, mode="bicubic", align_corners=False, antialias=False)
+    return torch.cat([table[:1], square[0].flatten(1).T.to(table.dtype)])
+
+
+class ImageEncoder(nn.Module):
+    """Dense CLIP image tower. Holds no weights of its own except the visual prompts.
+
+    pixels [B, 3, h, w] → ImageFeatures at ceil(h / patch) × ceil(w / patch); sizes that the patch does not divide
+    are padded with zeros (CLIP's mean colour) at the bottom and on the right.
+    """
+
+    def __init__(self, visual: VisionTransformer, guidance_blocks: tuple[int, int]):
+        super().__init__()
+        self.visual = visual
+        self.guidance_blocks = guidance_blocks
+        self.patch = int(visual.patch_size[0])
+
+    def forward(self, pixels: Tensor) -> ImageFeatures:
+        visual = self.visual
+        height, width = pixels.shape[-2:]
+        pixels = F.pad(pixels, (0, -width % self.patch, 0, -height % self.patch))
+        patches = visual.conv1(pixels)
+        grid = (patches.shape[2], patches.shape[3])
+        x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        x = visual.ln_pre(x + resized_positions(visual.positional_embedding, visual.grid_size, grid))
+        blocks = visual.transformer.resblocks
+        prompts = getattr(visual.transformer, "prompt_tokens", None)
+        kept = {}
+        for i, block in enumerate(blocks[:-1]):
+            if prompts is None:
+                x = run_block(block, x)
+            else:
+                tokens = prompts[i].expand(len(x), -1, -1)
+                x = run_block(block, torch.cat([x[:, :1], tokens, x[:, 1:]], dim=1))
+                x = torch.cat([x[:, :1], x[:, 1 + tokens.shape[1] :]], dim=1)
+            kept[i] = x
+        embedding = visual.ln_post(run_dense_block(blocks[-1], x)[:, 1:]) @ visual.proj
+
+        def as_map(tokens: Tensor) -> Tensor:
+            return tokens.transpose(1, 2).unflatten(2, grid)
+
+        early, late = (as_map(kept[i][:, 1:]) for i in self.guidance_blocks)
+        return ImageFeatures(as_map(embedding), early, late)
+
+
+def guidance_blocks(config: EncoderConfig, layers: int) -> tuple[int, int]:
+    """The two 0-based blocks whose outputs guide the decoder: (3, 7) of 12, (7, 15) of 24."""
+    chosen = config.guidance_blocks or (max(layers // 3 - 1, 0), max(2 * layers // 3 - 1, 0))
+    if not all(0 <= i < layers - 1 for i in chosen):
+        raise EncoderError(
+            f"encoder.guidance_blocks: {chosen} must name two of the first {layers - 1} blocks "
+            f"(the image tower has {layers} and the last one runs densely)"
+        )
+    return chosen
+
+
+def resolve_architecture(config: EncoderConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """open_clip's description of the two towers, and of the pretrained tag if there is one."""
+    if config.architecture is not None:
+        return deepcopy(config.architecture), None
+    architecture = open_clip.get_model_config(config.name)
+    if architecture is None:
+        raise EncoderError(f"encoder.name: open_clip knows no model {config.name!r}; see open_clip.list_models()")
+    tag = open_clip.pretrained.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained else None
+    if tag and bool(tag.get("quick_gelu", False)) != bool(architecture.get("quick_gelu", False)):
+        # open_clip only warns here; the two activations give different features. The weights decide.
+        architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
+    return architecture, tag or None
+
+
+def split_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's keys with every fused `attn.in_proj_weight` split into q, k and v."""
+    out: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        if key.endswith("attn.in_proj_weight"):
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                out[key.replace("in_proj_weight", f"{part}_proj_weight")] = piece
+        else:
+            out[key] = value
+    return out
+
+
+def build_clip(config: EncoderConfig) -> tuple[CLIP, dict[str, Any]]:
+    """The two towers with their weights, float32, and the architecture they were built from."""
+    architecture, tag = resolve_architecture(config)
+    clip = _instantiate(architecture, config.name)
+    if config.pretrained:
+        if tag:
+            try:
+                path = open_clip.download_pretrained(tag)
+            except Exception as error:
+                raise EncoderError(
+                    f"encoder.pretrained: the weights {config.pretrained!r} of {config.name} could not be downloaded "
+                    f"({error}); give the path of a local checkpoint file instead"
+                ) from error
+        else:
+            path = config.pretrained
+        if not Path(path).is_file():
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
+            raise EncoderError(f"encoder.pretrained: {path!r} is neither a file nor a tag of {config.name} ({known})")
+        load_clip(clip, path)
+    if config.finetune == "prompt":
+        width, layers = clip.visual.conv1.out_channels, len(clip.visual.transformer.resblocks)
+        clip.visual.transformer.prompt_tokens = nn.Parameter(torch.randn(layers, config.prompt_tokens, width) * 0.02)
+    set_finetuning(clip, config.finetune)
+    return clip, architecture
+
+
+def _instantiate(architecture: dict[str, Any], name: str) -> CLIP:
+    arguments = {k: v for k, v in architecture.items() if k != "custom_text"}
+    if architecture.get("custom_text") or "multimodal_cfg" in architecture:
+        raise EncoderError(f"encoder: {name} has a text tower that is not CLIP's own; FGAseg needs a plain CLIP ViT")
+    try:
+        clip = CLIP(**arguments)
+    except (TypeError, AssertionError) as error:
+        raise EncoderError(f"encoder.architecture: open_clip refuses it: {error}") from error
+    visual = clip.visual
+    plain = isinstance(visual, VisionTransformer) and visual.attn_pool is None and visual.pool_type == "tok"
+    if not plain or any(type(b) is not ResidualAttentionBlock for b in visual.transformer.resblocks):
+        raise EncoderError(f"encoder: the image tower of {name} is not a plain CLIP ViT with a class token")
+    if visual.patch_size[0] != visual.patch_size[1]:
+        raise EncoderError(f"encoder: {name} has patches of {visual.patch_size}; they must be square")
+    if clip.text_projection.shape[1] != visual.proj.shape[1]:
+        raise EncoderError(
+            f"encoder: the text tower gives {clip.text_projection.shape[1]} channels and the image tower "
+            f"{visual.proj.shape[1]}; the two towers must come from one CLIP"
+        )
+    for tower in (visual.transformer, clip.transformer):
+        for block in tower.resblocks:
+            block.attn = SelfAttention(block.attn)
+    return clip
+
+
+def load_clip(clip: CLIP, path: str | Path) -> None:
+    """Fill both towers from one checkpoint file; anything missing or of another shape is an error."""
+    weights = split_projections(read_weights(path))
+    own = clip.state_dict()
+    for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
+        weights.pop(key, None)
+    if not any(k in weights for k in own if not k.startswith("visual.")):
+        raise CheckpointError(f"{path}: has no text tower; FGAseg needs both towers of one CLIP")
+    load_weights(clip, {k: v.float() for k, v in weights.items()}, path)
+
+
+def set_finetuning(clip: CLIP, strategy: str) -> None:
+    """Which CLIP weights train (Table VII): attention (q, v), prompt, full (all blocks), none, scratch (everything)."""
+    clip.requires_grad_(strategy == "scratch")
+    towers = (clip.visual.transformer, clip.transformer)
+    if strategy == "full":
+        for tower in towers:
+            tower.requires_grad_(True)
+    if strategy == "attention":
+        for tower in towers:
+            for block in tower.resblocks:
+                block.attn.q_proj_weight.requires_grad_(True)
+                block.attn.v_proj_weight.requires_grad_(True)
+    if strategy == "prompt":
+        clip.visual.transformer.prompt_tokens.requires_grad_(True)
+    clip.logit_scale.requires_grad_(False)  # the head uses cosines: the scale has no gradient
+    if strategy != "none" and not any(p.requires_grad for p in clip.parameters()):
+        warnings.warn(f"encoder.finetune={strategy!r} trains no weight of this encoder", stacklevel=3)

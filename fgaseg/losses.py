@@ -1,0 +1,81 @@
+"""L = L_seg + λ_align L_align + λ_aux L_aux (eqs. 8, 11-13), one meaning for any number of processes."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import LossConfig
+
+if TYPE_CHECKING:
+    from .model import Output
+
+Total = Callable[[Tensor], Tensor]
+
+
+def segmentation_losses(
+    out: "Output", labels: Tensor, config: LossConfig, ignore: int = 255, world: Total | None = None
+) -> dict[str, Tensor]:
+    """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux only if present.
+
+    labels  [B, h, w] int64, `ignore` where there is no label
+    world   sums a count over all processes; every mean divides its local sum by that count, so the losses (and the
+            gradients) of the processes add up to those of one process with the whole batch
+
+    seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12).
+           bce: binary cross-entropy with one-hot targets, mean over all B·h·w·T elements, unlabelled pixels all zero.
+    aux    the same loss at the auxiliary heads; the first weighs lambda_aux, further ones 1 (released code).
+    align  mse (eq. 8): O resized to the labels against one-hot masks, labelled pixels only; mean over their pixels ×
+           classes, or with align_reduction="sum" summed over pixels and classes and divided by B.
+           bce: the mask resized (nearest) to O, mean over all elements.
+    Logits are resized bilinearly (align_corners False) to the labels.
+    """
+
+    def count(n: Tensor | int) -> Tensor:
+        total = torch.as_tensor(n, dtype=torch.float32, device=labels.device)
+        return (world(total) if world else total).clamp(min=1)
+
+    losses = {"seg": _segmentation(out.logits, labels, config.seg, ignore, count)}
+    total = losses["seg"]
+    if out.align is not None and config.lambda_align:
+        losses["align"] = _alignment(out.align, labels, config, ignore, count)
+        total = total + config.lambda_align * losses["align"]
+    if out.aux:
+        heads = [_segmentation(logits, labels, config.seg, ignore, count) for logits in out.aux]
+        losses["aux"] = heads[0]
+        total = total + config.lambda_aux * heads[0] + sum(heads[1:])
+    return {"loss": total, **losses}
+
+
+def _segmentation(logits: Tensor, labels: Tensor, kind: str, ignore: int, count: Callable) -> Tensor:
+    logits = _resize(logits, labels)
+    if kind == "ce":
+        valid = labels != ignore
+        return F.cross_entropy(logits, labels, ignore_index=ignore, reduction="sum") / count(valid.sum())
+    target = _one_hot(labels, logits.shape[1], ignore, logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count(logits.numel())
+
+
+def _alignment(maps: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Callable) -> Tensor:
+    if config.align == "bce":
+        small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
+        target = _one_hot(small, maps.shape[1], ignore, maps.dtype)
+        return F.binary_cross_entropy_with_logits(maps, target, reduction="sum") / count(maps.numel())
+    valid = (labels != ignore)[:, None]
+    difference = _resize(maps, labels) - _one_hot(labels, maps.shape[1], ignore, maps.dtype)
+    squares = difference.square().masked_fill(~valid, 0.0).sum()
+    return squares / count(len(labels) if config.align_reduction == "sum" else valid.sum() * maps.shape[1])
+
+
+def _resize(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _one_hot(labels: Tensor, classes: int, ignore: int, dtype: torch.dtype) -> Tensor:
+    """[B, T, h, w]; all zero where the label is `ignore`."""
+    valid = labels != ignore
+    out = torch.zeros(len(labels), classes, *labels.shape[1:], dtype=torch.promote_types(dtype, torch.float32),
+                      device=labels.device)  # fmt: skip
+    return out.scatter_(1, labels.where(valid, 0)[:, None], valid[:, None].to(out.dtype))

@@ -1,0 +1,126 @@
+"""Class names to embeddings: prompt template, tokens cut at the longest end-of-text, and a cache with a correct key."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from open_clip import SimpleTokenizer
+from open_clip.model import CLIP
+from torch import Tensor, nn
+
+from .encoder import run_block
+
+PROMPTS_PER_BATCH = 256
+CACHED_VOCABULARIES = 16
+
+
+class VocabularyError(ValueError):
+    """The class names cannot be used; the message says which one and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Class names with their text embeddings, in the order of the logits' class axis.
+
+    embeddings  [T, C], unit length, in the joint space of one CLIP
+    """
+
+    names: tuple[str, ...]
+    embeddings: Tensor = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names as a tuple; an empty list, an empty name or a string in place of a list is an error.
+
+    Duplicates are allowed (ADE-847 has ten): they get equal scores, and the first one wins.
+    """
+    if isinstance(names, str):
+        raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")
+    names = tuple(names)
+    if not names:
+        raise VocabularyError("class names: the list is empty; give at least one name")
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise VocabularyError(f"class names: entry {i} is {name!r} of type {type(name).__name__}, not a string")
+        if not name.strip():
+            raise VocabularyError(f"class names: entry {i} is empty; every class needs a name")
+    return names
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text tower read at the end-of-text token. Holds no weights of its own.
+
+    template    a format string with one `{}`, or several: their embeddings are averaged and renormalised
+    """
+
+    def __init__(self, clip: CLIP, template: str | Sequence[str], first_synonym: bool = False):
+        super().__init__()
+        self.clip = clip
+        self.templates = (template,) if isinstance(template, str) else tuple(template)
+        self.first_synonym = first_synonym
+        self.tokenizer = SimpleTokenizer(context_length=clip.context_length)
+        self._cache: OrderedDict[tuple, Vocabulary] = OrderedDict()
+        if clip.vocab_size < self.tokenizer.vocab_size:
+            raise VocabularyError(
+                f"text tower: its vocabulary of {clip.vocab_size} tokens is smaller than the tokenizer's "
+                f"{self.tokenizer.vocab_size}"
+            )
+
+    def encode(self, names: Sequence[str]) -> Vocabulary:
+        """Embed class names. Cached unless a gradient through the text tower is being recorded."""
+        names = check_names(names)
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self._tower()):
+            return Vocabulary(names, self._embed(names))
+        key = (names, self.templates, self.first_synonym, self._version())
+        if key not in self._cache:
+            with torch.no_grad():
+                self._cache[key] = Vocabulary(names, self._embed(names))
+            if len(self._cache) > CACHED_VOCABULARIES:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(key)
+        return self._cache[key]
+
+    def _tower(self) -> list[Tensor]:
+        clip = self.clip
+        own = (clip.token_embedding.weight, clip.positional_embedding, clip.text_projection)
+        return [*own, *clip.transformer.parameters(), *clip.ln_final.parameters()]
+
+    def _version(self) -> tuple:
+        """Changes with the weights of the text tower, however they were written (optimizer, load, `.data`)."""
+        weights = [p.detach() for p in self._tower()]
+        sums = torch.stack([torch.hash_tensor(w).to(torch.int64) for w in weights])
+        norms = torch.stack([w.sum(dtype=torch.float32) for w in weights])
+        first = weights[0]
+        return str(first.device), first.dtype, sums.cpu().numpy().tobytes(), norms.cpu().numpy().tobytes()
+
+    def _embed(self, names: tuple[str, ...]) -> Tensor:
+        subjects = [n.split(", ")[0] if self.first_synonym else n for n in names]
+        subjects = [" ".join(s.split()) for s in subjects]
+        unique = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
+        embeddings = torch.stack([self._prompts([t.format(s) for s in unique]) for t in self.templates]).mean(0)
+        if len(self.templates) > 1:
+            embeddings = F.normalize(embeddings, dim=-1)
+        return embeddings[torch.tensor([unique[s] for s in subjects], device=embeddings.device)]
+
+    def _prompts(self, prompts: list[str]) -> Tensor:
+        """[N, C] unit embeddings; prompts of like length share a batch, so little is spent on padding."""
+        tokens = self.tokenizer(prompts)
+        order = tokens.argmax(dim=1).argsort(stable=True)  # end-of-text has the largest id: argmax is its position
+        parts = [self._run(tokens[i]) for i in order.split(PROMPTS_PER_BATCH)]
+        return torch.cat(parts)[order.argsort().to(parts[0].device)]
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        clip = self.clip
+        end = tokens.argmax(dim=1)
+        length = int(end.max()) + 1  # attention is causal: nothing read here depends on what follows
+        tokens, end = (t.to(clip.positional_embedding.device) for t in (tokens[:, :length], end))
+        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
+        for block in clip.transformer.resblocks:
+            x = run_block(block, x, causal=True)
+        x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
+        return F.normalize(x @ clip.text_projection, dim=-1)
