@@ -1,0 +1,651 @@
+"""The trainer: one loop for one process and many (torchrun), interrupted at any moment and resumed exactly.
+
+Everything that a step does is a function of the configuration, the weights and the step number: the samples of its
+batch, their augmentation, its vocabulary, its learning rate, its random numbers. A checkpoint therefore needs no more
+than weights, optimizer and step, and the number of processes and of loader workers changes nothing beyond rounding.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fgaseg.checkpoint import (
+    CheckpointError,
+    atomic_write,
+    load_training,
+    load_weights,
+    read_weights,
+    remove_leftovers,
+    save_training,
+)
+from fgaseg.config import Config
+from fgaseg.data import FolderDataset
+from fgaseg.distributed import rank, sum_gradients, sum_over_processes, use_global_batch_norm, world_size
+from fgaseg.evaluate import FIGURES, Scores, evaluate
+from fgaseg.losses import segmentation_losses
+from fgaseg.model import FGASeg
+from fgaseg.scenes import SceneDataset
+
+SCENES_PER_EPOCH = 10_000
+SCENES_SCORED = 100
+# what may differ between the run that wrote a checkpoint and the one that resumes it
+FREE_ON_RESUME = {
+    "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
+    "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
+    "data.images", "data.labels", "data.names", "data.train_list",
+}  # fmt: skip
+SHUFFLE, CLASSES, STEP = 1, 2, 3  # streams of random numbers under one seed
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on (a loss that is no number, an impossible set-up); the message says what to try."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C or SIGTERM: the step was finished and saved; the message says how to resume. `signal` is its number."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
+@dataclass
+class Summary:
+    """What a finished run leaves behind; `dump` is JSON-able and is written to <out>/summary.json."""
+
+    out: str
+    model: str  # folder for FGASeg.from_pretrained
+    steps: int
+    seconds: float  # spent training, all interrupted parts together
+    images_per_second: float
+    processes: int
+    device: str
+    parameters: int
+    trained_parameters: int
+    losses: dict[str, float]  # means over the last log_every steps
+    scores: dict[str, Scores]  # of the last step, by validation set: "val", or "seen" and "unseen"
+    history: list[dict[str, Any]]  # {"step", "<set>": {"miou_gt", ...}} of every evaluation
+
+    def dump(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        plain = {key: value for key, value in vars(self).items() if key != "scores"}
+        return plain | {"scores": {name: scores.dump() for name, scores in self.scores.items()}}
+
+
+def train(
+    config: Config,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> Summary:
+    """Train a model, score it, and leave it in <train.out>/model (with config.yaml and summary.json beside it).
+
+    resume    go on from <train.out>/checkpoint if there is one; False starts over, and the old checkpoint is replaced
+              by the first new one
+    progress  a live bar on a terminal, else a line every log_every steps, on stderr
+    callback  called on the main process with {"step", "loss", ..., "lr", "images_per_second"} every log_every steps,
+              and with {"step", "<set>": {"miou_gt", ...}} after every evaluation
+    Under torchrun each process calls this; batch is their total.
+    Raises TrainingError, Interrupted, CheckpointError, DataError, ConfigError; the last checkpoint survives them all.
+    """
+    return _Training(config, resume, progress, callback).run()
+
+
+class _Stream(Dataset[Any]):
+    """A training set addressed by (epoch, index), so that one loader serves the whole run."""
+
+    def __init__(self, source: Any):
+        self.source = source
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        try:
+            self.source.set_epoch(epoch)
+            return self.source[index]
+        except Exception as error:  # handed over as it is: the loader would wrap it in a traceback of the worker
+            return error
+
+
+class _Batches:
+    """Which samples this process takes at each step from `start` on: lists of (epoch, index).
+
+    The samples of a run are one sequence, a new permutation of the data set every epoch; step s takes its next `batch`,
+    of which process r takes the r-th part.
+    """
+
+    def __init__(self, length: int, config: Config, start: int):
+        self.length, self.config, self.start = length, config.train, start
+
+    def __len__(self) -> int:
+        return self.config.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.config.batch // world_size()
+        epoch, order = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.config.steps):
+            keys = []
+            first = step * self.config.batch + rank() * share
+            for position in range(first, first + share):
+                if position // self.length != epoch:
+                    epoch = position // self.length
+                    order = np.random.default_rng([self.config.seed, SHUFFLE, epoch]).permutation(self.length)
+                keys.append((epoch, int(order[position % self.length])))
+            yield keys
+
+
+def _collate(items: list[Any]) -> Any:
+    failed = next((item for item in items if isinstance(item, Exception)), None)
+    if failed is not None:
+        return failed
+    return torch.stack([item["pixels"] for item in items]), torch.stack([item["labels"] for item in items])
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    worker: Any = torch.utils.data.get_worker_info()
+    stream = worker.dataset
+    stream.source = copy.deepcopy(stream.source)  # an epoch of its own: workers are on both sides of an epoch's end
+
+
+def choose_classes(present: Tensor, count: int | None, seed: int, step: int) -> Tensor:
+    """The vocabulary of one step: all classes present, and random others so that there are `count` in all.
+
+    present   [T] bool, on the CPU: the classes in the whole batch (all processes)
+    returns   ascending int64 indices; more than `count` if more are present; all T for count None
+    The same for the same (seed, step), in every process.
+    """
+    if count is None or count >= len(present):
+        return torch.arange(len(present))
+    chosen, absent = present.nonzero()[:, 0], (~present).nonzero()[:, 0]
+    missing = max(count - len(chosen), 0)
+    drawn = np.random.default_rng([seed, CLASSES, step]).choice(len(absent), min(missing, len(absent)), replace=False)
+    return torch.cat([chosen, absent[torch.from_numpy(drawn)]]).sort().values
+
+
+def relabel(labels: Tensor, chosen: Tensor, classes: int, ignore: int) -> Tensor:
+    """Labels (int64, 0..classes-1 or `ignore`) as indices into `chosen`; those that are not chosen become `ignore`."""
+    table = torch.full((max(classes, ignore) + 1,), ignore, dtype=torch.int64, device=labels.device)
+    table[chosen.to(labels.device)] = torch.arange(len(chosen), device=labels.device)
+    table[ignore] = ignore
+    return table[labels]
+
+
+def learning_rate_factor(step: int, config: Config) -> float:
+    """What every learning rate is multiplied by at a step (0-based): linear warm-up, then cosine to 0 at the end."""
+    recipe = config.train
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    if recipe.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
+
+
+class _Signals:
+    """While active, the first SIGINT or SIGTERM is only noted (`number`); a second one acts as usual, in one process.
+
+    torchrun passes on a Ctrl-C that the terminal already sent to all, so among several processes repeats say nothing
+    new (torchrun itself kills those that take longer than 30 s).
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        if world_size() == 1:
+            self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+@dataclass
+class _Means:
+    """Running sums of the scalars since the last line of the log."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: dict[str, float]) -> None:
+        self.count += 1
+        for key, value in values.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def values(self) -> dict[str, float]:
+        return {key: value / max(self.count, 1) for key, value in self.sums.items()}
+
+
+class _Reporter:
+    """Progress for people on stderr, TensorBoard for later, the callback for programs; the main process only."""
+
+    def __init__(self, config: Config, start: int, progress: bool, callback: Callable[[dict[str, Any]], None] | None):
+        self.config, self.start, self.callback = config.train, start, callback
+        self.console = Console(stderr=True, quiet=not progress)
+        self.bar: Progress | None = None
+        if progress and self.console.is_terminal:
+            count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
+            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}"), console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task("", total=config.train.steps, completed=start)
+        self.writer: Any = None
+        if config.train.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self.writer = SummaryWriter(str(config.train.out / "tensorboard"), purge_step=start + 1)
+        self.began = time.monotonic()
+        self.miou = ""
+
+    def step(self, step: int, values: dict[str, float], log: bool) -> None:
+        """After a step; `values` are means since the last log."""
+        elapsed = time.monotonic() - self.began
+        speed = (step - self.start) * self.config.batch / elapsed
+        left = timedelta(seconds=round(elapsed / (step - self.start) * (self.config.steps - step)))
+        line = f"loss {values['loss']:.3f}  {self.miou}{speed:.1f} images/s  {left} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=line)
+        if not log:
+            return
+        if self.bar is None:
+            self.say(f"step {step}/{self.config.steps}  {line}")
+        self._record(step, values | {"images_per_second": speed})
+
+    def scores(self, step: int, figures: dict[str, dict[str, Any]]) -> None:
+        """After an evaluation; figures of each validation set."""
+        self.miou = f"mIoU {'/'.join('{miou_gt:.3f}'.format(**row) for row in figures.values())}  "
+        named = [f"mIoU {row['miou_gt']:.4f} on {name}" for name, row in figures.items()]
+        self.say(f"step {step}/{self.config.steps}  {', '.join(named)}")
+        self._record(step, figures)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
+        try:
+            for key, value in values.items() if self.writer else ():
+                for name, scalar in value.items() if isinstance(value, dict) else [(key, value)]:
+                    self.writer.add_scalar(f"{'train' if name == key else key}/{name}", scalar, step)
+        except OSError as error:  # a full disk; the next checkpoint has more to say about it
+            self.say(f"TensorBoard stops at step {step}: {error}")
+            self.writer = None
+        if self.callback is not None:
+            self.callback({"step": step, **values})
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        if self.writer is not None:
+            with contextlib.suppress(OSError):  # would hide the error that ended the run
+                self.writer.close()
+
+
+class _Training:
+    """The state of one run and what can be done with it."""
+
+    def __init__(
+        self, config: Config, resume: bool, progress: bool, callback: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self.config, self.out = config, config.train.out
+        self.device = _join_processes()
+        if config.train.batch % world_size():
+            raise TrainingError(
+                f"train.batch={config.train.batch} cannot be shared evenly by {world_size()} processes: "
+                f"give a multiple of {world_size()}"
+            )
+        self.train_set, self.val_sets = _data_sets(config)
+        torch.manual_seed(config.train.seed)
+        self.model = FGASeg(config.model)
+        if config.train.init is not None:
+            load_weights(self.model, read_weights(config.train.init), config.train.init)
+        self.model.to(self.device).train()
+        if world_size() > 1:
+            use_global_batch_norm(self.model)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        recipe = config.train
+        groups = self.model.parameter_groups(recipe.lr, recipe.encoder_lr_factor, recipe.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
+        self.step, self.saved, self.seconds = 0, -1, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.scores: dict[str, Scores] = {}
+        self.means = _Means()
+        self.losses: dict[str, float] = {}
+        if resume:
+            self._restore()
+        self.reporter: _Reporter | None = None
+        if rank() == 0:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.out)
+                config.save(self.out / "config.yaml")
+                self.reporter = _Reporter(config, self.step, progress, callback)
+            except OSError as error:
+                raise CheckpointError(
+                    f"train.out={self.out}: cannot be written to: {error.strerror or error}; "
+                    "make room or give another folder"
+                ) from error
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "checkpoint"
+
+    # --- the loop
+
+    def run(self) -> Summary:
+        if self.reporter and self.step:
+            self.reporter.say(f"resuming {self.out} at step {self.step}/{self.config.train.steps}")
+        batches = iter(self._loader()) if self.step < self.config.train.steps else iter(())
+        try:
+            with _Signals() as signals:
+                self.signals = signals
+                while True:
+                    began = time.monotonic()
+                    stop = self._between_steps()
+                    if not stop and self.step < self.config.train.steps:
+                        stop = self._train_step(next(batches))
+                    self.seconds += time.monotonic() - began
+                    if stop:
+                        self._stop()
+                    if self.step == self.config.train.steps and not self._evaluation_due() and not self._save_due():
+                        return self._finish()
+        finally:
+            if self.reporter:
+                self.reporter.close()
+
+    def _between_steps(self) -> bool:
+        """Score and save when the step number says so; True when a signal came meanwhile."""
+        stop = self._evaluate() if self._evaluation_due() else False
+        if not stop and self._save_due():
+            self._save()
+        return stop
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.train.eval_every
+        due = self.step == self.config.train.steps or (every > 0 and self.step > 0 and self.step % every == 0)
+        return due and bool(self.val_sets) and not any(entry["step"] == self.step for entry in self.history)
+
+    def _save_due(self) -> bool:
+        every = self.config.train.save_every
+        due = self.step == self.config.train.steps or (every > 0 and self.step > 0 and self.step % every == 0)
+        return due and self.saved != self.step
+
+    def _train_step(self, batch: Any) -> bool:
+        """One step of the optimizer; True when some process was signalled to stop."""
+        if isinstance(batch, Exception):
+            raise batch
+        recipe = self.config.train
+        torch.manual_seed(_seed(recipe.seed, STEP, self.step, rank()))
+        pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        names, labels = self._vocabulary(labels)
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * learning_rate_factor(self.step, self.config)
+        with self._autocast():
+            out = self.model(pixels, self.model.encode(names))
+        losses = segmentation_losses(
+            out, labels, self.config.model.loss, self.config.data.ignore, world=sum_over_processes
+        )
+        self.scaler.scale(losses["loss"]).backward()
+        sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimizer)
+        limit = math.inf if recipe.clip_norm is None else recipe.clip_norm
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        # one message and one wait for the device: the losses of the whole batch, and whether anyone wants to stop
+        stop = torch.tensor(float(self.signals.number), device=self.device)
+        shared = sum_over_processes(torch.stack([*(value.detach().float() for value in losses.values()), stop]))
+        *totals, stopped = shared.tolist()
+        values = dict(zip(losses, totals, strict=True)) | {"gradient_norm": float(norm)}
+        self._refuse_nan(values)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._log(values)
+        return stopped > 0
+
+    def _vocabulary(self, labels: Tensor) -> tuple[list[str], Tensor]:
+        """The names of this step, and the labels as indices into them."""
+        names, recipe = self.train_set.names, self.config.train
+        if recipe.classes_per_step is None:
+            return names, labels
+        present = torch.zeros(max(len(names), self.config.data.ignore + 1), device=self.device)
+        present[labels.flatten()] = 1
+        present[self.config.data.ignore] = 0
+        present = sum_over_processes(present)[: len(names)].cpu() > 0
+        chosen = choose_classes(present, recipe.classes_per_step, recipe.seed, self.step)
+        return [names[index] for index in chosen], relabel(labels, chosen, len(names), self.config.data.ignore)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = torch.float16 if self.config.train.amp == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.config.train.amp != "no")
+
+    def _refuse_nan(self, values: dict[str, float]) -> None:
+        """Stop before the optimizer spreads a NaN; an infinite gradient under fp16 is the loss scaler's daily bread."""
+        if all(map(math.isfinite, values.values())):
+            return
+        if math.isfinite(values["loss"]) and self.scaler.is_enabled() and self.scaler.get_scale() > 1:
+            values.pop("gradient_norm")  # the scaler will skip this step and scale less
+            return
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        kept = f"the checkpoint of step {self.saved} in {self.folder} is intact"
+        recipe = self.config.train
+        raise TrainingError(
+            f"step {self.step + 1}: loss or gradient is not finite ({shown}); "
+            f"{kept if self.saved >= 0 else 'nothing was saved yet'}. "
+            f"Try a smaller train.lr (now {recipe.lr}), train.warmup, or train.amp=no (now {recipe.amp})"
+        )
+
+    def _log(self, values: dict[str, float]) -> None:
+        self.means.add(values)
+        log = self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps
+        rate = self.optimizer.param_groups[-1]["lr"]
+        if self.reporter:
+            self.reporter.step(self.step, self.means.values() | {"lr": rate}, log)
+        if log:
+            self.losses = self.means.values()
+            self.means = _Means()
+
+    # --- scoring, saving, stopping
+
+    def _evaluate(self) -> bool:
+        """Score all validation sets; True, and nothing recorded, when a signal came meanwhile."""
+        scores = {}
+        for name, (dataset, count) in self.val_sets.items():
+            scores[name] = evaluate(
+                self.model, dataset, ignore=self.config.data.ignore, count=count, stop=lambda: self.signals.number > 0
+            )
+        if self._anywhere(self.signals.number > 0):
+            return True
+        self.scores = scores
+        figures = {name: {key: getattr(row, key) for key in FIGURES} for name, row in scores.items()}
+        self.history.append({"step": self.step, **figures})
+        if self.reporter:
+            self.reporter.scores(self.step, figures)
+        return False
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is true on any process; all wait for each other."""
+        return bool(sum_over_processes(torch.tensor(int(here), device=self.device)))
+
+    def _on_main(self, write: Callable[[], None]) -> None:
+        """Let the main process write files; the others wait, and stop too when it fails."""
+        error: CheckpointError | None = None
+        if rank() == 0:
+            try:
+                write()
+            except CheckpointError as caught:
+                error = caught
+        if self._anywhere(error is not None):
+            raise error or CheckpointError(f"{self.out}: the main process could not write; its message says why")
+
+    def _save(self) -> None:
+        """Write <out>/checkpoint."""
+        state = {
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": self.config.to_json(),
+            "samples": len(self.train_set),
+            "names": self.train_set.names,
+            "history": self.history,
+            "losses": self.losses,
+            "means": asdict(self.means),
+            "seconds": self.seconds,
+        }
+        self._on_main(lambda: save_training(self.folder, self.model, state))
+        self.saved = self.step
+
+    def _restore(self) -> None:
+        state = load_training(self.folder, self.model)
+        if state is None:
+            return
+        self._refuse_other_run(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = self.saved = state["step"]
+        self.history, self.losses, self.seconds = state["history"], state["losses"], state["seconds"]
+        self.means = _Means(**state["means"])
+
+    def _refuse_other_run(self, state: dict[str, Any]) -> None:
+        before, now = _flat(json.loads(state["config"])), _flat(self.config.dump())
+        differing = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
+        changes = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in differing]
+        if state["names"] != self.train_set.names or state["samples"] != len(self.train_set):
+            changes.append(f"the data set had {state['samples']} items of {len(state['names'])} classes, now "
+                           f"{len(self.train_set)} of {len(self.train_set.names)}, or other names")  # fmt: skip
+        if changes:
+            raise CheckpointError(
+                f"{self.folder}: belongs to another configuration ({'; '.join(changes)}). Give another train.out, go "
+                "back to that configuration, or start over (which replaces it)"
+            )
+
+    def _stop(self) -> None:
+        if self.saved != self.step:
+            self._save()
+        number = self.signals.number or signal.SIGTERM  # another process was signalled
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} after step {self.step} of {self.config.train.steps}; everything "
+            f"is saved in {self.folder}. Run the same command again to resume",
+            number,
+        )
+
+    def _finish(self) -> Summary:
+        if not self.scores and self.val_sets:  # a finished run was started again
+            self.scores = {
+                name: evaluate(self.model, dataset, ignore=self.config.data.ignore, count=count)
+                for name, (dataset, count) in self.val_sets.items()
+            }
+        summary = Summary(
+            out=str(self.out),
+            model=str(self.out / "model"),
+            steps=self.step,
+            seconds=self.seconds,
+            images_per_second=self.step * self.config.train.batch / self.seconds if self.seconds else 0.0,
+            processes=world_size(),
+            device=str(self.device),
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            trained_parameters=sum(p.numel() for p in self.parameters),
+            losses=self.losses,
+            scores=self.scores,
+            history=self.history,
+        )
+        self._on_main(lambda: self._write_results(summary))
+        return summary
+
+    def _write_results(self, summary: Summary) -> None:
+        try:
+            self.model.save_pretrained(summary.model)
+            text = json.dumps(summary.dump(), indent=2) + "\n"
+            atomic_write(self.out / "summary.json", lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise CheckpointError(
+                f"{summary.model}: could not be written: {error.strerror or error}; {self.folder} holds the finished "
+                "training. Make room and run the same command again"
+            ) from error
+
+    def _loader(self) -> DataLoader[Any]:
+        workers = self.config.data.workers
+        return DataLoader(
+            _Stream(self.train_set),
+            batch_sampler=_Batches(len(self.train_set), self.config, self.step),
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+
+
+def _join_processes() -> torch.device:
+    """Join the other processes when started by torchrun (nccl on GPUs, gloo on CPUs); the device of this one."""
+    from accelerate import PartialState  # type: ignore[import-untyped]  # its choice of device and backend
+
+    device = PartialState().device
+    if world_size() > 1:
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True  # the protocol: float32 with TF32 products
+    return device
+
+
+def _leave_processes() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _data_sets(config: Config) -> tuple[Any, dict[str, tuple[Any, int | None]]]:
+    """The training set, and the validation sets by name, each with how many pictures of it are scored."""
+    data, seed = config.data, config.train.seed
+    if data.scenes:
+        scored = data.val_count or SCENES_SCORED
+        train_set = SceneDataset("train", SCENES_PER_EPOCH, data.crop, seed)
+        return train_set, {split: (SceneDataset(split, scored, data.crop), None) for split in ("seen", "unseen")}
+    return FolderDataset(data, "train", seed), {"val": (FolderDataset(data, "val"), data.val_count)}
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; an inline architecture stays one value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and key != "architecture":
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
