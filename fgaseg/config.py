@@ -145,7 +145,7 @@ class ModelConfig(_Section):
     # aggregation and decoder
     hidden: PositiveInt = 128
     heads: PositiveInt = 4
-    aggregation_layers: NonNegativeInt = 2
+    aggregation_layers: PositiveInt = 2
     window: PositiveInt = 12
     class_pooling: PositiveInt = 2  # pooling before class attention while training
     class_pooling_eval: PositiveInt = 1

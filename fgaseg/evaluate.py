@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fgaseg.checkpoint import atomic_write
+from fgaseg.data import DataError
 from fgaseg.distributed import rank, sum_over_processes, world_size
 
 
@@ -209,7 +210,8 @@ def evaluate(
     progress  a progress bar on stderr
     stop      asked before each picture; True leaves the rest out
     Predictions are the argmax of the score maps after bilinear upsampling to H x W. The model is left in the mode
-    (training or not) that it came in. Raises ValueError when no pixel is labelled.
+    (training or not) that it came in. Raises DataError naming a picture whose labels do not fit, or when no pixel is
+    labelled.
     """
     names = list(dataset.names if names is None else names)
     images = len(dataset) if count is None else min(count, len(dataset))
@@ -231,7 +233,7 @@ def evaluate(
                 try:
                     confusion.update(model.predict_labels(item["image"], vocabulary), item["labels"])
                 except ValueError as error:
-                    raise ValueError(f"{item['stem']}: {error}") from error
+                    raise DataError(f"{item['stem']}: {error}") from error
                 scored += 1
     finally:
         model.train(was_training)
@@ -239,5 +241,5 @@ def evaluate(
     scored = int(sum_over_processes(torch.tensor(scored, device=confusion.matrix.device)))
     scores = confusion.scores(names, scored)
     if not scores.pixels and not (stop is not None and stop()):
-        raise ValueError(f"nothing to score: all pixels of the {images} pictures are ignored (label {ignore})")
+        raise DataError(f"nothing to score: all pixels of the {images} pictures are ignored (label {ignore})")
     return scores

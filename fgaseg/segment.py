@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .images import to_pixels
+from .kernels.labels import encode_runs
 from .text import Vocabulary
 
 if TYPE_CHECKING:
@@ -44,11 +45,16 @@ class Result:
         order = np.argsort(-counts, kind="stable")
         return {self.classes[found[i]]: float(counts[i] / self.labels.size) for i in order}
 
-    def overlay(self, alpha: float = 0.55) -> Image.Image:
+    def overlay(self, alpha: float = 0.7) -> Image.Image:
         """The labels over the photo, with a legend."""
         from .pictures import overlay
 
         return overlay(self.image, self.labels, list(self.classes), alpha)
+
+
+    def run_lengths(self) -> dict[str, list[int]]:
+        """The mask of every class found, as COCO's uncompressed run lengths (column-major, zeros first)."""
+        return {name: encode_runs(self.labels == self.classes.index(name)).tolist() for name in self.present}
 
 
 class PseudoMasks(NamedTuple):
@@ -69,6 +75,19 @@ def pseudo_masks(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) ->
     with torch.inference_mode():
         out = model(_whole(model, image), vocabulary)
     return PseudoMasks(out.gcs[0].float().cpu().numpy(), None if out.lcs is None else out.lcs[0].float().cpu().numpy())
+
+
+def draw_pseudo_masks(result: Result, masks: PseudoMasks, most: int = 6) -> Image.Image:
+    """The photo, and S_g and S_l of the largest classes found in it, one row a map."""
+    from .pictures import heat, panel
+
+    size = (result.image.height, result.image.width)
+    shown = [result.classes.index(name) for name in list(result.present)[:most]]
+    rows = [[("photo", result.image), ("labels", result.overlay())]]
+    for title, maps in (("S_g", masks.gcs), ("S_l", masks.lcs)):
+        if maps is not None:
+            rows.append([(f"{title}: {result.classes[i]}", heat(maps[i], size)) for i in shown])
+    return panel(rows)
 
 
 def predict(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Result:

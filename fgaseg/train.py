@@ -77,7 +77,7 @@ class Summary:
     out: str
     model: str  # folder for FGASeg.from_pretrained
     steps: int
-    seconds: float  # spent training, all interrupted parts together
+    seconds: float  # of training, scoring and saving, all interrupted parts together
     images_per_second: float
     processes: int
     device: str
@@ -386,11 +386,13 @@ class _Training:
                 self.reporter.close()
 
     def _between_steps(self) -> bool:
-        """Score and save when the step number says so; True when a signal came meanwhile."""
-        stop = self._evaluate() if self._evaluation_due() else False
-        if not stop and self._save_due():
+        """Save and score when the step number says so; True when a signal came meanwhile.
+
+        Saving comes first: scoring takes long and may fail. A run resumed there scores again.
+        """
+        if self._save_due():
             self._save()
-        return stop
+        return self._evaluate() if self._evaluation_due() else False
 
     def _evaluation_due(self) -> bool:
         every = self.config.train.eval_every
@@ -470,7 +472,7 @@ class _Training:
     def _log(self, values: dict[str, float]) -> None:
         self.means.add(values)
         log = self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps
-        rate = self.optimizer.param_groups[-1]["lr"]
+        rate = max(group["lr"] for group in self.optimizer.param_groups)  # the encoder has its own, smaller
         if self.reporter:
             self.reporter.step(self.step, self.means.values() | {"lr": rate}, log)
         if log:
@@ -481,11 +483,7 @@ class _Training:
 
     def _evaluate(self) -> bool:
         """Score all validation sets; True, and nothing recorded, when a signal came meanwhile."""
-        scores = {}
-        for name, (dataset, count) in self.val_sets.items():
-            scores[name] = evaluate(
-                self.model, dataset, ignore=self.config.data.ignore, count=count, stop=lambda: self.signals.number > 0
-            )
+        scores = self._score(lambda: self.signals.number > 0)
         if self._anywhere(self.signals.number > 0):
             return True
         self.scores = scores
@@ -494,6 +492,16 @@ class _Training:
         if self.reporter:
             self.reporter.scores(self.step, figures)
         return False
+
+    def _score(self, stop: Callable[[], bool]) -> dict[str, Scores]:
+        ignore, count = self.config.data.ignore, self.config.data.val_count
+        scores = {
+            name: evaluate(self.model, dataset, ignore=ignore, count=count, stop=stop)
+            for name, dataset in self.val_sets.items()
+        }
+        if self.config.data.scenes:  # all names compete for a pixel; the objects are what is scored
+            scores = {name: scores[name].over(self.val_sets[name].allowed) for name in scores}
+        return scores
 
     def _anywhere(self, here: bool) -> bool:
         """Whether it is true on any process; all wait for each other."""
@@ -562,11 +570,6 @@ class _Training:
         )
 
     def _finish(self) -> Summary:
-        if not self.scores and self.val_sets:  # a finished run was started again
-            self.scores = {
-                name: evaluate(self.model, dataset, ignore=self.config.data.ignore, count=count)
-                for name, (dataset, count) in self.val_sets.items()
-            }
         summary = Summary(
             out=str(self.out),
             model=str(self.out / "model"),
@@ -626,14 +629,14 @@ def _leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def _data_sets(config: Config) -> tuple[Any, dict[str, tuple[Any, int | None]]]:
-    """The training set, and the validation sets by name, each with how many pictures of it are scored."""
+def _data_sets(config: Config) -> tuple[Any, dict[str, Any]]:
+    """The training set, and the validation sets by name."""
     data, seed = config.data, config.train.seed
     if data.scenes:
         scored = data.val_count or SCENES_SCORED
         train_set = SceneDataset("train", SCENES_PER_EPOCH, data.crop, seed)
-        return train_set, {split: (SceneDataset(split, scored, data.crop), None) for split in ("seen", "unseen")}
-    return FolderDataset(data, "train", seed), {"val": (FolderDataset(data, "val"), data.val_count)}
+        return train_set, {split: SceneDataset(split, scored, data.crop) for split in ("seen", "unseen")}
+    return FolderDataset(data, "train", seed), {"val": FolderDataset(data, "val")}
 
 
 def _seed(*key: int) -> int:

@@ -1,0 +1,115 @@
+"""What is installed, what was built, and which backend would run each op here: ``fgaseg info``."""
+
+import importlib.metadata
+import json as json_format
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from fgaseg.kernels import Selection, _dispatch, _library
+from fgaseg.kernels.labels.host import why_no_host
+
+PACKAGES = ("fgaseg", "torch", "torchvision", "triton", "open_clip_torch", "numpy", "safetensors", "accelerate")
+
+
+def _selection(device: str) -> Selection:
+    rows = torch.tensor([0, 2], device=device)
+    return Selection(rows, torch.tensor([2], device=device), 1, 3)
+
+
+# One representative call of each op: small, because only dtype and device matter to the choice.
+CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
+    "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
+    "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
+    "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
+    "topk_classes": lambda new, device: (new(1, 3, 4, 4), 1),
+    "gather_classes": lambda new, device: (new(1, 3, 2), _selection(device)),
+    "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _choices(op: str, device: str) -> list[dict[str, Any]]:
+    """For each dtype: the backend that would run, and why each of those tried before it would not."""
+    found = []
+    for dtype in _dispatch.DTYPES:
+
+        def new(*sizes: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=device)
+
+        args = CALLS[op](new, device)
+        reasons = {backend.name: backend.why_not(*args) for backend in _dispatch.OPS[op]}
+        runs = next(name for name, why in reasons.items() if not why)
+        passed = {name: why for name, why in reasons.items() if why}
+        found.append({"dtype": str(dtype).removeprefix("torch."), "runs": runs, "why_not": passed})
+    return found
+
+
+def processor() -> str:
+    """The processor's name, such as "AMD EPYC 9554"."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def collect() -> dict[str, Any]:
+    """Versions, the machine, what setup.py built or skipped and why, and per op, device and dtype the backend.
+
+    Everything in it can be written as JSON.
+    """
+    cuda = torch.cuda.is_available()
+    devices = ["cpu", "cuda"] if cuda else ["cpu"]
+    return {
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch_cuda": torch.version.cuda or "a build without CUDA",
+            "gpu": torch.cuda.get_device_name() if cuda else "none found",
+        },
+        "built": _library.build_info(),
+        "loaded": {"cpp": _library.why_no_library or "loaded", "host": why_no_host or "loaded"},
+        "strict": os.environ.get("FGASEG_STRICT") == "1",
+        "ops": {op: {device: _choices(op, device) for device in devices} for op in CALLS},
+    }
+
+
+def main(json: bool = False) -> int:
+    """Prints ``collect()`` as tables, or as JSON; returns the exit status 0."""
+    found = collect()
+    if json:
+        print(json_format.dumps(found, indent=2))
+        return 0
+    console = Console()
+    for title in ("versions", "machine", "built", "loaded"):
+        table = Table(title=title, title_justify="left", show_header=False)
+        for key, value in found[title].items():
+            table.add_row(key, str(value))
+        console.print(table)
+    table = Table("op", "device", "dtypes", "runs", "why not the others", title="backends", title_justify="left")
+    for op, devices in found["ops"].items():
+        for device, choices in devices.items():
+            dtypes: dict[tuple[str, str], list[str]] = {}
+            for choice in choices:
+                why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
+                dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
+            for (runs, why), names in dtypes.items():
+                table.add_row(op, device, ", ".join(names), runs, why or "tried later")
+    console.print(table)
+    return 0

@@ -1,0 +1,641 @@
+"""Training survives everything, and it is the same training for any number of processes, workers and interruptions."""
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from tiny import ARCHITECTURE
+from torch import nn
+
+import fgaseg.train
+from fgaseg import Config, FGASeg
+from fgaseg.checkpoint import CheckpointError, complete_directory
+from fgaseg.data import DataError
+from fgaseg.scenes import SEEN, UNSEEN
+from fgaseg.train import Interrupted, TrainingError, choose_classes, learning_rate_factor, relabel, train
+
+TINY_MODEL = {
+    "encoder": {"architecture": ARCHITECTURE, "finetune": "attention"}, "image_size": 32, "hidden": 32, "heads": 2,
+    "aggregation_layers": 1, "window": 4, "guidance_channels": [16, 16], "guidance_hidden": [8, 8],
+    "decoder_channels": [32, 16], "p2t_heads": 2, "loss": {"lambda_align": 0.5},
+}  # fmt: skip
+NAMES = ["grass", "red star", "blue ring", "sky", "wooden floor", "cat"]
+PICTURES = 10
+STEPS = 8  # with a batch of 4, more than three epochs: batches straddle their ends
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder data set: noisy pictures of coloured stripes, most pixels of the first four ignored."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    (folder / "names.txt").write_text("\n".join(NAMES))
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (len(NAMES), 3))
+    for index in range(PICTURES):
+        labels = rng.integers(0, len(NAMES), 4).repeat(11)[None].repeat(40, 0)
+        image = np.clip(colours[labels] + rng.normal(0, 20, (*labels.shape, 3)), 0, 255).astype(np.uint8)
+        if index < 4:
+            labels[: 36 - index] = 255
+        Image.fromarray(image).save(folder / "images" / f"{index}.png")
+        Image.fromarray(labels.astype(np.uint8)).save(folder / "labels" / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums split over threads round differently: the same in this process as in those it starts."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def configure(data, out, overrides=()):
+    config = Config(
+        model=TINY_MODEL,
+        data={"images": data / "images", "labels": data / "labels", "names": data / "names.txt", "crop": 32,
+              "val_count": 3, "scale": (0.8, 1.5)},
+        train={"out": out, "steps": STEPS, "batch": 4, "lr": 1e-3, "encoder_lr_factor": 0.5, "clip_norm": None,
+               "save_every": 2, "eval_every": 4, "log_every": 1, "classes_per_step": 5, "tensorboard": False},
+    )  # fmt: skip
+    return config.override(list(overrides))
+
+
+def weights(out):
+    folder = complete_directory(out / "checkpoint")
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def state(out):
+    return torch.load(complete_directory(out / "checkpoint") / "state.pt", weights_only=True)
+
+
+def assert_same_run(out, expected):
+    """Weights, optimizer and evaluations equal to the last bit."""
+    got, want = weights(out), weights(expected)
+    assert got.keys() == want.keys() and all(torch.equal(got[key], want[key]) for key in want)
+    got, want = state(out), state(expected)
+    assert got["step"] == want["step"] and got["history"] == want["history"] and got["losses"] == want["losses"]
+    for index, values in want["optimizer"]["state"].items():
+        assert all(torch.equal(value, got["optimizer"]["state"][index][key]) for key, value in values.items())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    torch.set_num_threads(1)
+    summary = train(configure(data, out), progress=False)
+    return out, summary
+
+
+# --- what a run is
+
+
+def test_a_run_learns_and_leaves_a_model(uninterrupted, data):
+    out, summary = uninterrupted
+    model = FGASeg.from_pretrained(out / "model")
+    assert summary.model == str(out / "model") and summary.steps == STEPS
+    trained = weights(out)
+    assert all(torch.equal(value, trained[key]) for key, value in model.state_dict().items())
+    plain = json.loads((out / "summary.json").read_text())
+    assert plain == json.loads(json.dumps(summary.dump(), allow_nan=False))
+    assert [entry["step"] for entry in plain["history"]] == [4, 8]
+    assert plain["history"][-1]["val"]["miou_gt"] == plain["scores"]["val"]["miou_gt"] == summary.scores["val"].miou_gt
+    assert plain["scores"]["val"]["images"] == 3 and 0 < plain["trained_parameters"] < plain["parameters"]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "config.yaml", "model", "summary.json"]
+
+
+def test_loss_falls(data, tmp_path):
+    losses = []
+    config = configure(data, tmp_path, ["train.steps=40", "train.lr=3e-3", "train.eval_every=0", "train.save_every=0"])
+    train(config, progress=False, callback=lambda event: losses.append(event.get("seg")))
+    losses = [loss for loss in losses if loss is not None]
+    assert len(losses) == 40 and np.mean(losses[-8:]) < 0.85 * np.mean(losses[:8])
+
+
+def test_only_what_should_train_does(uninterrupted):
+    out, _ = uninterrupted
+    torch.manual_seed(0)
+    fresh = FGASeg(Config(model=TINY_MODEL).model)
+    trained = weights(out)
+    moved = {key for key, value in fresh.state_dict().items() if not torch.equal(value, trained[key])}
+    frozen = {key for key, parameter in fresh.named_parameters() if not parameter.requires_grad}
+    last = f"clip.visual.transformer.resblocks.{ARCHITECTURE['vision_cfg']['layers'] - 1}.attn.q_proj_weight"
+    assert last not in frozen and last not in moved  # no gradient ever: the last block runs without attention
+    assert not moved & frozen
+    unmoved = {key for key, parameter in fresh.named_parameters() if parameter.requires_grad} - moved
+    assert unmoved == {last}
+
+
+def test_first_step_has_the_learning_rates_and_the_clipped_gradient(data, tmp_path):
+    config = configure(data, tmp_path, ["train.steps=1", "train.clip_norm=0.01", "train.weight_decay=0"])
+    summary = train(config, progress=False)
+    torch.manual_seed(0)
+    fresh, trained = FGASeg(config.model).state_dict(), weights(tmp_path)
+    moved = {key: float((trained[key] - fresh[key]).abs().max()) for key in fresh if "running" not in key}
+    clip = max(value for key, value in moved.items() if key.startswith("clip."))
+    head = max(value for key, value in moved.items() if key.startswith("head.") and "num_batches" not in key)
+    assert head == pytest.approx(1e-3, rel=0.01) and clip == pytest.approx(0.5e-3, rel=0.05)  # Adam's first step is lr
+    gradients = [values["exp_avg"] / 0.1 for values in state(tmp_path)["optimizer"]["state"].values()]
+    assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(0.01, rel=1e-3)
+    assert summary.losses["gradient_norm"] > 0.1  # the norm that is reported is the one before clipping
+
+
+def test_a_finished_run_started_again_does_nothing_more(uninterrupted, data):
+    out, summary = uninterrupted
+    before = weights(out)
+    again = train(configure(data, out), progress=False)
+    assert again.scores == summary.scores and again.history == summary.history and again.losses == summary.losses
+    assert all(torch.equal(value, before[key]) for key, value in weights(out).items())
+
+
+def test_workers_change_nothing(uninterrupted, data, tmp_path):
+    train(configure(data, tmp_path, ["data.workers=2"]), progress=False)
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_another_seed_is_another_run(uninterrupted, data, tmp_path):
+    train(configure(data, tmp_path, ["train.seed=1"]), progress=False)
+    assert state(tmp_path)["losses"] != state(uninterrupted[0])["losses"]
+
+
+def test_starting_from_weights(uninterrupted, data, tmp_path):
+    out, _ = uninterrupted
+    config = configure(data, tmp_path, [f"train.init={out / 'model'}", "train.steps=1", "train.lr=1e-12"])
+    train(config, progress=False)
+    before, after = weights(out), weights(tmp_path)
+    kept = [key for key in before if "running" not in key and "num_batches" not in key]
+    assert all(torch.allclose(after[key], before[key], atol=1e-6) for key in kept)
+    config = config.override(["model.p2t_layers=0", f"train.out={tmp_path / 'other'}"])
+    with pytest.raises(CheckpointError, match="not in the model") as caught:
+        train(config, progress=False)
+    assert str(out / "model") in str(caught.value)
+
+
+# --- interrupted and resumed
+
+
+def start(config, folder, **options):
+    """The training of `config` from the command line."""
+    config.save(folder / "run.yaml")
+    command = [sys.executable, "-m", "fgaseg", "train", str(folder / "run.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def kill_when(process, seen, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.0005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_killed_while_saving_and_in_a_step_ends_in_the_same_weights(uninterrupted, data, tmp_path):
+    out = tmp_path / "out"
+    config = configure(data, out)
+    process = start(config, tmp_path)
+    # a temporary checkpoint while an older one exists: the second save is under way
+    kill_when(process, lambda: (out / "checkpoint").exists() and any(out.glob(".checkpoint.*.tmp")))
+    assert state(out)["step"] in (2, 4)  # 4: it was renamed between our look and the signal
+    process = start(config, tmp_path)
+    # the line of step 5 or 6: in a step, or on the way to the next
+    kill_when(process, lambda: process.stderr.readline().startswith(("step 5/", "step 6/")))
+    assert state(out)["step"] < STEPS
+    train(config, progress=False)
+    assert_same_run(out, uninterrupted[0])
+    assert not list(out.glob(".*"))  # nor does what the killed ones left behind stay
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("when", ["step", "evaluation", "save"])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
+    uninterrupted, data, tmp_path, monkeypatch, number, when
+):
+    config = configure(data, tmp_path)
+    target = {"step": "segmentation_losses", "evaluation": "evaluate", "save": "save_training"}[when]
+    original, calls = getattr(fgaseg.train, target), []
+
+    def signalling(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == {"step": 3, "evaluation": 1, "save": 1}[when]:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="Run the same command again") as caught:
+        patch.setattr(fgaseg.train, target, signalling)
+        train(config, progress=False)
+    assert caught.value.signal == number and number.name in str(caught.value)
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    # the step under way is finished; an evaluation under way is not, and is done after the resume
+    assert state(tmp_path)["step"] == {"step": 3, "evaluation": 4, "save": 3}[when]
+    assert state(tmp_path)["history"] == []
+    train(config, progress=False)
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path)
+    original, calls = fgaseg.train.segmentation_losses, []
+
+    def impatient(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(fgaseg.train, "segmentation_losses", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, progress=False)
+    assert state(tmp_path)["step"] == 2
+
+
+def test_runs_outside_the_main_thread(data, tmp_path):
+    """Where Python allows no signal handlers (a notebook's worker, a web server)."""
+    done = []
+    config = configure(data, tmp_path, ["train.steps=1"])
+    thread = threading.Thread(target=lambda: done.append(train(config, progress=False)))
+    thread.start()
+    thread.join()
+    assert done[0].steps == 1
+
+
+def test_resuming_another_configuration_is_refused(uninterrupted, data):
+    out, _ = uninterrupted
+    before = weights(out)
+    with pytest.raises(CheckpointError, match=r"train\.lr was 0\.001, now 0\.1"):
+        train(configure(data, out, ["train.lr=0.1"]), progress=False)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        train(configure(data, out, ["model.hidden=64"]), progress=False)
+    assert all(torch.equal(value, before[key]) for key, value in weights(out).items())
+    train(configure(data, out, ["train.log_every=3", "data.workers=1", "train.eval_every=0"]), progress=False)
+
+
+def test_starting_over_keeps_the_old_checkpoint_until_the_first_new_one(data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path, ["train.steps=2", "train.save_every=1"])
+    train(config, progress=False)
+    old = state(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fgaseg.train, "segmentation_losses", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, resume=False, progress=False)
+    assert state(tmp_path)["seconds"] == old["seconds"]
+    train(config.override(["train.steps=1"]), resume=False, progress=False)
+    assert state(tmp_path)["step"] == 1
+
+
+# --- what goes wrong
+
+
+def nan_at(step, monkeypatch):
+    original, calls = fgaseg.train.segmentation_losses, []
+
+    def losses(*args, **kwargs):
+        calls.append(1)
+        found = original(*args, **kwargs)
+        return {key: value * float("nan") for key, value in found.items()} if len(calls) == step else found
+
+    monkeypatch.setattr(fgaseg.train, "segmentation_losses", losses)
+
+
+def test_nan_loss_stops_with_the_step_and_keeps_the_checkpoint(uninterrupted, data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path)
+    with monkeypatch.context() as patch:
+        nan_at(4, patch)
+        with pytest.raises(TrainingError) as caught:
+            train(config, progress=False)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in ("step 4", "seg nan", "checkpoint of step 2", str(tmp_path), "train.lr (now 0.001)", "train.amp"):
+        assert part in message
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
+    train(config, progress=False)
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_real_divergence_is_caught_before_it_is_saved(data, tmp_path):
+    config = configure(data, tmp_path, ["train.lr=1e30", "train.save_every=1", "model.encoder.finetune=scratch"])
+    with pytest.raises(TrainingError, match="not finite"):
+        train(config, progress=False)
+    if (tmp_path / "checkpoint").exists():
+        assert state(tmp_path)["step"] < STEPS
+
+
+def test_a_gradient_that_is_not_finite_is_caught_too(data, tmp_path, monkeypatch):
+    class Poison(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    original = fgaseg.train.segmentation_losses
+    monkeypatch.setattr(
+        fgaseg.train,
+        "segmentation_losses",
+        lambda *a, **k: {key: Poison.apply(v) for key, v in original(*a, **k).items()},
+    )
+    with pytest.raises(TrainingError, match=r"step 1: .*gradient_norm (inf|nan).*nothing was saved yet"):
+        train(configure(data, tmp_path), progress=False)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_full_disk_in_a_real_process(uninterrupted, data, tmp_path):
+    """The kernel refuses to let any file grow: what a full disk looks like from inside."""
+    out = tmp_path / "out"
+    config = configure(data, out)
+    with pytest.raises(ZeroDivisionError):
+        train(config, progress=False, callback=lambda event: 1 / 0 if event["step"] == 3 else None)
+    kept = {path.name: path.read_bytes() for path in (out / "checkpoint").iterdir()}
+    limit = (1 << 20, resource.RLIM_INFINITY)
+    process = start(config, tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert (
+        last.startswith("fgaseg train: ") and str(out / "checkpoint") in last and "intact" in last and "resume" in last
+    ), errors
+    assert {path.name: path.read_bytes() for path in (out / "checkpoint").iterdir()} == kept
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "config.yaml"]  # nothing half-written
+    train(config, progress=False)
+    assert_same_run(out, uninterrupted[0])
+
+
+def test_full_disk_at_the_very_end_loses_no_training(uninterrupted, data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FGASeg, "save_pretrained", full)
+        with pytest.raises(CheckpointError, match=r"No space left.*holds the finished training"):
+            train(config, progress=False)
+    train(config, progress=False)
+    assert_same_run(tmp_path, uninterrupted[0])
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_full_disk_under_tensorboard_stops_tensorboard_only(uninterrupted, data, tmp_path, monkeypatch, capfd):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    written, write = [], RecordWriter.write
+
+    def filling(self, record):
+        written.append(record)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+        write(self, record)
+
+    monkeypatch.setattr(RecordWriter, "write", filling)
+    train(configure(data, tmp_path, ["train.tensorboard=true"]))
+    assert capfd.readouterr().err.count("TensorBoard stops at step") == 1
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+@pytest.mark.parametrize("tensorboard", ["true", "false"])
+def test_a_folder_that_cannot_be_written_is_named_before_training(data, tmp_path, tensorboard):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"train\.out=.*file/run: cannot be written to: Not a directory"):
+        train(configure(data, tmp_path / "file" / "run", [f"train.tensorboard={tensorboard}"]), progress=False)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_label_is_one_clear_error_from_any_worker(data, tmp_path, workers):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for path in (data / "labels").iterdir():
+        Image.fromarray(np.full((40, 44), 77 if path.stem == "3" else 0, np.uint8)).save(labels / path.name)
+    config = configure(data, tmp_path / "out", [f"data.labels={labels}", f"data.workers={workers}"])
+    with pytest.raises(DataError, match=r"3\.png: holds label 77") as caught:
+        train(config, progress=False)
+    assert "Traceback" not in str(caught.value)
+
+
+# --- two processes
+
+TWO = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+import fgaseg.train
+from fgaseg.config import load_config
+from fgaseg.distributed import rank, use_global_batch_norm, world_size
+from fgaseg.train import Interrupted, train
+
+config = load_config(sys.argv[1])
+original, calls = fgaseg.train.segmentation_losses, []
+
+def losses(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == 3 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(*args, **kwargs)
+
+fgaseg.train.segmentation_losses = losses
+try:
+    train(config)
+    raise SystemExit("was not interrupted")
+except Interrupted as stop:
+    assert "after step 3" in str(stop), stop
+    assert world_size() == 2
+train(config)
+
+torch.manual_seed(0)
+norm = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+use_global_batch_norm(norm)
+torch.nn.init.normal_(norm[0].weight), torch.nn.init.normal_(norm[0].bias)
+everything = torch.randn(5, 3, 4, 6) * 3 + 1
+mine = everything[:4] if rank() == 0 else everything[4:]
+results = []
+for _ in range(2):
+    norm.zero_grad()
+    x = mine.clone().requires_grad_()
+    y = norm(x)
+    (y * y.sin()).sum().backward()
+    results.append((x.grad, y.detach(), norm[0].weight.grad, norm[0].bias.grad))
+torch.save((results, norm.state_dict()), sys.argv[2] + f"/norm{rank()}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(data, tmp_path_factory):
+    """A run shared by two processes, one of which is told to stop after step 3, resumed by both."""
+    folder = tmp_path_factory.mktemp("two")
+    config = configure(data, folder / "out", ["data.workers=1"])
+    config.save(folder / "run.yaml")
+    (folder / "run.py").write_text(TWO)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(folder / "run.py"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [str(folder / "run.yaml"), str(folder)]
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_two_processes_equal_one(two_processes, uninterrupted):
+    one, summary = uninterrupted
+    two = json.loads((two_processes / "out" / "summary.json").read_text())
+    assert two["processes"] == 2 and summary.processes == 1
+    for key, value in summary.losses.items():  # the last step: everything before it has to be right
+        assert two["losses"][key] == pytest.approx(value, rel=5e-5), key
+    torch.manual_seed(0)
+    initial = FGASeg(Config(model=TINY_MODEL).model).state_dict()
+    got, want = weights(two_processes / "out"), weights(one)
+    assert got.keys() == want.keys()
+    moved = {key: (want[key] - initial[key]).double().norm() for key in want}
+    apart = {key: (want[key] - got[key]).double().norm() for key in want}
+    assert sum(d**2 for d in apart.values()) ** 0.5 <= 1e-4 * sum(d**2 for d in moved.values()) ** 0.5
+    # what is added to every class's logit, or to every attention score of a query, has no gradient but rounding
+    nothing = ("head.conv.bias", "attention.k.linear.bias", "attention.in_proj_bias")
+    for key in want:
+        assert key.endswith(nothing) or apart[key] <= 1e-2 * moved[key], (key, apart[key], moved[key])
+    assert two["scores"]["val"]["images"] == 3 and two["scores"]["val"]["pixels"] == summary.scores["val"].pixels
+    assert two["scores"]["val"]["pixel_accuracy"] == pytest.approx(summary.scores["val"].pixel_accuracy, abs=0.01)
+
+
+def test_global_batch_norm_is_batch_norm_of_the_whole_batch(two_processes):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3).double()
+    weight, bias = nn.BatchNorm2d(3).weight, nn.BatchNorm2d(3).bias
+    nn.init.normal_(weight), nn.init.normal_(bias)
+    everything = (torch.randn(5, 3, 4, 6) * 3 + 1).double()
+    norm.load_state_dict(norm.state_dict() | {"weight": weight.data, "bias": bias.data})
+    parts = [torch.load(two_processes / f"norm{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for step in range(2):
+        norm.zero_grad()
+        x = everything.clone().requires_grad_()
+        y = norm(x)
+        (y * y.sin()).sum().backward()
+        exact = (x.grad, y, norm.weight.grad, norm.bias.grad)
+        (first, second) = (results[step] for results, _ in parts)
+        got = (
+            torch.cat([first[0], second[0]]),
+            torch.cat([first[1], second[1]]),
+            first[2] + second[2],
+            first[3] + second[3],
+        )
+        for value, wanted in zip(got, exact, strict=True):
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-4)
+    for _, buffers in parts:
+        assert buffers["0.num_batches_tracked"] == 2
+        for key in ("running_mean", "running_var"):
+            torch.testing.assert_close(buffers[f"0.{key}"].double(), norm.state_dict()[key], rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(fgaseg.train, "world_size", lambda: 3)
+    with pytest.raises(TrainingError, match=r"train\.batch=4 cannot be shared evenly by 3 processes"):
+        train(configure(data, tmp_path), progress=False)
+
+
+# --- the pieces
+
+
+def test_vocabulary_of_a_step():
+    present = torch.zeros(100, dtype=torch.bool)
+    present[[3, 50, 99]] = True
+    chosen = choose_classes(present, 10, seed=0, step=5)
+    assert len(chosen) == 10 == len(set(chosen.tolist())) and {3, 50, 99} <= set(chosen.tolist())
+    assert (chosen.diff() > 0).all()
+    assert torch.equal(chosen, choose_classes(present, 10, seed=0, step=5))
+    assert not torch.equal(chosen, choose_classes(present, 10, seed=0, step=6))
+    assert choose_classes(present, 2, seed=0, step=5).tolist() == [3, 50, 99]  # what is present is never left out
+    assert choose_classes(present, None, seed=0, step=5).tolist() == list(range(100))
+    assert choose_classes(present, 1000, seed=0, step=5).tolist() == list(range(100))
+    drawn = torch.cat([choose_classes(present, 10, seed=0, step=step) for step in range(300)]).bincount(minlength=100)
+    assert drawn.min() > 0  # every class takes part in time
+
+
+def test_labels_follow_the_vocabulary():
+    labels = torch.tensor([[3, 50, 99, 255, 7]])
+    assert relabel(labels, torch.tensor([3, 20, 50, 99]), 100, 255).tolist() == [[0, 2, 3, 255, 255]]
+    assert relabel(torch.tensor([299, 300, 65535]), torch.tensor([299, 300]), 400, 65535).tolist() == [0, 1, 65535]
+
+
+def test_learning_rate(data, tmp_path):
+    config = configure(data, tmp_path, ["train.steps=10", "train.warmup=2"])
+    factors = [learning_rate_factor(step, config) for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors[10] == pytest.approx(0, abs=1e-12)
+    assert factors[6] == pytest.approx(0.5) and factors[2:] == sorted(factors[2:], reverse=True)
+    assert learning_rate_factor(9, config.override(["train.schedule=constant"])) == 1
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_resumes(data, tmp_path, amp):
+    config = configure(data, tmp_path / "whole", [f"train.amp={amp}", "train.steps=3", "train.eval_every=0"])
+    summary = train(config, progress=False)
+    assert math.isfinite(summary.losses["loss"])
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "whole").values())
+    config = config.override([f"train.out={tmp_path / 'parts'}"])
+    with pytest.raises(ZeroDivisionError):
+        train(config, progress=False, callback=lambda event: 1 / 0 if event["step"] == 3 else None)
+    assert state(tmp_path / "parts")["step"] == 2
+    train(config, progress=False)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_scoring_that_fails_loses_no_training(uninterrupted, data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fgaseg.train, "evaluate", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config, progress=False)
+    assert state(tmp_path)["step"] == 4
+    train(config, progress=False)
+    assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_lines_callback_and_tensorboard(data, tmp_path, capfd):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = []
+    config = configure(data, tmp_path, ["train.tensorboard=true", "train.steps=4", "train.log_every=2"])
+    train(config, callback=events.append)
+    captured = capfd.readouterr()
+    assert captured.out == ""  # stdout is for programs
+    lines = [line for line in captured.err.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["2/4", "4/4", "4/4"]
+    assert "loss" in lines[0] and "images/s" in lines[0] and "left" in lines[0] and "mIoU" in lines[2]
+    rates = [1e-3 * learning_rate_factor(step - 1, config) for step in (2, 4)]
+    assert [event["lr"] for event in events[:2]] == pytest.approx(rates)
+    assert [event["step"] for event in events] == [2, 4, 4] and events[2]["val"]["miou_gt"] >= 0
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    assert {"train/loss", "train/seg", "train/align", "train/lr", "val/miou_gt"} <= set(accumulator.Tags()["scalars"])
+    assert [event.step for event in accumulator.Scalars("train/loss")] == [2, 4]
+
+
+def test_scenes_are_scored_seen_and_unseen(tmp_path):
+    config = Config(model=TINY_MODEL, data={"scenes": True, "crop": 32, "val_count": 2},
+                    train={"out": tmp_path, "steps": 1, "batch": 2, "tensorboard": False})  # fmt: skip
+    summary = train(config, progress=False)
+    assert {name: scores.images for name, scores in summary.scores.items()} == {"seen": 2, "unseen": 2}
+    assert [row.name for row in summary.scores["unseen"].rows] == UNSEEN
+    assert {row.name for row in summary.scores["seen"].rows} == set(SEEN)
