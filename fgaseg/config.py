@@ -83,7 +83,7 @@ class EncoderConfig(_Section):
     """The CLIP image and text towers (open_clip)."""
 
     name: str = "ViT-B-16"  # open_clip model name; only a label when `architecture` is given
-    pretrained: str | None = "openai"  # open_clip tag or a local file; None: random (the default with `architecture`)
+    pretrained: str | None = "openai"  # open_clip tag, a local file, or an fgaseg model (its encoder); None: random (the default with `architecture`)
     architecture: dict[str, Any] | None = None  # an open_clip model config, inline: embed_dim, vision_cfg, text_cfg
     guidance_blocks: tuple[NonNegativeInt, NonNegativeInt] | None = None  # None: (3, 7) of 12, (7, 15) of 24, thirds
     finetune: Literal["attention", "prompt", "full", "none", "scratch"] = "attention"  # Table VII; scratch: all of CLIP
@@ -109,6 +109,7 @@ class LossConfig(_Section):
     align: Literal["mse", "bce"] = "mse"  # T2Ploss (eq. 8)
     align_reduction: Literal["mean", "sum"] = "mean"  # sum: eq. 8 to the letter, per image
     aux_heads: Annotated[int, Field(ge=0, le=3)] = 1  # fast mode: how many of the three heads are trained
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0  # ce: a class of n pixels weighs n^-this per pixel
     lambda_align: NonNegativeFloat = 0.02
     lambda_aux: NonNegativeFloat = 0.2
 
@@ -118,7 +119,7 @@ class ModelConfig(_Section):
 
     preset: Literal["paper", "released"] = "paper"
     encoder: EncoderConfig = EncoderConfig()
-    image_size: PositiveInt = 384  # side of a training crop and of an inference window, before CLIP's own resolution
+    image_size: PositiveInt = 384  # what inference resizes a photo to: its short side (whole) or each window
     template: Annotated[str, AfterValidator(_one_placeholder)] = "a photo of a {}"
     first_synonym: bool = False  # "sofa, couch" -> "sofa"
     # pixel-level alignment (section III-B)
@@ -135,6 +136,7 @@ class ModelConfig(_Section):
     kernel_size: OddInt = 3
     kernel_norm: Literal["taps", "channels", "none"] = "taps"
     fusion: Literal["cat", "add"] = "cat"
+    propagation: bool = True  # False: logits are S_g / 0.07 alone, the baseline without aggregation and decoder
     # class selection (section III-D, Fig. 5)
     fast: bool = False
     top_k: PositiveInt | None = None  # classes kept per pixel; None: all. Default in fast mode: 8 (released: 16)
@@ -185,6 +187,8 @@ class ModelConfig(_Section):
         return self
 
     def _check(self) -> None:
+        if not self.propagation and (self.lcs or self.t2p or self.fast):
+            raise ValueError("propagation: false leaves the cosine maps alone; it needs lcs, t2p and fast to be false too")
         if self.top_k is not None and not self.fast:
             raise ValueError(f"top_k: {self.top_k} needs fast: true (only fast mode has the heads that choose classes)")
         if self.released_fast_scores and not self.fast:

@@ -173,9 +173,9 @@ def build_clip(config: EncoderConfig) -> tuple[CLIP, dict[str, Any]]:
                 ) from error
         else:
             path = config.pretrained
-        if not Path(path).is_file():
+        if not Path(path).exists():
             known = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
-            raise EncoderError(f"encoder.pretrained: {path!r} is neither a file nor a tag of {config.name} ({known})")
+            raise EncoderError(f"encoder.pretrained: {path!r} is neither a file or folder here nor a tag of {config.name} ({known})")
         load_clip(clip, path)
     if config.finetune == "prompt":
         width, layers = clip.visual.conv1.out_channels, len(clip.visual.transformer.resblocks)
@@ -213,6 +213,8 @@ def load_clip(clip: CLIP, path: str | Path) -> None:
     """Fill both towers from one checkpoint file; anything missing or of another shape is an error."""
     weights = split_projections(read_weights(path))
     own = clip.state_dict()
+    if any(k.startswith("clip.") for k in weights):  # a whole FGASeg: its encoder
+        weights = {k.removeprefix("clip."): v for k, v in weights.items() if k.startswith("clip.")}
     for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
         weights.pop(key, None)
     if not any(k in weights for k in own if not k.startswith("visual.")):

@@ -110,6 +110,6 @@ def main(json: bool = False) -> int:
                 why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
                 dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
             for (runs, why), names in dtypes.items():
-                table.add_row(op, device, ", ".join(names), runs, why or "tried later")
+                table.add_row(op, device, ", ".join(names), runs, why or "they come later")
     console.print(table)
     return 0

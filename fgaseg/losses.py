@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .model import Output
 
 Total = Callable[[Tensor], Tensor]
+Count = Callable[..., Tensor]
 
 
 def segmentation_losses(
@@ -24,7 +25,8 @@ def segmentation_losses(
     world   sums a count over all processes; every mean divides its local sum by that count, so the losses (and the
             gradients) of the processes add up to those of one process with the whole batch
 
-    seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12).
+    seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12); weighted by class if
+           class_balance > 0.
            bce: binary cross-entropy with one-hot targets, mean over all B·h·w·T elements, unlabelled pixels all zero.
     aux    the same loss at the auxiliary heads; the first weighs lambda_aux, further ones 1 (released code).
     align  mse (eq. 8): O resized to the labels against one-hot masks, labelled pixels only; mean over their pixels ×
@@ -33,32 +35,35 @@ def segmentation_losses(
     Logits are resized bilinearly (align_corners False) to the labels.
     """
 
-    def count(n: Tensor | int) -> Tensor:
+    def count(n: Tensor | int, clamp: bool = True) -> Tensor:
         total = torch.as_tensor(n, dtype=torch.float32, device=labels.device)
-        return (world(total) if world else total).clamp(min=1)
+        total = world(total) if world else total
+        return total.clamp(min=1) if clamp else total
 
-    losses = {"seg": _segmentation(out.logits, labels, config.seg, ignore, count)}
+    losses = {"seg": _segmentation(out.logits, labels, config, ignore, count)}
     total = losses["seg"]
     if out.align is not None and config.lambda_align:
         losses["align"] = _alignment(out.align, labels, config, ignore, count)
         total = total + config.lambda_align * losses["align"]
     if out.aux:
-        heads = [_segmentation(logits, labels, config.seg, ignore, count) for logits in out.aux]
+        heads = [_segmentation(logits, labels, config, ignore, count) for logits in out.aux]
         losses["aux"] = heads[0]
         total = total + config.lambda_aux * heads[0] + sum(heads[1:])
     return {"loss": total, **losses}
 
 
-def _segmentation(logits: Tensor, labels: Tensor, kind: str, ignore: int, count: Callable) -> Tensor:
-    logits = _resize(logits, labels)
-    if kind == "ce":
-        valid = labels != ignore
-        return F.cross_entropy(logits, labels, ignore_index=ignore, reduction="sum") / count(valid.sum())
-    target = _one_hot(labels, logits.shape[1], ignore, logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count(logits.numel())
+def _segmentation(logits: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
+    logits, classes = _resize(logits, labels), logits.shape[1]
+    if config.seg == "bce":
+        target = _one_hot(labels, classes, ignore, logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count(logits.numel())
+    pixels = count(torch.bincount(labels[labels != ignore], minlength=classes), clamp=False)  # of each class
+    weights = pixels.clamp(min=1) ** -config.class_balance
+    summed = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
+    return summed / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _alignment(maps: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Callable) -> Tensor:
+def _alignment(maps: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
         target = _one_hot(small, maps.shape[1], ignore, maps.dtype)

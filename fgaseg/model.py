@@ -22,6 +22,7 @@ from .supplement import Fusion, LocalSupplement, MapEmbedding
 from .text import TextEncoder, Vocabulary, VocabularyError
 
 PIXELS_PER_STEP = 64 * 24 * 24  # class-map pixels computed at once when no gradient is recorded
+TEMPERATURE = 0.07  # CLIP's initial one (eq. 4), for logits that are cosines alone
 DROPPED = -100.0  # logit of a class that the cap or the pruning left out
 
 
@@ -101,9 +102,13 @@ class Head(nn.Module):
     def __init__(self, config: ModelConfig, channels: int, width: int):
         super().__init__()
         self.config = config
-        hidden, guides = config.hidden, config.guidance_channels
         self.p2t = P2Tformer(channels, config.p2t_layers, config.p2t_heads, config.gamma, config.gamma_trainable,
                              config.p2t_value_positions)  # fmt: skip
+        if config.propagation:
+            self._build_propagation(config, channels, width)
+
+    def _build_propagation(self, config: ModelConfig, channels: int, width: int) -> None:
+        hidden, guides = config.hidden, config.guidance_channels
         self.t2p = T2PProjector(channels, config.t2p_kernel_size or config.kernel_size) if config.t2p else None
         self.lcs = LocalSupplement(channels, config.kernel_size, config.kernel_norm) if config.lcs else None
         self.embed_global = MapEmbedding(hidden)
@@ -128,6 +133,9 @@ class Head(nn.Module):
         pixels = features.embedding
         aligned = self.p2t(pixels, texts)
         gcs = cosine_cost_volume(pixels, aligned[:, :, None])[:, 0]
+        if not self.config.propagation:
+            logits = F.interpolate(gcs / TEMPERATURE, scale_factor=4, mode="bilinear", align_corners=False)
+            return Output(logits, gcs, None, None, [], None)
         rows = Rows(len(pixels), len(texts))
         cap = self.config.class_cap
         if cap is not None and len(texts) > cap:
@@ -322,6 +330,10 @@ class FGASeg(nn.Module):
             {"params": p, "lr": lr * (encoder_lr_factor if clip else 1), "weight_decay": weight_decay if decays else 0.0}
             for (clip, decays), p in sorted(groups.items(), key=lambda item: item[0])
         ]
+
+    def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write CLIP's two towers alone, for `encoder.pretrained` of another model."""
+        write_weights(path, {k: v.to(dtype) for k, v in self.clip.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write config.json and model.safetensors; each file appears whole or not at all."""

@@ -30,6 +30,7 @@ SWITCHES = {
     "K 1, none": {"kernel_size": 1, "kernel_norm": "none"},
     "add": {"fusion": "add"},
     "cap": {"class_cap": 3},
+    "cosine maps alone": {"propagation": False, "t2p": False, "lcs": False},
     "bare": {"p2t_layers": 0, "t2p": False, "lcs": False},
 }
 
@@ -347,7 +348,7 @@ def test_encoder_from_a_local_open_clip_checkpoint(tmp_path):
 
 ENCODERS = {
     "unknown name": ({"name": "ViT-Q-99", "architecture": None, "pretrained": None}, "knows no model"),
-    "neither file nor tag": ({"pretrained": "nowhere.pt"}, "neither a file nor a tag"),
+    "neither file nor tag": ({"pretrained": "nowhere.pt"}, "neither a file or folder here nor a tag"),
     "resnet": ({"name": "RN50", "architecture": None, "pretrained": None}, "not a plain CLIP ViT"),
     "guidance": ({"guidance_blocks": (0, 2)}, "must name two of the first 2 blocks"),
 }

@@ -182,7 +182,7 @@ def test_local_supplement_tap_by_tap(norm):
         generated = module.text(texts[0, t])
         kernel = generated[:-1].reshape(4, 9)
         kernel = kernel.softmax(1) if norm == "taps" else kernel.softmax(0) if norm == "channels" else kernel
-        expected = torch.full((5, 6), float(generated[-1]), dtype=torch.float64)
+        expected = torch.full((5, 6), generated[-1].item(), dtype=torch.float64)
         for tap in range(9):
             dy, dx = divmod(tap, 3)
             expected += (kernel[:, tap, None, None] * padded[:, dy : dy + 5, dx : dx + 6]).sum(0)
@@ -301,21 +301,33 @@ def test_losses_of_the_released_code():
     assert got["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["ce", "bce"])
-def test_losses_of_two_halves_add_up_to_the_whole(kind):
-    config = LossConfig(seg=kind, align="mse" if kind == "ce" else "bce")
+@pytest.mark.parametrize("switches", [{}, {"class_balance": 0.5}, {"seg": "bce", "align": "bce"}], ids=str)
+def test_losses_of_two_halves_add_up_to_the_whole(switches):
+    config = LossConfig(**switches)
     logits, align = rand(4, 3, 4, 4), rand(4, 3, 8, 8, seed=1)
     labels = torch.cat([LABELS, LABELS.flip(1), LABELS.clone().fill_(255), LABELS.flip(2)])
     whole = segmentation_losses(_output(logits, align), labels, config)
 
-    valid = [int((labels[s] != 255).sum()) for s in (slice(0, 2), slice(2, 4))]
-    parts = []
-    for s in (slice(0, 2), slice(2, 4)):
-        counts = {float(v): float(sum(valid)) for v in valid} | {float(3 * v): float(3 * sum(valid)) for v in valid}
-        total = (lambda c: c * 2) if kind == "bce" else (lambda c, m=counts: torch.tensor(m[float(c)]))
-        parts.append(segmentation_losses(_output(logits[s], align[s]), labels[s], config, world=total))
+    def part(s, world):
+        return segmentation_losses(_output(logits[s], align[s]), labels[s], config, world=world)
+
+    halves, counts = (slice(0, 2), slice(2, 4)), ([], [])
+    for s, own in zip(halves, counts, strict=True):
+        part(s, lambda count, own=own: own.append(count) or count)
+    totals = [sum(pair) for pair in zip(*counts, strict=True)]
+    parts = [part(s, lambda _, left=iter(totals): next(left)) for s in halves]
     for key in whole:
         assert sum(p[key] for p in parts).item() == pytest.approx(whole[key].item(), rel=1e-5)
+
+
+def test_class_balance_weighs_classes_by_their_pixels():
+    logits = rand(1, 3, 4, 4)
+    got = segmentation_losses(_output(logits), LABELS, LossConfig(class_balance=1.0))["seg"]
+    per_class = []
+    for t in range(3):
+        y, x = (LABELS[0] == t).nonzero().T
+        per_class.append(-logits[0, :, y, x].log_softmax(0)[t].mean().item())
+    assert got.item() == pytest.approx(sum(per_class) / 3, rel=1e-6)  # every class present counts the same
 
 
 def test_a_batch_without_any_label_has_loss_zero_and_not_nan():

@@ -1,0 +1,167 @@
+// cosine_cost_volume on the CPU. The schema lives in kernels/cosine_cost_volume/op.py.
+//
+// 2*B*T*P*C*H*W operations, a matrix product: that is left to ATen's. What is ours is everything around it, each a
+// single pass: the unit vectors of both sides (PyTorch needs four passes for each) and, backward, the projection.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "common/cpu.h"
+
+namespace fgaseg {
+namespace {
+
+constexpr int64_t BLOCK = 128;  // pixels side by side: C * BLOCK floats are read with a stride, 512 bytes at a time
+
+// The unit vectors of `n` neighbouring columns of x [channels][stride], and 1 / max(length, eps) of each.
+template <class T>
+FGASEG_INLINE void unit_columns(const T* x, T* y, T* inverse, int64_t channels, int64_t n, int64_t stride, T eps) {
+  T sum[BLOCK] = {};
+  for (int64_t c = 0; c < channels; ++c)
+    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) sum[j] += x[c * stride + j] * x[c * stride + j];
+  for (int64_t j = 0; j < n; ++j) inverse[j] = T(1) / std::max(std::sqrt(sum[j]), eps);
+  for (int64_t c = 0; c < channels; ++c)
+    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) y[c * stride + j] = x[c * stride + j] * inverse[j];
+}
+
+// g = (g - u <u, g>) / length, in place; a length that was raised to eps is a constant: g / eps.
+template <class T>
+FGASEG_INLINE void project_columns(const T* u, T* g, const T* inverse, int64_t channels, int64_t n, int64_t stride,
+                                   T eps) {
+  T dot[BLOCK] = {};
+  for (int64_t c = 0; c < channels; ++c)
+    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) dot[j] += u[c * stride + j] * g[c * stride + j];
+  for (int64_t j = 0; j < n; ++j) dot[j] = inverse[j] * eps < T(1) ? dot[j] : T(0);
+  for (int64_t c = 0; c < channels; ++c)
+    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) {
+      g[c * stride + j] = inverse[j] * (g[c * stride + j] - u[c * stride + j] * dot[j]);
+    }
+}
+
+// The same for one vector of neighbouring numbers.
+template <class T>
+FGASEG_INLINE T unit_row(const T* x, T* y, int64_t channels, T eps) {
+  T sum = 0;
+  _Pragma("omp simd reduction(+ : sum)") for (int64_t c = 0; c < channels; ++c) sum += x[c] * x[c];
+  const T inverse = T(1) / std::max(std::sqrt(sum), eps);
+  _Pragma("omp simd") for (int64_t c = 0; c < channels; ++c) y[c] = x[c] * inverse;
+  return inverse;
+}
+
+template <class T>
+FGASEG_INLINE void project_row(const T* u, const T* g, T* y, T inverse, int64_t channels, T eps) {
+  T dot = 0;
+  _Pragma("omp simd reduction(+ : dot)") for (int64_t c = 0; c < channels; ++c) dot += u[c] * g[c];
+  if (inverse * eps >= T(1)) dot = 0;
+  _Pragma("omp simd") for (int64_t c = 0; c < channels; ++c) y[c] = inverse * (g[c] - u[c] * dot);
+}
+
+// target_clones needs functions that are not templates.
+#define FGASEG_FOR(T)                                                                                          \
+  FGASEG_CLONES void unit_pixels(const T* x, T* y, T* r, int64_t c, int64_t n, int64_t stride, T eps) {        \
+    unit_columns(x, y, r, c, n, stride, eps);                                                                  \
+  }                                                                                                            \
+  FGASEG_CLONES void project_pixels(const T* u, T* g, const T* r, int64_t c, int64_t n, int64_t stride, T eps) { \
+    project_columns(u, g, r, c, n, stride, eps);                                                               \
+  }                                                                                                            \
+  FGASEG_CLONES T unit_text(const T* x, T* y, int64_t c, T eps) { return unit_row(x, y, c, eps); }             \
+  FGASEG_CLONES void project_text(const T* u, const T* g, T* y, T r, int64_t c, T eps) {                       \
+    project_row(u, g, y, r, c, eps);                                                                           \
+  }
+FGASEG_FOR(float)
+FGASEG_FOR(double)
+#undef FGASEG_FOR
+
+// Runs f(image, first pixel, number of pixels) on blocks of pixels, on all threads.
+template <class F>
+void for_each_block(int64_t batch, int64_t pixels, int64_t channels, const F& f) {
+  const int64_t blocks = (pixels + BLOCK - 1) / BLOCK, grain = 1 + 16384 / (BLOCK * std::max<int64_t>(channels, 1));
+  torch::stable::parallel_for(0, batch * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * BLOCK;
+      f(i / blocks, first, std::min(BLOCK, pixels - first));
+    }
+  });
+}
+
+// Runs f(row of [B, T, P], row of [B, P, T]) for every text, on all threads.
+template <class F>
+void for_each_text(int64_t batch, int64_t classes, int64_t prompts, int64_t channels, const F& f) {
+  const int64_t grain = 1 + 16384 / std::max<int64_t>(channels, 1);
+  torch::stable::parallel_for(0, batch * classes * prompts, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t p = i % prompts, t = i / prompts % classes, b = i / prompts / classes;
+      f(i, (b * prompts + p) * classes + t);
+    }
+  });
+}
+
+// Unit vectors of both sides as the operands of a batched matrix product, and the inverse lengths.
+struct Units {
+  int64_t batch, channels, pixels, classes, prompts;
+  Tensor x, x_inverse;  // [B, C, H*W], [B, H*W]
+  Tensor t, t_inverse;  // [B, P*T, C], [B, P*T]
+
+  Units(const Tensor& pixels_, const Tensor& texts, double eps)
+      : batch(pixels_.size(0)),
+        channels(pixels_.size(1)),
+        pixels(pixels_.size(2) * pixels_.size(3)),
+        classes(texts.size(1)),
+        prompts(texts.size(2)),
+        x(torch::stable::new_empty(pixels_, {batch, channels, pixels})),
+        x_inverse(torch::stable::new_empty(pixels_, {batch, pixels})),
+        t(torch::stable::new_empty(pixels_, {batch, prompts * classes, channels})),
+        t_inverse(torch::stable::new_empty(pixels_, {batch, prompts * classes})) {
+    for_compute_type(x, [&](auto type) {
+      using T = decltype(type);
+      for_each_block(batch, pixels, channels, [&](int64_t b, int64_t first, int64_t n) {
+        const int64_t at = b * channels * pixels + first;
+        unit_pixels(data<T>(pixels_) + at, mutable_data<T>(x) + at, mutable_data<T>(x_inverse) + b * pixels + first,
+                    channels, n, pixels, T(eps));
+      });
+      for_each_text(batch, classes, prompts, channels, [&](int64_t from, int64_t to) {
+        const T* text = data<T>(texts) + from * channels;
+        mutable_data<T>(t_inverse)[to] = unit_text(text, mutable_data<T>(t) + to * channels, channels, T(eps));
+      });
+    });
+  }
+};
+
+Tensor cosine_cost_volume(const Tensor& pixels, const Tensor& texts, double eps) {
+  const Units u(prepared(pixels), prepared(texts), eps);
+  const Tensor y = torch::stable::matmul(u.t, u.x);
+  return finished(torch::stable::view(y, {u.batch, u.prompts, u.classes, pixels.size(2), pixels.size(3)}), pixels);
+}
+
+std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const Tensor& pixels, const Tensor& texts,
+                                                       double eps) {
+  const Units u(prepared(pixels), prepared(texts), eps);
+  const Tensor g = torch::stable::view(prepared(grad), {u.batch, u.prompts * u.classes, u.pixels});
+  Tensor dx = torch::stable::matmul(torch::stable::transpose(u.t, 1, 2), g);  // [B, C, H*W]
+  const Tensor dt = torch::stable::matmul(g, torch::stable::transpose(u.x, 1, 2));  // [B, P*T, C]
+  Tensor texts_grad = torch::stable::new_empty(dt, {u.batch, u.classes, u.prompts, u.channels});
+  for_compute_type(dx, [&](auto type) {
+    using T = decltype(type);
+    for_each_block(u.batch, u.pixels, u.channels, [&](int64_t b, int64_t first, int64_t n) {
+      const int64_t at = b * u.channels * u.pixels + first;
+      project_pixels(data<T>(u.x) + at, mutable_data<T>(dx) + at, data<T>(u.x_inverse) + b * u.pixels + first,
+                     u.channels, n, u.pixels, T(eps));
+    });
+    for_each_text(u.batch, u.classes, u.prompts, u.channels, [&](int64_t to, int64_t from) {
+      const int64_t at = from * u.channels;
+      project_text(data<T>(u.t) + at, data<T>(dt) + at, mutable_data<T>(texts_grad) + to * u.channels,
+                   data<T>(u.t_inverse)[from], u.channels, T(eps));
+    });
+  });
+  const Tensor pixels_grad = torch::stable::view(dx, {u.batch, u.channels, pixels.size(2), pixels.size(3)});
+  return {finished(pixels_grad, pixels), finished(texts_grad, texts)};
+}
+
+}  // namespace
+}  // namespace fgaseg
+
+STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+  m.impl("cosine_cost_volume", TORCH_BOX(&fgaseg::cosine_cost_volume));
+  m.impl("cosine_cost_volume_backward", TORCH_BOX(&fgaseg::cosine_cost_volume_backward));
+}

@@ -1,0 +1,286 @@
+// kernel_softmax on the CPU. The schema lives in kernels/kernel_softmax/op.py.
+//
+// A softmax over 9 taps is too short for vectors, so the work is laid out as columns: `rows` numbers are normalised in
+// each of `lanes` neighbouring lanes. Taps: blocks of 64 channels are transposed in the first-level cache. Channels:
+// memory already has that layout, with K*K lanes; several channels side by side make the lanes long enough.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "kernel_softmax/softmax.h"
+
+namespace fgaseg {
+namespace {
+
+constexpr int64_t BLOCK = 64;  // channels that are transposed together
+constexpr int64_t LONG = 49;   // so many taps (K = 7) fill vectors of their own; measured
+constexpr int64_t WIDE = 16;   // at most so many channels side by side
+
+template <class T>
+struct Exp;  // exp(x) = 2^n exp(r), |r| <= ln(2)/2, by a Taylor polynomial
+
+template <>
+struct Exp<float> {
+  using Bits = uint32_t;
+  static constexpr float round = 0x1.8p23f, log2e = 0x1.715476p0f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+  static constexpr float lowest = -87.3f;  // below, the result would be subnormal: 0
+  static constexpr int mantissa = 23, bias = 127, degree = 7;
+};
+
+template <>
+struct Exp<double> {
+  using Bits = uint64_t;
+  static constexpr double round = 0x1.8p52, log2e = 0x1.71547652b82fep0, ln2_high = 0x1.62e42fee00000p-1,
+                          ln2_low = 0x1.a39ef35793c76p-33, lowest = -708.3;
+  static constexpr int mantissa = 52, bias = 1023, degree = 13;
+};
+
+// For x <= 0. NaN stays NaN.
+template <class T>
+FGASEG_INLINE T exp_of(T x) {
+  using E = Exp<T>;
+  const T shifted = x * E::log2e + E::round;  // the low bits now hold n
+  const T n = shifted - E::round;
+  const T r = (x - n * E::ln2_high) - n * E::ln2_low;
+  T inverse_factorial[E::degree + 1] = {1};
+  for (int i = 1; i <= E::degree; ++i) inverse_factorial[i] = inverse_factorial[i - 1] / i;  // folded by the compiler
+  T p = inverse_factorial[E::degree];
+  for (int i = E::degree; i-- > 0;) p = p * r + inverse_factorial[i];
+  typename E::Bits bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << E::mantissa) + (typename E::Bits(E::bias) << E::mantissa);
+  T scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return x < E::lowest ? T(0) : p * scale;
+}
+
+// Lanes that are `period` apart belong to one softmax: combine them, and give the result to all of them.
+template <class T, class F>
+FGASEG_INLINE void fold(T* values, int64_t lanes, int64_t period, F combine) {
+  for (int64_t i = period; i < lanes; i += period)
+    for (int64_t j = 0; j < period; ++j) values[j] = combine(values[j], values[i + j]);
+  for (int64_t i = period; i < lanes; i += period) std::copy(values, values + period, values + i);
+}
+
+template <class T>
+FGASEG_INLINE void columns(const T* x, T* y, int64_t rows, int64_t lanes, int64_t period, T* top, T* sum) {
+  std::copy(x, x + lanes, top);
+  for (int64_t i = 1; i < rows; ++i)
+    _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) {
+      top[j] = x[i * lanes + j] > top[j] ? x[i * lanes + j] : top[j];
+    }
+  fold(top, lanes, period, [](T a, T b) { return b > a ? b : a; });
+  std::fill(sum, sum + lanes, T(0));
+  for (int64_t i = 0; i < rows; ++i)
+    _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) {
+      const T e = exp_of(x[i * lanes + j] - top[j]);
+      y[i * lanes + j] = e;
+      sum[j] += e;
+    }
+  fold(sum, lanes, period, [](T a, T b) { return a + b; });
+  for (int64_t j = 0; j < lanes; ++j) sum[j] = T(1) / sum[j];
+  for (int64_t i = 0; i < rows; ++i)
+    _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) y[i * lanes + j] *= sum[j];
+}
+
+template <class T>
+FGASEG_INLINE void columns_backward(const T* p, const T* g, T* y, int64_t rows, int64_t lanes, int64_t period, T* dot) {
+  std::fill(dot, dot + lanes, T(0));
+  for (int64_t i = 0; i < rows; ++i)
+    _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) dot[j] += p[i * lanes + j] * g[i * lanes + j];
+  fold(dot, lanes, period, [](T a, T b) { return a + b; });
+  for (int64_t i = 0; i < rows; ++i)
+    _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) {
+      y[i * lanes + j] = p[i * lanes + j] * (g[i * lanes + j] - dot[j]);
+    }
+}
+
+// f(index, lane, first visit) over n >= WIDE numbers in whole vectors; the last one overlaps the one before it.
+template <class F>
+FGASEG_INLINE void vectors(int64_t n, F f) {
+  const int64_t whole = n / WIDE * WIDE;
+  for (int64_t i = 0; i < whole; i += WIDE)
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(i + j, j, true);
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(n - WIDE + j, j, n - WIDE + j >= whole);
+}
+
+// The same for one run of n >= WIDE neighbouring numbers.
+template <class T>
+FGASEG_INLINE void row(const T* x, T* y, int64_t n) {
+  T tops[WIDE], sums[WIDE] = {}, top = x[0], sum = 0;
+  std::copy(x, x + WIDE, tops);
+  vectors(n, [&](int64_t i, int64_t j, bool) { tops[j] = x[i] > tops[j] ? x[i] : tops[j]; });
+  for (T t : tops) top = t > top ? t : top;
+  vectors(n, [&](int64_t i, int64_t j, bool first) {
+    const T e = exp_of(x[i] - top);
+    y[i] = e;
+    sums[j] += first ? e : T(0);
+  });
+  for (T s : sums) sum += s;
+  const T inverse = T(1) / sum;
+  vectors(n, [&](int64_t i, int64_t, bool first) { y[i] *= first ? inverse : T(1); });
+}
+
+template <class T>
+FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n) {
+  T dots[WIDE] = {}, dot = 0;
+  vectors(n, [&](int64_t i, int64_t j, bool first) { dots[j] += first ? p[i] * g[i] : T(0); });
+  for (T d : dots) dot += d;
+  vectors(n, [&](int64_t i, int64_t, bool) { y[i] = p[i] * (g[i] - dot); });
+}
+
+// x [n][taps] -> y [taps][BLOCK]; the lanes from n on are zero.
+template <class T>
+FGASEG_INLINE void transpose_in(const T* x, T* y, int64_t n, int64_t taps) {
+  if (n < BLOCK) std::fill(y, y + taps * BLOCK, T(0));
+  for (int64_t i = 0; i < taps; ++i)
+    for (int64_t c = 0; c < n; ++c) y[i * BLOCK + c] = x[c * taps + i];
+}
+
+template <class T>
+FGASEG_INLINE void transpose_out(const T* x, T* y, int64_t n, int64_t taps) {
+  for (int64_t c = 0; c < n; ++c)
+    for (int64_t i = 0; i < taps; ++i) y[c * taps + i] = x[i * BLOCK + c];
+}
+
+int64_t channels_side_by_side(int64_t channels) {
+  int64_t wide = WIDE;
+  while (channels % wide) wide /= 2;
+  return wide;
+}
+
+// One class. `scratch` has scratch_size numbers.
+int64_t scratch_size(int64_t taps) { return 2 * taps * std::max(BLOCK, WIDE) + 2 * BLOCK; }
+
+template <class T>
+FGASEG_INLINE void one_class(Norm norm, const T* x, T* y, int64_t channels, int64_t taps, int64_t wide, T* scratch) {
+  if (norm == Norm::channels) {
+    const int64_t lanes = wide * taps;
+    return columns(x, y, channels / wide, lanes, taps, scratch, scratch + lanes);
+  }
+  if (taps >= LONG) {
+    for (int64_t c = 0; c < channels; ++c) row(x + c * taps, y + c * taps, taps);
+    return;
+  }
+  T* block = scratch + 2 * BLOCK;
+  for (int64_t c = 0; c < channels; c += BLOCK) {
+    const int64_t n = std::min(BLOCK, channels - c);
+    transpose_in(x + c * taps, block, n, taps);
+    columns(block, block, taps, BLOCK, BLOCK, scratch, scratch + BLOCK);
+    transpose_out(block, y + c * taps, n, taps);
+  }
+}
+
+template <class T>
+FGASEG_INLINE void one_class_backward(Norm norm, const T* p, const T* g, T* y, int64_t channels, int64_t taps,
+                                      int64_t wide, T* scratch) {
+  if (norm == Norm::channels) return columns_backward(p, g, y, channels / wide, wide * taps, taps, scratch);
+  if (taps >= LONG) {
+    for (int64_t c = 0; c < channels; ++c) row_backward(p + c * taps, g + c * taps, y + c * taps, taps);
+    return;
+  }
+  T *blocks_p = scratch + 2 * BLOCK, *blocks_g = blocks_p + taps * BLOCK;
+  for (int64_t c = 0; c < channels; c += BLOCK) {
+    const int64_t n = std::min(BLOCK, channels - c);
+    transpose_in(p + c * taps, blocks_p, n, taps);
+    transpose_in(g + c * taps, blocks_g, n, taps);
+    columns_backward(blocks_p, blocks_g, blocks_g, taps, BLOCK, BLOCK, scratch);
+    transpose_out(blocks_g, y + c * taps, n, taps);
+  }
+}
+
+// target_clones needs functions that are not templates.
+FGASEG_CLONES void softmax_class(Norm norm, const float* x, float* y, int64_t c, int64_t k, int64_t w, float* s) {
+  one_class(norm, x, y, c, k, w, s);
+}
+FGASEG_CLONES void softmax_class(Norm norm, const double* x, double* y, int64_t c, int64_t k, int64_t w, double* s) {
+  one_class(norm, x, y, c, k, w, s);
+}
+FGASEG_CLONES void softmax_class_backward(Norm norm, const float* p, const float* g, float* y, int64_t c, int64_t k,
+                                          int64_t w, float* s) {
+  one_class_backward(norm, p, g, y, c, k, w, s);
+}
+FGASEG_CLONES void softmax_class_backward(Norm norm, const double* p, const double* g, double* y, int64_t c, int64_t k,
+                                          int64_t w, double* s) {
+  one_class_backward(norm, p, g, y, c, k, w, s);
+}
+
+// Runs f(first number of a class, scratch) for every class, on all threads.
+template <class T, class F>
+void for_each_class(int64_t classes, int64_t size, int64_t taps, const F& f) {
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1));
+  torch::stable::parallel_for(0, classes, grain, [&](int64_t begin, int64_t end) {
+    std::vector<T> scratch(scratch_size(taps));
+    for (int64_t i = begin; i < end; ++i) f(i * size, scratch.data());
+  });
+}
+
+}  // namespace
+
+Norm norm_of(const std::string& name) {
+  if (name == "taps") return Norm::taps;
+  if (name == "channels") return Norm::channels;
+  STD_TORCH_CHECK(name == "none", "norm must be taps, channels or none, not ", name);
+  return Norm::none;
+}
+
+template <class T>
+void softmax_kernels(Norm norm, const T* logits, T* kernels, int64_t classes, int64_t channels, int64_t taps) {
+  const int64_t size = channels * taps;
+  if (classes * size == 0) return;
+  if (norm == Norm::none) return void(std::copy(logits, logits + classes * size, kernels));
+  const int64_t wide = channels_side_by_side(channels);
+  for_each_class<T>(classes, size, taps, [&](int64_t at, T* scratch) {
+    softmax_class(norm, logits + at, kernels + at, channels, taps, wide, scratch);
+  });
+}
+
+template <class T>
+void softmax_kernels_backward(Norm norm, const T* kernels, const T* grad, T* logits_grad, int64_t classes,
+                              int64_t channels, int64_t taps) {
+  const int64_t size = channels * taps;
+  if (classes * size == 0) return;
+  if (norm == Norm::none) return void(std::copy(grad, grad + classes * size, logits_grad));
+  const int64_t wide = channels_side_by_side(channels);
+  for_each_class<T>(classes, size, taps, [&](int64_t at, T* scratch) {
+    softmax_class_backward(norm, kernels + at, grad + at, logits_grad + at, channels, taps, wide, scratch);
+  });
+}
+
+template void softmax_kernels(Norm, const float*, float*, int64_t, int64_t, int64_t);
+template void softmax_kernels(Norm, const double*, double*, int64_t, int64_t, int64_t);
+template void softmax_kernels_backward(Norm, const float*, const float*, float*, int64_t, int64_t, int64_t);
+template void softmax_kernels_backward(Norm, const double*, const double*, double*, int64_t, int64_t, int64_t);
+
+namespace {
+
+Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::string norm) {
+  const Tensor x = prepared(kernel_logits);
+  const int64_t batch = x.size(0), classes = x.size(1), taps = kernel_size * kernel_size, channels = x.size(2) / taps;
+  Tensor y = torch::stable::new_empty(x, {batch, classes, channels, kernel_size, kernel_size});
+  for_compute_type(x, [&](auto t) {
+    using T = decltype(t);
+    softmax_kernels(norm_of(norm), data<T>(x), mutable_data<T>(y), batch * classes, channels, taps);
+  });
+  return finished(y, kernel_logits);
+}
+
+Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::string norm) {
+  const Tensor g = prepared(grad), p = prepared(kernels);
+  const int64_t batch = p.size(0), classes = p.size(1), channels = p.size(2), taps = p.size(3) * p.size(4);
+  Tensor y = torch::stable::new_empty(p, {batch, classes, channels * taps});
+  for_compute_type(p, [&](auto t) {
+    using T = decltype(t);
+    softmax_kernels_backward(norm_of(norm), data<T>(p), data<T>(g), mutable_data<T>(y), batch * classes, channels,
+                             taps);
+  });
+  return finished(y, kernels);
+}
+
+}  // namespace
+}  // namespace fgaseg
+
+STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+  m.impl("kernel_softmax", TORCH_BOX(&fgaseg::kernel_softmax));
+  m.impl("kernel_softmax_backward", TORCH_BOX(&fgaseg::kernel_softmax_backward));
+}

@@ -1,0 +1,25 @@
+"""The ops of FGAseg: one folder an op, each with a PyTorch reference that needs nothing built.
+
+``explain(op_name, *args)`` says which backend would run a call and why the others would not.
+"""
+
+from ._dispatch import explain
+from .cosine_cost_volume import cosine_cost_volume
+from .kernel_softmax import kernel_softmax
+from .labels import decode_runs, encode_runs, remap_labels
+from .lcs_conv import lcs_conv
+from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
+
+__all__ = [
+    "Selection",
+    "cosine_cost_volume",
+    "decode_runs",
+    "encode_runs",
+    "explain",
+    "gather_classes",
+    "kernel_softmax",
+    "lcs_conv",
+    "remap_labels",
+    "scatter_classes",
+    "topk_classes",
+]

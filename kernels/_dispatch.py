@@ -1,0 +1,116 @@
+"""One rule for every op: the first backend whose ``why_not`` is empty runs; the reference comes last."""
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._library import why_no_library
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run an op: ``why_not(*args)`` is "" when it can run that call, else the reason."""
+
+    name: str
+    why_not: Callable[..., str]
+    run: Callable[..., Any]
+
+
+OPS: dict[str, tuple[Backend, ...]] = {}
+_told: set[str] = set()
+
+
+def register(op: str, cpp: Callable, reference: Callable) -> None:
+    """Lists the backends of ``op`` in the order in which they are tried."""
+    OPS[op] = (Backend("cpp", why_not_cpp, cpp), Backend("reference", lambda *_: "", reference))
+
+
+def why_not_cpp(*args) -> str:
+    for tensor in tensors(args):
+        if tensor.device.type != "cpu":
+            return f"tensors are on {tensor.device}"
+        if tensor.is_floating_point() and tensor.dtype not in DTYPES:
+            return f"{tensor.dtype} is not float32, float64, float16 or bfloat16"
+    return why_no_library
+
+
+def tensors(args) -> list[Tensor]:
+    return [arg for arg in args if isinstance(arg, Tensor)]
+
+
+def explain(op: str, *args) -> str:
+    """Which backend would run ``op(*args)``, and why each of the others would not: one line a backend.
+
+    Raises ValueError for an unknown op.
+    """
+    if op not in OPS:
+        raise ValueError(f"no op '{op}' in fgaseg.kernels; there are {', '.join(OPS)}")
+    args = tuple(getattr(arg, "rows", arg) for arg in args)  # of a Selection
+    call = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}" for t in tensors(args))
+    lines = [f"  {backend.name:<10}{backend.why_not(*args) or 'can run'}" for backend in OPS[op]]
+    return "\n".join([f"{op}({call})", *lines])
+
+
+def run(op: str, backend: str, *args):
+    """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
+    if backend == "auto":
+        chosen = next(candidate for candidate in OPS[op] if not candidate.why_not(*args))
+        if chosen.name == "reference":
+            tell(op, "\n".join(f"  {b.name:<10}{b.why_not(*args)}" for b in OPS[op] if b is not chosen))
+        return chosen.run(*args)
+    for candidate in OPS[op]:
+        if candidate.name == backend:
+            why = candidate.why_not(*args)
+            if why:
+                raise RuntimeError(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
+            return candidate.run(*args)
+    raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in OPS[op])}")
+
+
+@torch.compiler.assume_constant_result  # so that torch.compile says it too, once, while it traces
+def tell(op: str, reasons: str) -> None:
+    """Says once that only the reference can run ``op``; FGASEG_STRICT=1 makes that a RuntimeError."""
+    if os.environ.get("FGASEG_STRICT") == "1":
+        raise RuntimeError(f"{op}: FGASEG_STRICT=1 and only the reference can run this call\n{reasons}")
+    if op not in _told:
+        _told.add(op)
+        text = f"{op}: running the plain reference (said once; FGASEG_STRICT=1 makes it an error)\n{reasons}"
+        warnings.warn(text, stacklevel=4)
+
+
+def check_same(op: str, **named: Tensor) -> None:
+    """Raises TypeError or ValueError unless all tensors share one floating dtype and one device."""
+    (first, reference), *others = named.items()
+    if reference.dtype not in DTYPES:
+        raise TypeError(f"{op}: {first} has dtype {reference.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    for name, tensor in others:
+        if tensor.dtype != reference.dtype:
+            raise TypeError(
+                f"{op}: {name} has dtype {tensor.dtype} but {first} has {reference.dtype}; convert one with .to()"
+            )
+        if tensor.device != reference.device:
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} but {first} is on {reference.device}; move one with .to()"
+            )
+
+
+def under_autocast(*args: Tensor, to: torch.dtype | None = None):
+    """The arguments as autocast wants them, and a context in which nothing is cast again.
+
+    Outside of autocast the arguments are returned unchanged. ``to`` replaces autocast's own dtype (float32 for ops that
+    autocast would run in full precision). float64 is left alone, as autocast does.
+    """
+    device = args[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return args, nullcontext()
+    target = to or torch.get_autocast_dtype(device)
+    cast = tuple(arg.to(target) if arg.is_floating_point() and arg.dtype != torch.float64 else arg for arg in args)
+    return cast, torch.autocast(device, enabled=False)

@@ -1,0 +1,142 @@
+"""topk_classes, gather_classes, scatter_classes: schemas, shape rules, gradients and backends."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._dispatch import check_same, register, run
+from .._library import define
+from .reference import gather_classes_reference, scatter_classes_reference, topk_classes_reference
+
+UNIONS = ("image", "batch")
+
+TOPK = define("topk_classes(Tensor scores, int k, str union) -> (Tensor, Tensor)")
+GATHER = define("gather_classes(Tensor x, Tensor rows) -> Tensor")
+SCATTER = define("scatter_classes(Tensor y, Tensor rows, SymInt batch, SymInt classes, float fill) -> Tensor")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Classes kept of each image, packed: no padding, so images may keep different numbers, or none.
+
+    rows     [R] int64  b*T + t of each kept class, ascending
+    counts   [B] int64  how many classes each image keeps; they add up to R
+    batch    B
+    classes  T
+    """
+
+    rows: Tensor
+    counts: Tensor
+    batch: int
+    classes: int
+
+
+@torch.library.register_fake(TOPK)
+def _topk_shape(scores, k, union):
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return scores.new_empty(rows, dtype=torch.int64), scores.new_empty(scores.shape[0], dtype=torch.int64)
+
+
+@torch.library.register_fake(GATHER)
+def _gather_shape(x, rows):
+    return x.new_empty(rows.shape[0], *x.shape[2:])
+
+
+@torch.library.register_fake(SCATTER)
+def _scatter_shape(y, rows, batch, classes, fill):
+    torch._check(y.shape[0] == rows.shape[0], lambda: "y and rows must share R")
+    return y.new_empty(batch, classes, *y.shape[1:])
+
+
+# Rows are distinct, so gather and scatter are each other's transpose.
+def _save_gather(ctx, inputs, output):
+    x, rows = inputs
+    ctx.sizes = x.shape[:2]
+    ctx.save_for_backward(rows)
+
+
+def _gather_backward(ctx, grad):
+    return torch.ops.fgaseg.scatter_classes(grad, *ctx.saved_tensors, *ctx.sizes, 0.0), None
+
+
+def _save_scatter(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _scatter_backward(ctx, grad):
+    return torch.ops.fgaseg.gather_classes(grad, *ctx.saved_tensors), None, None, None, None
+
+
+torch.library.register_autograd(GATHER, _gather_backward, setup_context=_save_gather)
+torch.library.register_autograd(SCATTER, _scatter_backward, setup_context=_save_scatter)
+register("topk_classes", torch.ops.fgaseg.topk_classes.default, topk_classes_reference)
+register("gather_classes", torch.ops.fgaseg.gather_classes.default, gather_classes_reference)
+register("scatter_classes", torch.ops.fgaseg.scatter_classes.default, scatter_classes_reference)
+
+
+def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str = "auto") -> Selection:
+    """The classes that are among the k best of at least one pixel.
+
+    scores   [B, T, H, W]  float32, float64, float16 or bfloat16; any strides
+    k        at least 1; k >= T keeps every class that has a selectable score anywhere
+    union    "image": each image keeps its own classes; "batch": every image keeps what any image of the batch needs
+    returns  Selection; the number of rows depends on the scores
+
+    NaN and -inf are never selected, so an image may keep no class. Equal scores: the lowest class index wins.
+    Not differentiable. Every size may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg,
+    section III-D (the released code unites over the batch). Raises ValueError for a wrong shape, k or union, TypeError
+    for a wrong dtype.
+    """
+    check_same("topk_classes", scores=scores)
+    if scores.dim() != 4:
+        raise ValueError(f"topk_classes: scores has shape {list(scores.shape)}; expected [B, T, H, W]")
+    if k < 1:
+        raise ValueError(f"topk_classes: k is {k}; expected at least 1")
+    if union not in UNIONS:
+        raise ValueError(f"topk_classes: union is '{union}'; expected one of {', '.join(UNIONS)}")
+    rows, counts = run("topk_classes", backend, scores.detach(), k, union)
+    return Selection(rows, counts, scores.shape[0], scores.shape[1])
+
+
+def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") -> Tensor:
+    """The selected classes of every image, one after the other.
+
+    x        [B, T, ...]  float32, float64, float16 or bfloat16; any strides
+    returns  [R, ...]     contiguous, in the order of selection.rows; a copy
+
+    Differentiable any number of times. Raises ValueError where B or T is not the selection's or devices differ.
+    """
+    check_same("gather_classes", x=x)
+    if x.dim() < 2 or x.shape[0] != selection.batch or x.shape[1] != selection.classes:
+        raise ValueError(
+            f"gather_classes: x has shape {list(x.shape)}; "
+            f"the selection expects [{selection.batch}, {selection.classes}, ...]"
+        )
+    check_device("gather_classes", "x", x, selection)
+    return run("gather_classes", backend, x, selection.rows)
+
+
+def scatter_classes(y: Tensor, selection: Selection, fill: float, *, backend: str = "auto") -> Tensor:
+    """Selected classes back at their places, ``fill`` for those that were dropped.
+
+    y        [R, ...]     float32, float64, float16 or bfloat16; any strides
+    returns  [B, T, ...]  contiguous
+
+    Differentiable in y any number of times. Raises ValueError where R is not the selection's or devices differ.
+    """
+    check_same("scatter_classes", y=y)
+    expected = selection.rows.shape[0]
+    if torch.compiler.is_compiling():  # R is unknown while tracing: compared when the graph runs
+        torch._check(y.shape[0] == expected, lambda: "scatter_classes: y and the selection must share R")
+    elif y.dim() < 1 or y.shape[0] != expected:
+        raise ValueError(f"scatter_classes: y has shape {list(y.shape)}; the selection expects [{expected}, ...]")
+    check_device("scatter_classes", "y", y, selection)
+    return run("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))
+
+
+def check_device(op: str, name: str, tensor: Tensor, selection: Selection) -> None:
+    if tensor.device != selection.rows.device:
+        raise ValueError(
+            f"{op}: {name} is on {tensor.device} but the selection is on {selection.rows.device}; move one with .to()"
+        )

@@ -1,0 +1,213 @@
+"""Builds what this machine can build, and says what it builds, what it skips and why.
+
+    FGASEG_CPU=auto|0|1    the C++ CPU kernels and the pybind11 host helpers
+    FGASEG_CUDA=auto|0|1   the CUDA kernels
+    CXX, MAX_JOBS, CUDA_HOME as usual
+
+auto builds what can be built, 0 skips it, 1 stops with the reason when it cannot be done. The plan is recorded in
+kernels/_build_info.json, which `fgaseg info` shows.
+"""
+
+import glob
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_py import build_py
+
+HERE = Path(__file__).parent
+COMPILE = ["-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch >= 2.11
+
+
+def wanted(name: str) -> str:
+    value = os.environ.get(name, "auto")
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"fgaseg: {name}={value} is not one of auto, 0, 1")
+    return value
+
+
+def why_no_compiler() -> str:
+    """ "" if a small shared library can be compiled, else the reason."""
+    command = shlex.split(os.environ.get("CXX", "c++"))
+    if not shutil.which(command[0]):
+        return f"no C++ compiler ('{command[0]}' not found; set CXX)"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <vector>\nint probe() { return int(std::vector<int>(1).size()); }\n")
+        run = [*command, "-std=c++20", "-shared", "-fPIC", *COMPILE, str(source), "-o", str(Path(folder, "probe.so"))]
+        done = subprocess.run(run, capture_output=True, text=True)
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.strip() or f"'{shlex.join(command)}' ended with status {done.returncode} and no message"
+    return f"the C++ compiler does not work: {said.splitlines()[0]}"
+
+
+def why_no_pybind11() -> str:
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        return f"no {header} (install the Python development headers)"
+    try:
+        import pybind11  # noqa: F401
+    except ImportError:
+        return "pybind11 is not installed"
+    return ""
+
+
+def find_nvcc() -> tuple[str, tuple[int, int]] | None:
+    """CUDA home and version; needs bin/nvcc and include/cuda_runtime.h, as `which nvcc` may be a wrapper script."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    if not any(homes):
+        if nvcc := shutil.which("nvcc"):
+            homes.append(os.path.dirname(os.path.dirname(os.path.realpath(nvcc))))
+        homes += ["/usr/local/cuda", *sorted(glob.glob("/usr/local/cuda-*"), reverse=True)]
+        homes += glob.glob(os.path.join(sysconfig.get_path("purelib"), "nvidia", "cu*"))
+    for home in filter(None, homes):
+        nvcc = os.path.join(home, "bin", "nvcc")
+        if os.path.exists(nvcc) and os.path.exists(os.path.join(home, "include", "cuda_runtime.h")):
+            out = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+            if found := re.search(r"release (\d+)\.(\d+)", out):
+                return home, (int(found[1]), int(found[2]))
+    return None
+
+
+def why_no_cuda(torch) -> str:
+    """Everything that stands in the way of CUDA kernels, "" if nothing does."""
+    reasons = []
+    if not glob.glob(str(HERE / "csrc" / "*" / "*.cu")):
+        reasons.append("this version of fgaseg has no CUDA kernels yet")
+    nvcc = find_nvcc()
+    if nvcc is None:
+        reasons.append("no nvcc with its headers was found (set CUDA_HOME)")
+    if torch.version.cuda is None:
+        reasons.append(f"torch {torch.__version__} is a build without CUDA")
+    elif nvcc and nvcc[1][0] != int(torch.version.cuda.split(".")[0]):
+        reasons.append(f"nvcc {nvcc[1][0]}.{nvcc[1][1]} does not match torch's CUDA {torch.version.cuda}")
+    return "; ".join(reasons)
+
+
+def decide(switch: str, why_not: str, what: str) -> str:
+    """'built: what' or 'skipped: reason'; stops where the user demanded what cannot be done."""
+    value = wanted(switch)
+    if value == "1" and why_not:
+        raise SystemExit(f"fgaseg: {switch}=1 cannot be done: {why_not}")
+    if value == "0":
+        return f"skipped: {switch}=0"
+    return f"skipped: {why_not}" if why_not else f"built: {what}"
+
+
+def plan(torch) -> dict[str, str]:
+    """What will be built ('built: how') and what not ('skipped: why'), for each part."""
+    no_compiler = why_no_compiler()
+    compiler = os.environ.get("CXX", "c++")
+    host = decide("FGASEG_CPU", no_compiler, compiler)
+    if host.startswith("built") and (no_pybind11 := why_no_pybind11()):
+        host = f"skipped: {no_pybind11}"  # only a convenience: numpy does the same, so FGASEG_CPU=1 does not stop here
+    return {
+        "cpp": decide("FGASEG_CPU", no_compiler, f"{compiler}, stable ABI for torch >= 2.11"),
+        "host": host,
+        "cuda": decide("FGASEG_CUDA", why_no_cuda(torch), "nvcc"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def extensions(parts: dict[str, str]) -> list[Extension]:
+    found = []
+    if parts["cpp"].startswith("built"):
+        from torch.utils.cpp_extension import CppExtension
+
+        sources = sorted(glob.glob("csrc/*/cpu.cpp", root_dir=HERE))
+        found.append(
+            CppExtension(
+                "fgaseg.kernels._C",
+                sources,
+                include_dirs=[str(HERE / "csrc")],
+                extra_compile_args={"cxx": [*COMPILE, *STABLE]},
+                py_limited_api=True,
+            )
+        )
+    if parts["host"].startswith("built"):
+        import pybind11
+
+        found.append(
+            Extension(
+                "fgaseg.kernels._host",
+                ["csrc/labels/host.cpp"],
+                include_dirs=[pybind11.get_include()],
+                extra_compile_args={"cxx": [*COMPILE, "-fvisibility=hidden"]},
+                language="c++",
+            )
+        )
+    return found
+
+
+def record(parts: dict[str, str]) -> None:
+    """Writes the plan beside the kernels and removes libraries of an earlier build that the plan leaves out."""
+    target = HERE / "kernels" / "_build_info.json"
+    partial = target.with_suffix(".tmp")
+    partial.write_text(json.dumps(parts, indent=1) + "\n")
+    partial.replace(target)
+    for part, name in (("cpp", "_C"), ("host", "_host")):
+        if not parts[part].startswith("built"):
+            for stale in (HERE / "kernels").glob(f"{name}.*so"):
+                stale.unlink()
+
+
+def main() -> None:
+    try:
+        import torch
+    except ImportError:
+        raise SystemExit(
+            "fgaseg is built against the torch it will run with. Install torch first: pip install 'torch>=2.11'"
+        ) from None
+    from torch.utils.cpp_extension import BuildExtension
+
+    parts = plan(torch)
+    os.environ.setdefault("MAX_JOBS", str(os.cpu_count() or 1))
+
+    class BuildPy(build_py):
+        def run(self):
+            record(parts)
+            super().run()
+
+    class BuildExt(BuildExtension):
+        def finalize_options(self):
+            super().finalize_options()
+            self.build_temp = str(HERE / "build" / "temp")  # also for editable installs, so that they are incremental
+
+        def run(self):
+            record(parts)
+            super().run()
+
+        def build_extensions(self):
+            try:
+                super().build_extensions()
+            except Exception as error:
+                raise SystemExit(
+                    f"fgaseg: compiling failed: {error}\nFGASEG_CPU=0 installs without; the PyTorch reference runs then"
+                ) from error
+
+    if {"editable_wheel", "bdist_wheel", "build_ext", "build"} & set(sys.argv):
+        lines = [f"torch   {torch.__version__} from {os.path.dirname(torch.__file__)}"]
+        lines += [f"{name:<8}{parts[name]}" for name in ("cpp", "host", "cuda")]
+        print("fgaseg build plan\n  " + "\n  ".join(lines), file=sys.stderr, flush=True)
+    kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
+    setup(
+        packages=["fgaseg", *kernels],
+        ext_modules=extensions(parts),
+        cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What setup.py decides, without building; and what the built library needs."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fgaseg.kernels import _library
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = next(iter(sorted((ROOT / "kernels").glob("_C.*so"))), None)
+PLAN = "import json, torch, setup; print(json.dumps(setup.plan(torch)))"
+
+
+def plan(**environment: str) -> subprocess.CompletedProcess:
+    """setup.py's plan, in a process of its own, under these environment variables."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("FGASEG_", "CXX"))}
+    run = [sys.executable, "-c", PLAN]
+    return subprocess.run(run, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True)
+
+
+def test_auto_says_what_it_skips():
+    parts = json.loads(plan().stdout)
+    assert set(parts) == {"cpp", "host", "cuda", "torch", "python"}
+    assert all(parts[name].startswith(("built: ", "skipped: ")) for name in ("cpp", "host", "cuda"))
+    if not list((ROOT / "csrc").glob("*/*.cu")):
+        assert "no CUDA kernels yet" in parts["cuda"]
+
+
+@pytest.mark.skipif(bool(list((ROOT / "csrc").glob("*/*.cu"))), reason="there are CUDA sources now")
+def test_demanding_cuda_stops_with_the_reason(tmp_path):
+    stopped = plan(FGASEG_CUDA="1", CUDA_HOME=str(tmp_path))
+    assert stopped.returncode != 0
+    assert "FGASEG_CUDA=1 cannot be done: this version of fgaseg has no CUDA kernels yet; no nvcc" in stopped.stderr
+
+
+def test_without_a_compiler_nothing_is_built_unless_demanded():
+    parts = json.loads(plan(CXX="no-such-compiler").stdout)
+    assert "skipped: no C++ compiler ('no-such-compiler' not found" in parts["cpp"] and "skipped" in parts["host"]
+    stopped = plan(CXX="no-such-compiler", FGASEG_CPU="1")
+    assert stopped.returncode != 0 and "FGASEG_CPU=1 cannot be done: no C++ compiler" in stopped.stderr
+
+
+def test_a_compiler_that_does_not_work_is_not_used():
+    assert "skipped: the C++ compiler does not work" in json.loads(plan(CXX="false").stdout)["cpp"]
+
+
+def test_switched_off_is_skipped():
+    parts = json.loads(plan(FGASEG_CPU="0", FGASEG_CUDA="0").stdout)
+    assert parts["cpp"] == parts["host"] == "skipped: FGASEG_CPU=0" and parts["cuda"] == "skipped: FGASEG_CUDA=0"
+
+
+def test_a_misspelt_switch_is_refused():
+    stopped = plan(FGASEG_CPU="yes")
+    assert stopped.returncode != 0 and "FGASEG_CPU=yes is not one of auto, 0, 1" in stopped.stderr
+
+
+def test_record_agrees_with_what_is_there():
+    info = _library.build_info()
+    assert info["cpp"].startswith("built: ") == (LIBRARY is not None), info["cpp"]
+    assert not _library.why_no_library or LIBRARY is None
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="the C++ library is not built")
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm is not installed")
+def test_library_uses_the_stable_abi_only():
+    """Neither ATen's nor c10's C++ symbols, nor a Python newer than needed: one build serves every torch >= 2.11."""
+    run = ["nm", "-DC", "--undefined-only", LIBRARY]
+    symbols = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert "torch_call_dispatcher" in symbols  # it is nm's output, and of this library
+    assert not re.search(r"\b(at|c10|torch|pybind11)::|\bPy[A-Z_]", symbols)
+
+
+def test_constraints_pin_every_dependency():
+    """Every package that pyproject.toml names has one exact version in constraints.txt."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = project["dependencies"] + project["optional-dependencies"]["test"]
+    pinned = set(re.findall(r"^([A-Za-z0-9_.-]+)==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    missing = {re.match(r"[\w.-]+", name)[0].lower().replace("_", "-") for name in named} - pinned
+    assert not missing

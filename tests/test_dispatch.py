@@ -1,0 +1,61 @@
+import warnings
+
+import pytest
+import torch
+
+from fgaseg import kernels
+from fgaseg.info import CALLS, collect
+from fgaseg.kernels import _dispatch, kernel_softmax
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setattr(_dispatch, "why_no_library", "it was left out of this test")
+    monkeypatch.setattr(_dispatch, "_told", set())
+
+
+def test_falling_back_is_said_once(without_library):
+    with pytest.warns(UserWarning, match="kernel_softmax: running the plain reference(?s:.*)left out of this test"):
+        kernel_softmax(torch.zeros(1, 1, 9), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel_softmax(torch.zeros(1, 1, 9), 3)
+
+
+def test_a_compiled_call_says_it_too(without_library):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: kernel_softmax(x, 3), fullgraph=True, backend="eager")
+    with pytest.warns(UserWarning, match="left out of this test"):
+        compiled(torch.zeros(1, 1, 9))
+
+
+def test_strict_makes_it_an_error(without_library, monkeypatch):
+    monkeypatch.setenv("FGASEG_STRICT", "1")
+    with pytest.raises(RuntimeError, match="FGASEG_STRICT=1 and only the reference(?s:.*)left out of this test"):
+        kernel_softmax(torch.zeros(1, 1, 9), 3)
+    kernel_softmax(torch.zeros(1, 1, 9), 3, backend="reference")  # asked for by name: no fallback
+
+
+def test_a_backend_that_cannot_run_says_why(without_library):
+    with pytest.raises(RuntimeError, match="backend='cpp' cannot run this call: it was left out of this test"):
+        kernel_softmax(torch.zeros(1, 1, 9), 3, backend="cpp")
+    with pytest.raises(ValueError, match="no backend 'triton'; there are auto, cpp, reference"):
+        kernel_softmax(torch.zeros(1, 1, 9), 3, backend="triton")
+
+
+def test_explain_names_every_backend():
+    pixels = torch.zeros(1, 2, 4, 4, device="meta")
+    text = kernels.explain("lcs_conv", pixels, torch.zeros(1, 3, 18), torch.zeros(1, 3), 3)
+    assert "float32[1, 2, 4, 4] on meta" in text and "cpp       tensors are on meta" in text
+    assert "reference can run" in text
+    with pytest.raises(ValueError, match="no op 'lcs' in fgaseg.kernels; there are (?s:.*)lcs_conv"):
+        kernels.explain("lcs")
+
+
+def test_info_covers_every_op():
+    found = collect()
+    assert set(found["ops"]) == set(_dispatch.OPS) == set(CALLS)
+    for op, new_args in CALLS.items():
+        choice = next(c for c in found["ops"][op]["cpu"] if c["dtype"] == "float32")
+        args = new_args(lambda *sizes: torch.zeros(sizes), "cpu")
+        getattr(kernels, op)(*args, backend=choice["runs"])  # it says what would run; it does
