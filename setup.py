@@ -203,7 +203,7 @@ def main() -> None:
         print("fgaseg build plan\n  " + "\n  ".join(lines), file=sys.stderr, flush=True)
     kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
     setup(
-        packages=["fgaseg", *kernels],
+        packages=["fgaseg", "fgaseg.configs", *kernels],
         ext_modules=extensions(parts),
         cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     )

@@ -125,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     names.add_argument("--names", type=Path, help="file with one name a line, or a JSON list")
     segment.add_argument("--out", type=Path, help="picture to write; a folder for several photos "
                          "(default: <photo>_labels.png beside nothing else, in the working directory)")  # fmt: skip
-    segment.add_argument("--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (Fig. 6)")
+    segment.add_argument(
+        "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (Fig. 6)"
+    )
     segment.add_argument("--compare", action="append", default=[], help="another model to draw beside (Fig. 7)")
     segment.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
 

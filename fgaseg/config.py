@@ -83,7 +83,8 @@ class EncoderConfig(_Section):
     """The CLIP image and text towers (open_clip)."""
 
     name: str = "ViT-B-16"  # open_clip model name; only a label when `architecture` is given
-    pretrained: str | None = "openai"  # open_clip tag, a local file, or an fgaseg model (its encoder); None: random (the default with `architecture`)
+    # an open_clip tag, a local file, or an fgaseg model (its encoder); None: random (the default with `architecture`)
+    pretrained: str | None = "openai"
     architecture: dict[str, Any] | None = None  # an open_clip model config, inline: embed_dim, vision_cfg, text_cfg
     guidance_blocks: tuple[NonNegativeInt, NonNegativeInt] | None = None  # None: (3, 7) of 12, (7, 15) of 24, thirds
     finetune: Literal["attention", "prompt", "full", "none", "scratch"] = "attention"  # Table VII; scratch: all of CLIP
@@ -188,7 +189,9 @@ class ModelConfig(_Section):
 
     def _check(self) -> None:
         if not self.propagation and (self.lcs or self.t2p or self.fast):
-            raise ValueError("propagation: false leaves the cosine maps alone; it needs lcs, t2p and fast to be false too")
+            raise ValueError(
+                "propagation: false leaves the cosine maps alone; it needs lcs, t2p and fast to be false too"
+            )
         if self.top_k is not None and not self.fast:
             raise ValueError(f"top_k: {self.top_k} needs fast: true (only fast mode has the heads that choose classes)")
         if self.released_fast_scores and not self.fast:

@@ -90,4 +90,4 @@ class Decoder(nn.Module):
 
     def enter2(self, x: Tensor, local: Tensor | None) -> Tensor:
         """Stage 2's input: x [N, 2H, 2W, channels] and the embedded local map [N, H, W, hidden]."""
-        return x if self.fuse2 is None else self.fuse2(x, self.local_up(local))
+        return x if self.fuse2 is None or self.local_up is None else self.fuse2(x, self.local_up(local))

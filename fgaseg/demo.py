@@ -1,4 +1,4 @@
-"""`fgaseg demo`: the whole system in miniature, trained from scratch on drawn scenes and scored on pairs it never saw."""
+"""`fgaseg demo`: the whole system in miniature, trained on drawn scenes and scored on pairs it never saw."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import atomic_write
 from .config import Config, load_config
@@ -25,7 +25,12 @@ from .segment import pseudo_masks
 from .train import train
 
 SCORED = 100  # scenes of each split
-PICTURED = [("seen", 3), ("unseen", 0), ("unseen", 4), ("unseen", 7)]  # split and scene number of each row of the picture
+PICTURED = [
+    ("seen", 3),
+    ("unseen", 0),
+    ("unseen", 4),
+    ("unseen", 7),
+]  # split and scene number of each row of the picture
 ABLATIONS = {  # Table II in miniature: what is switched off
     "full": [],
     "no P2Tformer": ["model.p2t_layers=0"],
@@ -65,9 +70,10 @@ def run(out: Path, seeds: Sequence[int], ablate: bool, overrides: Sequence[str],
 
 
 def demo_config(overrides: Sequence[str]) -> Config:
-    """configs/demo.yaml with overrides."""
-    with as_file(files("fgaseg.configs") / "demo.yaml") as path:
-        return load_config(path, list(overrides))
+    """configs/demo.yaml with overrides; the encoders start from the file beside it."""
+    with as_file(files("fgaseg.configs")) as folder:
+        encoder = f"model.encoder.pretrained={folder / 'demo_encoder.safetensors'}"
+        return load_config(folder / "demo.yaml", [encoder, *overrides])
 
 
 def _one(config: Config) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def influence(model: FGASeg, config: Config, scenes: int = 20) -> dict[str, floa
     return changed
 
 
-def draw(model: nn.Module) -> Image.Image:
+def draw(model: FGASeg) -> Image.Image:
     """One picture: photos, truth, labels, and the two pseudo-masks of the largest object (Fig. 6)."""
     rows, maps, names = [], [], SceneDataset("seen", 1).names
     vocabulary = model.encode(names)
@@ -145,8 +151,12 @@ def draw(model: nn.Module) -> Image.Image:
         objects = truth[truth < len(SEEN) + len(UNSEEN)]
         subject = int(np.bincount(objects).argmax())
         size = (photo.height * 3, photo.width * 3)
-        row = [(f"{split} pairs", photo.resize(size[::-1], Image.Resampling.BICUBIC)), ("truth", painted(photo, truth)),
-               ("FGAseg", painted(photo, labels)), (f"S_g: {names[subject]}", heat(masks.gcs[subject], size))]  # fmt: skip
+        row = [
+            (f"{split} pairs", photo.resize(size[::-1], Image.Resampling.BICUBIC)),
+            ("truth", painted(photo, truth)),
+            ("FGAseg", painted(photo, labels)),
+            (f"S_g: {names[subject]}", heat(masks.gcs[subject], size)),
+        ]
         if masks.lcs is not None:
             row.append((f"S_l: {names[subject]}", heat(masks.lcs[subject], size)))
         grid.append(row)
@@ -163,14 +173,16 @@ def _mean(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def _print(console: Console, results: dict[str, Any]) -> None:
     seeds = len(results["seeds"])
-    table = Table(title="mIoU on drawn scenes, every pair and ground in the vocabulary" + (f", mean of {seeds} seeds" if seeds > 1 else ""))
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"mIoU on drawn scenes, every pair and ground in the vocabulary{mean}")
     for column in ("", "seen pairs, before", "after", "unseen pairs, before", "after"):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, mean in results["mean"].items():
-        table.add_row(name, *(f"{mean[when][split]:.3f}" for split in ("seen", "unseen") for when in ("before", "after")))
+        table.add_column(column, justify="right" if column else "left")
+    order = [(when, split) for split in ("seen", "unseen") for when in ("before", "after")]
+    for name, figures in results["mean"].items():
+        table.add_row(name, *(f"{figures[when][split]:.3f}" for when, split in order))
     console.print(table)
     first = results["runs"][0]
     changed = ", ".join(f"{name} {share:.1%}" for name, share in first["changed_by_zero"].items())
     console.print(f"labels that change when a part is replaced by zero: {changed}")
     console.print(f"{first['parameters']:,} parameters, {first['training_seconds']:.0f} s of training a run")
-    console.print(f"picture: {results['picture']}    model: {first['model']}")
+    console.print(f"picture: {results['picture']}    model: {first['model']}", soft_wrap=True)

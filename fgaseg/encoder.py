@@ -80,20 +80,19 @@ def resized_positions(table: Tensor, stored: tuple[int, int], grid: tuple[int, i
     return torch.cat([table[:1], square[0].flatten(1).T.to(table.dtype)])
 
 
-class ImageEncoder(nn.Module):
-    """Dense CLIP image tower. Holds no weights of its own except the visual prompts.
+class ImageEncoder:
+    """CLIP's image tower, run densely. A view on the tower: the weights belong to `clip`.
 
     pixels [B, 3, h, w] → ImageFeatures at ceil(h / patch) × ceil(w / patch); sizes that the patch does not divide
     are padded with zeros (CLIP's mean colour) at the bottom and on the right.
     """
 
     def __init__(self, visual: VisionTransformer, guidance_blocks: tuple[int, int]):
-        super().__init__()
         self.visual = visual
         self.guidance_blocks = guidance_blocks
         self.patch = int(visual.patch_size[0])
 
-    def forward(self, pixels: Tensor) -> ImageFeatures:
+    def __call__(self, pixels: Tensor) -> ImageFeatures:
         visual = self.visual
         height, width = pixels.shape[-2:]
         pixels = F.pad(pixels, (0, -width % self.patch, 0, -height % self.patch))
@@ -175,7 +174,9 @@ def build_clip(config: EncoderConfig) -> tuple[CLIP, dict[str, Any]]:
             path = config.pretrained
         if not Path(path).exists():
             known = ", ".join(open_clip.list_pretrained_tags_by_model(config.name)) or "none"
-            raise EncoderError(f"encoder.pretrained: {path!r} is neither a file or folder here nor a tag of {config.name} ({known})")
+            raise EncoderError(
+                f"encoder.pretrained: {path!r} is neither a file or folder here nor a tag of {config.name} ({known})"
+            )
         load_clip(clip, path)
     if config.finetune == "prompt":
         width, layers = clip.visual.conv1.out_channels, len(clip.visual.transformer.resblocks)

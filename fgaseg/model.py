@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .checkpoint import CheckpointError, atomic_write, load_weights, read_weight
 from .config import ModelConfig
 from .decoder import Decoder, MapHead
 from .encoder import ImageEncoder, ImageFeatures, build_clip, guidance_blocks
-from .images import CLIP_MEAN, CLIP_STD, read_image
+from .images import CLIP_MEAN, CLIP_STD, ImageSource, read_image
 from .kernels import Selection, cosine_cost_volume, scatter_classes, topk_classes
 from .segment import Result, predict
 from .supplement import Fusion, LocalSupplement, MapEmbedding
@@ -70,10 +70,12 @@ class Rows(NamedTuple):
         if len(set(counts)) == 1:
             return [(slice(0, self.batch), slice(0, sum(counts)))]
         ends = [sum(counts[: i + 1]) for i in range(self.batch)]
-        return [(slice(i, i + 1), slice(end - n, end)) for i, (n, end) in enumerate(zip(counts, ends, strict=True)) if n]
+        return [
+            (slice(i, i + 1), slice(end - n, end)) for i, (n, end) in enumerate(zip(counts, ends, strict=True)) if n
+        ]
 
     def pieces(self, area: int) -> list[tuple[slice, slice]]:
-        """(images, rows) to compute at once: everything if it fits or a gradient is recorded, else parts of one image."""
+        """(images, rows) to compute at once: all if it fits or a gradient is recorded, else parts of one image."""
         counts = self.counts()
         total = sum(counts)
         if len(set(counts)) == 1 and (torch.is_grad_enabled() or total * area <= PIXELS_PER_STEP):
@@ -97,7 +99,7 @@ def strongest_classes(scores: Tensor, count: int) -> Selection:
 
 
 class Head(nn.Module):
-    """Everything behind the encoders: alignment, supplementation, propagation and decoding (sections III-B to III-D)."""
+    """What follows the encoders: alignment, supplementation, propagation, decoding (sections III-B to III-D)."""
 
     def __init__(self, config: ModelConfig, channels: int, width: int):
         super().__init__()
@@ -162,14 +164,14 @@ class Head(nn.Module):
         late = F.relu(self.late_guidance(self.late_up(features.late)))
         area = features.embedding.shape[2] * features.embedding.shape[3]
         pooling = self.config.class_pooling if self.training else self.config.class_pooling_eval
-        decoder, aux = self.decoder, []
+        decoder = self.decoder
+        aux: list[Tensor] = []
 
         x = each(maps.rows.pieces(area), lambda _, r: self._embed(maps, r))
         maps, x = self._choose(0, maps, x, aux)
         for layer in self.layers:
-            x = update(x, maps.rows.pieces(area), lambda i, _, t: layer.spatial(t, image[i]))
-            texts = maps.texts
-            x = update(x, maps.rows.by_image(), lambda i, r, t: layer.across_classes(
+            x = update(x, maps.rows.pieces(area), lambda i, _, t, layer=layer: layer.spatial(t, image[i]))
+            x = update(x, maps.rows.by_image(), lambda i, r, t, layer=layer, texts=maps.texts: layer.across_classes(
                 t, texts[r].unflatten(0, (i.stop - i.start, -1)), pooling))  # fmt: skip
 
         def enter1(t: Tensor, local: Tensor | None) -> Tensor:
@@ -199,7 +201,7 @@ class Head(nn.Module):
         return x if self.fuse is None else self.fuse(x, self._local(maps, r))
 
     def _local(self, maps: "Maps", r: slice) -> Tensor | None:
-        return None if maps.local is None else self.embed_local(maps.local[r])
+        return None if self.embed_local is None or maps.local is None else self.embed_local(maps.local[r])
 
     def _choose(self, index: int, maps: "Maps", x: Tensor, aux: list[Tensor]) -> tuple["Maps", Tensor]:
         """Fast mode: in training record the auxiliary logits, at inference keep every pixel's best classes only."""
@@ -223,7 +225,7 @@ class Maps(NamedTuple):
 
     rows: Rows
     gcs: Tensor  # [R, H, W]
-    local: Tensor | None  # [R, H, W]
+    local: Tensor | None  # [R, H, W]; None without LCS
     texts: Tensor  # text guidance [R, hidden]
 
     def narrow(self, selection: Selection) -> tuple["Maps", Tensor]:
@@ -237,7 +239,7 @@ def each(pieces: list[tuple[slice, slice]], compute: Callable[[slice, slice], Te
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def update(x: Tensor, pieces: list[tuple[slice, slice]], compute: Callable[[slice, slice, Tensor], Tensor]) -> Tensor:
+def update(x: Tensor, pieces: list[tuple[slice, slice]], compute: Callable[..., Tensor]) -> Tensor:
     """compute(images, rows, x[rows]) in place of x[rows]; written into x itself when there are several pieces."""
     if len(pieces) == 1:
         return compute(*pieces[0], x)
@@ -258,6 +260,9 @@ class FGASeg(nn.Module):
     Underneath, `model(pixels, model.encode(names)).logits` is [B, T, 4H, 4W] before any sigmoid or softmax.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
         config = config or ModelConfig()
@@ -266,9 +271,8 @@ class FGASeg(nn.Module):
         blocks = guidance_blocks(config.encoder, len(visual.transformer.resblocks))
         self.config = config
         self.architecture = architecture
-        # the two encoders run the towers of self.clip: plain attributes, so that no weight is registered twice
-        self.__dict__["image_encoder"] = ImageEncoder(visual, blocks)
-        self.__dict__["text_encoder"] = TextEncoder(self.clip, config.template, config.first_synonym)
+        self.image_encoder = ImageEncoder(visual, blocks)
+        self.text_encoder = TextEncoder(self.clip, config.template, config.first_synonym)
         channels, width = visual.proj.shape[1], visual.proj.shape[0]
         if channels % config.p2t_heads and config.p2t_layers:
             raise ValueError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
@@ -285,7 +289,7 @@ class FGASeg(nn.Module):
         return self.text_encoder.encode(names)
 
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
-        """pixels [B, 3, h, w], CLIP-normalised; sizes that the patch does not divide are padded: H = ceil(h / patch)."""
+        """pixels [B, 3, h, w], CLIP-normalised; where the patch does not divide, padded: H = ceil(h / patch)."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
             raise ValueError(
                 f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "
@@ -299,17 +303,22 @@ class FGASeg(nn.Module):
             )
         return self.head(self.image_encoder(pixels), texts)
 
+    @overload
+    def segment(self, image: list[Any] | tuple[Any, ...], names: Sequence[str] | Vocabulary) -> list[Result]: ...
+
+    @overload
+    def segment(self, image: ImageSource, names: Sequence[str] | Vocabulary) -> Result: ...
+
     @torch.inference_mode()
     def segment(self, image: Any, names: Sequence[str] | Vocabulary) -> Result | list[Result]:
         """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
 
         names  class names, or a vocabulary made by `encode`; labels are indices into it
         """
-        if isinstance(image, list | tuple):
-            return [self.segment(one, names) for one in image]
-        photo = read_image(image)
         vocabulary = names if isinstance(names, Vocabulary) else self.encode(names)
-        return predict(self, photo, vocabulary)
+        if isinstance(image, list | tuple):
+            return [predict(self, read_image(one), vocabulary) for one in image]
+        return predict(self, read_image(image), vocabulary)
 
     @torch.inference_mode()
     def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:
@@ -318,7 +327,8 @@ class FGASeg(nn.Module):
 
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
         """AdamW groups: CLIP at lr · factor; no weight decay on norms, embeddings and learned tokens."""
-        plain = {id(p) for m in self.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding)
+        undecayed = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
+        plain = {id(p) for m in self.modules() if isinstance(m, undecayed)
                  for p in m.parameters(recurse=False)}  # fmt: skip
         tokens = ("positional_embedding", "class_embedding", "prompt_tokens", "pad_token", "pad_guidance", "gamma")
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -327,7 +337,11 @@ class FGASeg(nn.Module):
                 decays = id(parameter) not in plain and not name.endswith(tokens)
                 groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
         return [
-            {"params": p, "lr": lr * (encoder_lr_factor if clip else 1), "weight_decay": weight_decay if decays else 0.0}
+            {
+                "params": p,
+                "lr": lr * (encoder_lr_factor if clip else 1),
+                "weight_decay": weight_decay if decays else 0.0,
+            }
             for (clip, decays), p in sorted(groups.items(), key=lambda item: item[0])
         ]
 

@@ -1,4 +1,4 @@
-"""From a photo to labels at its own size: resizing in, score maps out, streamed over classes so that [T, H, W] never exists."""
+"""From a photo to labels at its own size; score maps are streamed over classes, so that [T, H, W] never exists."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,7 +50,6 @@ class Result:
         from .pictures import overlay
 
         return overlay(self.image, self.labels, list(self.classes), alpha)
-
 
     def run_lengths(self) -> dict[str, list[int]]:
         """The mask of every class found, as COCO's uncompressed run lengths (column-major, zeros first)."""

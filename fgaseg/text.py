@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import SimpleTokenizer
 from open_clip.model import CLIP
-from torch import Tensor, nn
+from torch import Tensor
 
 from .encoder import run_block
 
@@ -52,14 +52,13 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
     return names
 
 
-class TextEncoder(nn.Module):
-    """CLIP's text tower read at the end-of-text token. Holds no weights of its own.
+class TextEncoder:
+    """CLIP's text tower, read at the end-of-text token. A view on the tower: the weights belong to `clip`.
 
     template    a format string with one `{}`, or several: their embeddings are averaged and renormalised
     """
 
     def __init__(self, clip: CLIP, template: str | Sequence[str], first_synonym: bool = False):
-        super().__init__()
         self.clip = clip
         self.templates = (template,) if isinstance(template, str) else tuple(template)
         self.first_synonym = first_synonym
@@ -76,7 +75,7 @@ class TextEncoder(nn.Module):
         names = check_names(names)
         if torch.is_grad_enabled() and any(p.requires_grad for p in self._tower()):
             return Vocabulary(names, self._embed(names))
-        key = (names, self.templates, self.first_synonym, self._version())
+        key = (names, self.templates, self.first_synonym, self._fingerprint())
         if key not in self._cache:
             with torch.no_grad():
                 self._cache[key] = Vocabulary(names, self._embed(names))
@@ -90,7 +89,7 @@ class TextEncoder(nn.Module):
         own = (clip.token_embedding.weight, clip.positional_embedding, clip.text_projection)
         return [*own, *clip.transformer.parameters(), *clip.ln_final.parameters()]
 
-    def _version(self) -> tuple:
+    def _fingerprint(self) -> tuple:
         """Changes with the weights of the text tower, however they were written (optimizer, load, `.data`)."""
         weights = [p.detach() for p in self._tower()]
         sums = torch.stack([torch.hash_tensor(w).to(torch.int64) for w in weights])

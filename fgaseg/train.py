@@ -335,7 +335,9 @@ class _Training:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         recipe = config.train
         groups = self.model.parameter_groups(recipe.lr, recipe.encoder_lr_factor, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)  # one pass over the weights, on the CPU too
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=recipe.lr, fused=True
+        )  # one pass over the weights, on the CPU too
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.step, self.saved, self.seconds = 0, -1, 0.0

@@ -1,4 +1,4 @@
-"""Every stage of the model against its plainest form, in float64: concatenation where the model shares, loops where it batches."""
+"""Every stage against its plainest form, in float64: concatenation where it shares, loops where it batches."""
 
 import math
 
@@ -315,7 +315,10 @@ def test_losses_of_two_halves_add_up_to_the_whole(switches):
     for s, own in zip(halves, counts, strict=True):
         part(s, lambda count, own=own: own.append(count) or count)
     totals = [sum(pair) for pair in zip(*counts, strict=True)]
-    parts = [part(s, lambda _, left=iter(totals): next(left)) for s in halves]
+    parts = []
+    for s in halves:
+        left = iter(totals)
+        parts.append(part(s, lambda _, left=left: next(left)))
     for key in whole:
         assert sum(p[key] for p in parts).item() == pytest.approx(whole[key].item(), rel=1e-5)
 
