@@ -6,6 +6,7 @@ the rows: for a linear layer W [x; g] = W_x x + W_g g, and the second term is co
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 TOKENS_PER_STEP = 64 * 24 * 24  # class-attention tokens computed at once when no gradient is recorded
@@ -46,8 +47,7 @@ def window_mask(grid: tuple[int, int], window: int, shift: int, device: torch.de
     real = torch.roll(real, (-shift, -shift), (0, 1))
 
     def windows(x: Tensor) -> Tensor:
-        x = x.unflatten(0, (-1, window)).unflatten(2, (-1, window))
-        return x.transpose(1, 2).reshape(-1, window * window)
+        return rearrange(x, "(a y) (b x) -> (a b) (y x)", y=window, x=window)
 
     regions, keys = windows(region), windows(real)
     mask = torch.where(regions[:, :, None] == regions[:, None, :], 0.0, -100.0)
@@ -78,19 +78,11 @@ class WindowAttention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(self._merge(out, window, x.shape[1]))
 
-    def _windows(self, x: Tensor, window: int) -> Tensor:
-        """[N, H, W, D] → [N, windows · heads, window², D / heads]."""
-        rows, height, width, _ = x.shape
-        x = x.reshape(rows, height // window, window, width // window, window, self.heads, -1)
-        return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(
-            rows, height // window * (width // window) * self.heads, window * window, -1
-        )
+    def _windows(self, x: Tensor, size: int) -> Tensor:
+        return rearrange(x, "n (a y) (b x) (h d) -> n (a b h) (y x) d", y=size, x=size, h=self.heads)
 
-    def _merge(self, x: Tensor, window: int, height: int) -> Tensor:
-        rows, groups = x.shape[:2]
-        across = groups // self.heads // (height // window)
-        x = x.reshape(rows, height // window, across, self.heads, window, window, -1)
-        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(rows, height, across * window, -1)
+    def _merge(self, x: Tensor, size: int, height: int) -> Tensor:
+        return rearrange(x, "n (a b h) (y x) d -> n (a y) (b x) (h d)", a=height // size, h=self.heads, y=size)
 
 
 class SwinBlock(nn.Module):
