@@ -23,9 +23,12 @@ COLOURS = {  # hue, saturation, value
     "orange": (0.070, 0.92, 0.97),
     "yellow": (0.145, 0.82, 0.97),
     "green": (0.370, 0.80, 0.62),
-    "blue": (0.615, 0.82, 0.86),
-    "purple": (0.780, 0.62, 0.70),
+    "cyan": (0.500, 0.75, 0.90),
+    "blue": (0.620, 0.82, 0.86),
+    "purple": (0.765, 0.62, 0.70),
+    "pink": (0.890, 0.45, 0.98),
     "white": (0.120, 0.05, 0.97),
+    "rainbow": (0.0, 0.80, 0.92),  # every hue in turn: shapes that no colour gives away
 }
 
 
@@ -57,7 +60,9 @@ SHAPES: dict[str, tuple[np.ndarray, ...]] = {  # outline, and the outline of a h
 _PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
 _PAIR_NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
 # A diagonal of period five: a fifth of the pairs, and one or two of every colour and of every shape.
-UNSEEN = [name for (c, s), name in zip(_PAIRS, _PAIR_NAMES, strict=True) if (3 * c + s) % 5 == 0]
+RAINBOW = [name for name in _PAIR_NAMES if name.startswith("rainbow ")]
+_HELD_OUT = [name for (c, s), name in zip(_PAIRS, _PAIR_NAMES, strict=True) if (3 * c + s) % 5 == 0]
+UNSEEN = [name for name in _HELD_OUT if name not in RAINBOW]
 SEEN = [name for name in _PAIR_NAMES if name not in UNSEEN]
 
 
@@ -166,7 +171,11 @@ def _surface(rng: np.random.Generator, colour: str, side: int, px: float) -> np.
         tone = _noise(rng, side, side, 3 * px, 3 * px)
     else:
         tone = np.zeros((side, side), np.float32)
-    paint = np.asarray(rgb, np.float32) * 255
+    if colour == "rainbow":
+        turn = (rng.random() + 0.8 * px / side * u)[..., None] - np.array([0, 1 / 3, 2 / 3])
+        paint = (140 + 115 * np.cos(math.tau * turn)).astype(np.float32)
+    else:
+        paint = np.asarray(rgb, np.float32) * 255
     light = 1 - 0.3 * ((x + y) * (px / side) - 1)
     return light[..., None] * (paint + tone[..., None] * (0.084 * paint + 5))  # + 5: black has texture too
 
@@ -266,7 +275,8 @@ class SceneDataset(EpochDataset):
         super().__init__()
         self.split, self.length, self.size, self.seed = split, length, size, seed
         self.names = SEEN + GROUNDS if split == "train" else list(NAMES)
-        self.allowed = UNSEEN if split == "unseen" else SEEN
+        # more of the rainbow in training: with any hue inside, it is the outline that must tell the shape
+        self.allowed = {"train": SEEN + 2 * RAINBOW, "seen": SEEN, "unseen": UNSEEN}[split]
         self.skipped: list[str] = []
         self._index = np.array([self.names.index(name) if name in self.names else -1 for name in NAMES])
 

@@ -77,7 +77,7 @@ class TextEncoder:
             return Vocabulary(names, self._embed(names))
         key = (names, self.templates, self.first_synonym, self._fingerprint())
         if key not in self._cache:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # a cached vocabulary may serve training later
                 self._cache[key] = Vocabulary(names, self._embed(names))
             if len(self._cache) > CACHED_VOCABULARIES:
                 self._cache.popitem(last=False)

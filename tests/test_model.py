@@ -163,6 +163,14 @@ def test_training_never_reads_a_cached_vocabulary():
     assert model.encode(NAMES).embeddings.requires_grad
 
 
+def test_a_vocabulary_cached_by_segment_serves_training_of_a_frozen_encoder():
+    model = tiny_model(encoder={"finetune": "none"})
+    model.segment(np.zeros((9, 9), np.uint8), NAMES)
+    out = model(pixels(), model.encode(NAMES))
+    out.logits.sum().backward()
+    assert model.head.lcs.text.weight.grad is not None
+
+
 VOCABULARIES = {
     "empty list": ([], "empty"),
     "empty name": (["cat", " "], "entry 1 is empty"),

@@ -1,0 +1,108 @@
+"""The commands, as typed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import NAMES, tiny_model
+
+from fgaseg.cli import main
+from fgaseg.kernels import decode_runs
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photo(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def test_segment_writes_a_picture_and_masks_that_cover_the_photo(model, photo, tmp_path, capsys):
+    out = tmp_path / "labelled.png"
+    command = ["segment", photo, "--model", model, "--classes", ", ".join(NAMES), "--out", str(out), "--json"]
+    assert main([*command, "--pseudo-masks"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["size"] == [30, 40] and sum(row["classes"].values()) == pytest.approx(1)
+    covered = sum(decode_runs(np.array(runs), 30, 40) for runs in row["masks"].values())
+    assert (covered == 1).all()
+    assert Image.open(out).width >= 40 and Image.open(row["pseudo_masks"]).width > 0
+
+
+def test_segment_several_photos_and_compare_models(model, photo, tmp_path, capsys):
+    other = tmp_path / "other"
+    tiny_model(seed=1, lcs=False).save_pretrained(other)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    command = ["segment", photo, photo, "--model", model, "--names", str(names), "--out", str(tmp_path / "out")]
+    assert main([*command, "--compare", str(other)]) == 0
+    assert "photo_labels.png" in capsys.readouterr().out and (tmp_path / "out" / "photo_labels.png").exists()
+
+
+def test_eval_scores_a_folder(model, photo, tmp_path, capsys):
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    Image.fromarray(np.random.default_rng(1).integers(0, 5, (30, 40), dtype=np.uint8)).save(labels / "photo.png")
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    images = tmp_path / "images"
+    images.mkdir()
+    Path(photo).rename(images / "photo.png")
+    csv = tmp_path / "rows.csv"
+    command = ["eval", model, "--images", str(images), "--labels", str(labels), "--names", str(tmp_path / "names.txt")]
+    assert main([*command, "--json", "--csv", str(csv)]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 0 <= scores["miou_gt"] <= 1 and len(csv.read_text().splitlines()) >= 6
+    assert main(command) == 0 and "mIoU" in capsys.readouterr().out
+
+
+MISTAKES = {
+    "no model": (["segment", "PHOTO", "--model", "nowhere", "--classes", "cat"], "neither a folder"),
+    "no photo": (["segment", "nothing.jpg", "--model", "MODEL", "--classes", "cat"], "no such file"),
+    "empty class": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat,,dog"], "entry 1 is empty"),
+    "misspelt key": (["train", "CONFIG", "train.stepz=3"], "train.steps"),
+    "no config": (["train", "nowhere.yaml"], "cannot be read"),
+    "no data": (["eval", "MODEL"], "images"),
+}
+
+
+@pytest.mark.parametrize("command, message", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_and_no_traceback(command, message, model, photo, capsys):
+    config = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+    command = [{"PHOTO": photo, "MODEL": model, "CONFIG": config}.get(word, word) for word in command]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and error.startswith(f"fgaseg {command[0]}: ")
+
+
+def test_help_teaches_and_info_is_machine_readable(capsys):
+    for command in ("demo", "train", "eval", "segment"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0 and f"fgaseg {command} " in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    assert "torch" in capsys.readouterr().out
+
+
+def test_python_m_fgaseg_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "fgaseg", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "segment" in done.stdout
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"no photos at {SHARED}")
+def test_real_photo(model, tmp_path, capsys):
+    photo = str(SHARED / "msrc_v2" / "images" / "10_10_s.jpg")
+    names = str(SHARED / "msrc_v2" / "names.txt")
+    assert main(["segment", photo, "--model", model, "--names", names, "--out", str(tmp_path / "out.png")]) == 0
+    assert Image.open(tmp_path / "out.png").width >= 300
