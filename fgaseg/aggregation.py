@@ -116,6 +116,11 @@ class SwinBlock(nn.Module):
         return out[:, : grid[0], : grid[1]]
 
 
+def positive(x: Tensor) -> Tensor:
+    """elu(x) + 1. Spelt out because elu's backward has other strides when traced than when run (seen in torch 2.14)."""
+    return F.relu(x) + x.clamp(max=0).exp()
+
+
 class ClassAttention(nn.Module):
     """Linear attention over the classes of every (pooled) pixel, text guidance in queries and keys.
 
@@ -149,8 +154,8 @@ class ClassAttention(nn.Module):
         return x + self.mlp(self.norm2(x))
 
     def _attend(self, x: Tensor, guidance: Tensor) -> Tensor:
-        q = F.elu(self._split(self.q(x) + self.q.project(guidance)[:, :, None])) + 1
-        k = F.elu(self._split(self.k(x) + self.k.project(guidance)[:, :, None])) + 1
+        q = positive(self._split(self.q(x) + self.q.project(guidance)[:, :, None]))
+        k = positive(self._split(self.k(x) + self.k.project(guidance)[:, :, None]))
         v = self._split(self.v(x))
         missing = max(self.pad_classes - x.shape[1], 0)
         length = x.shape[1] + missing
@@ -166,8 +171,8 @@ class ClassAttention(nn.Module):
 
     def _pad(self) -> tuple[Tensor, Tensor]:
         token = self.norm1(self.pad_token)
-        key = F.elu((self.k(token) + self.k.project(self.pad_guidance)).unflatten(-1, (self.heads, -1))) + 1
-        return key, self.v(token).unflatten(-1, (self.heads, -1))
+        key = self.k(token) + self.k.project(self.pad_guidance)
+        return positive(key.unflatten(-1, (self.heads, -1))), self.v(token).unflatten(-1, (self.heads, -1))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1))

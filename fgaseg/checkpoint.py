@@ -83,8 +83,11 @@ def complete_directory(path: str | Path) -> Path | None:
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files and folders that a killed process left in `folder`."""
-    for leftover in Path(folder).glob(".*.tmp"):
+    """Remove the temporary files and folders that a killed training left in `folder`, its own names only."""
+    folder = Path(folder)
+    own = ("checkpoint", "config.yaml", "summary.json", "model/model.safetensors", "model/config.json")
+    patterns = [Path(name).with_name(f".{Path(name).name}.*.tmp") for name in own]
+    for leftover in (found for pattern in patterns for found in folder.glob(str(pattern))):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

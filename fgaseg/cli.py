@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ write a picture with photos, labels and pseudo-masks. Needs no download and abou
 
   fgaseg demo                       the demo; results in runs/demo
   fgaseg demo --seed 1 --json       another seed, figures as JSON
-  fgaseg demo --ablate              the same model with P2Tformer, T2Ploss and LCS switched off in turn (Table II)
+  fgaseg demo --ablate --seed 0,1,2  the same model with P2Tformer, T2Ploss and LCS switched off in turn (Table II)
 """
 
 TRAIN = """\
@@ -48,10 +49,11 @@ Label photos with the names you give.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0, 1 for a user's mistake (one line on stderr), 128 + signal when interrupted."""
-    options = _parser().parse_args(arguments)
-    warnings.showwarning = _say_warning
+    options = _parse(arguments)
     try:
-        return options.run(options) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -76,13 +78,38 @@ def _expected() -> tuple[type[Exception], ...]:
     from .text import VocabularyError
     from .train import TrainingError
 
-    return (CheckpointError, ConfigError, DataError, EncoderError, ImageError, OSError, TrainingError, VocabularyError,
-            FloatingPointError)  # fmt: skip
+    ours = (
+        UsageError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        EncoderError,
+        ImageError,
+        TrainingError,
+        VocabularyError,
+    )
+    return (*ours, OSError, FloatingPointError)
 
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                  line: str | None = None) -> None:  # fmt: skip
     print(f"note: {message}", file=sys.stderr)
+
+
+class UsageError(ValueError):
+    """Options that do not go together or name nothing; the message says what to write instead."""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and key=value overrides in any order, which argparse alone does not allow."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [word for word in rest if not re.match(r"[\w.]+=", word)]
+    if wrong or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,7 +126,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", run_demo, DEMO)
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for model, figures and picture")
-    demo.add_argument("--seed", type=int, nargs="+", default=[0], help="one run a seed; figures are averaged over them")
+    demo.add_argument("--seed", type=_whole_numbers, default=[0], metavar="N[,N...]",
+                      help="one run a seed; figures are averaged over them")  # fmt: skip
+    demo.add_argument("--restart", action="store_true", help="ignore earlier runs in --out and start over")
     demo.add_argument("--ablate", action="store_true", help="also with P2Tformer, T2Ploss and LCS switched off in turn")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="as for train, e.g. train.steps=100")
 
@@ -123,8 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     names = segment.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", help="names, separated by commas")
     names.add_argument("--names", type=Path, help="file with one name a line, or a JSON list")
-    segment.add_argument("--out", type=Path, help="picture to write; a folder for several photos "
-                         "(default: <photo>_labels.png beside nothing else, in the working directory)")  # fmt: skip
+    segment.add_argument("--out", type=Path, help="picture or folder to write (default: <photo>_labels.png)")
     segment.add_argument(
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (Fig. 6)"
     )
@@ -138,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
 def run_demo(options: argparse.Namespace) -> None:
     from .demo import run
 
-    run(options.out, options.seed, options.ablate, options.overrides, options.json)
+    run(options.out, options.seed, options.ablate, options.overrides, options.json, options.restart)
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -157,59 +185,86 @@ def run_train(options: argparse.Namespace) -> None:
 
 def run_eval(options: argparse.Namespace) -> None:
     from .config import load_config
-    from .data import FolderDataset
     from .evaluate import evaluate
+    from .train import data_sets
 
-    overrides = [f"data.{key}={value}" for key, value in (("images", options.images), ("labels", options.labels),
-                 ("names", options.names), ("val_list", options.list)) if value]  # fmt: skip
-    config = load_config(options.config, overrides)
-    dataset = FolderDataset(config.data, "val")
-    for reason in dataset.skipped:
-        print(f"note: {reason}", file=sys.stderr)
+    if options.count is not None and options.count < 1:
+        raise UsageError(f"--count {options.count}: give 1 or more")
+    config = load_config(options.config, _data_overrides(options))
+    datasets = data_sets(config)[1] if config.data.scenes else _folder(config)
     model = _load(options.model, options.device)
-    scores = evaluate(model, dataset, ignore=config.data.ignore, count=options.count, progress=True)
+    scores = {
+        name: evaluate(model, dataset, ignore=config.data.ignore, count=options.count, progress=True)
+        for name, dataset in datasets.items()
+    }
     if options.csv:
-        scores.write_csv(options.csv)
+        for name, one in scores.items():
+            one.write_csv(options.csv.with_stem(f"{options.csv.stem}_{name}") if len(scores) > 1 else options.csv)
     if options.json:
-        print(json.dumps({"model": options.model, **scores.dump()}))
+        print(json.dumps({"model": options.model, "scores": {name: one.dump() for name, one in scores.items()}}))
     else:
-        _print_scores({"": scores})
+        _print_scores(scores)
+
+
+def _data_overrides(options: argparse.Namespace) -> list[str]:
+    """The data set's flags as overrides; with any of them, nothing of the configuration's own split is left."""
+    given = {"images": options.images, "labels": options.labels, "names": options.names, "val_list": options.list}
+    overrides = [f"data.{key}={json.dumps(str(value))}" for key, value in given.items() if value]
+    if options.images or options.labels:
+        overrides += ["data.scenes=false", "data.val_images=null", "data.val_labels=null", "data.train_list=null"]
+        overrides += [] if options.list else ["data.val_list=null"]
+    return overrides
+
+
+def _folder(config: Any) -> dict[str, Any]:
+    from .data import FolderDataset
+
+    return {"val": FolderDataset(config.data, "val")}
 
 
 def run_segment(options: argparse.Namespace) -> None:
     from .data import read_names
-    from .pictures import comparison
-    from .segment import draw_pseudo_masks, pseudo_masks
     from .text import check_names
 
+    outputs = [_output(options, source) for source in options.images]
+    if twice := {str(out) for out in outputs if outputs.count(out) > 1}:
+        raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
     names = read_names(options.names) if options.names else [n.strip() for n in options.classes.split(",")]
     check_names(names)
     models = {source: _load(source, options.device) for source in [options.model, *options.compare]}
-    rows = []
-    for source in options.images:
-        results = {name: model.segment(source, names) for name, model in models.items()}
-        first = results[options.model]
-        out = _output(options, source)
-        row: dict[str, Any] = {"image": source, "size": [first.image.height, first.image.width], "picture": str(out),
-                               "classes": first.present}  # fmt: skip
-        if options.compare:
-            picture = comparison(first.image, [(name, r.labels) for name, r in results.items()], list(names))
-        else:
-            picture = first.overlay()
-        _save_picture(picture, out)
-        if options.pseudo_masks:
-            model = models[options.model]
-            masks = pseudo_masks(model, first.image, model.encode(names))
-            row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
-            _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
+    for source, out in zip(options.images, outputs, strict=True):
+        row = _segment_one(models, source, names, out, options.pseudo_masks)
         if options.json:
-            row["masks"] = first.run_lengths()
+            print(json.dumps(row), flush=True)  # a line a photo: what is done stays done if a later photo is corrupt
         else:
-            shares = ", ".join(f"{name} {share:.1%}" for name, share in first.present.items())
+            shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{source}: {shares} -> {out}")
-        rows.append(row)
-    if options.json:
-        print(json.dumps(rows))
+
+
+def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Path, with_masks: bool) -> dict[str, Any]:
+    """Label one photo with the first model (drawn beside the others if there are any) and write the pictures."""
+    from .pictures import comparison
+    from .segment import draw_pseudo_masks, pseudo_masks
+
+    results = {name: model.segment(source, names) for name, model in models.items()}
+    name, first = next(iter(results.items()))
+    if len(results) > 1:
+        picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], names)
+    else:
+        picture = first.overlay()
+    _save_picture(picture, out)
+    row = {
+        "image": source,
+        "size": [first.image.height, first.image.width],
+        "picture": str(out),
+        "classes": first.present,
+        "masks": first.run_lengths(),
+    }
+    if with_masks:
+        masks = pseudo_masks(models[name], first.image, models[name].encode(names))
+        row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
+        _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
+    return row
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -218,12 +273,21 @@ def run_info(options: argparse.Namespace) -> int:
     return info(options.json)
 
 
+def _whole_numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _load(source: str, device: str | None) -> Any:
     import torch
 
     from .model import FGASeg
 
-    return FGASeg.from_pretrained(source).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
+    return FGASeg.from_pretrained(source).to(chosen)
 
 
 def _output(options: argparse.Namespace, source: str) -> Path:

@@ -40,11 +40,12 @@ def _odd(value: int) -> int:
 
 
 def _one_placeholder(template: str) -> str:
-    if template.count("{}") != 1:
+    if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
         raise ValueError(f"must contain {{}} exactly once, where the class name goes; got {template!r}")
     return template
 
 
+Template = Annotated[str, AfterValidator(_one_placeholder)]
 OddInt = Annotated[PositiveInt, AfterValidator(_odd)]
 
 
@@ -85,6 +86,7 @@ class EncoderConfig(_Section):
     name: str = "ViT-B-16"  # open_clip model name; only a label when `architecture` is given
     # an open_clip tag, a local file, or an fgaseg model (its encoder); None: random (the default with `architecture`)
     pretrained: str | None = "openai"
+    quick_gelu: bool | None = None  # OpenAI's weights need it; None: as open_clip's model or tag says
     architecture: dict[str, Any] | None = None  # an open_clip model config, inline: embed_dim, vision_cfg, text_cfg
     guidance_blocks: tuple[NonNegativeInt, NonNegativeInt] | None = None  # None: (3, 7) of 12, (7, 15) of 24, thirds
     finetune: Literal["attention", "prompt", "full", "none", "scratch"] = "attention"  # Table VII; scratch: all of CLIP
@@ -121,7 +123,8 @@ class ModelConfig(_Section):
     preset: Literal["paper", "released"] = "paper"
     encoder: EncoderConfig = EncoderConfig()
     image_size: PositiveInt = 384  # what inference resizes a photo to: its short side (whole) or each window
-    template: Annotated[str, AfterValidator(_one_placeholder)] = "a photo of a {}"
+    # several templates: their embeddings are averaged
+    template: Template | tuple[Template, ...] = "a photo of a {}"
     first_synonym: bool = False  # "sofa, couch" -> "sofa"
     # pixel-level alignment (section III-B)
     p2t_layers: NonNegativeInt = 1  # depth of P2Tformer; 0: off
@@ -194,6 +197,8 @@ class ModelConfig(_Section):
             )
         if self.top_k is not None and not self.fast:
             raise ValueError(f"top_k: {self.top_k} needs fast: true (only fast mode has the heads that choose classes)")
+        if self.fast and not self.loss.aux_heads:
+            raise ValueError("loss.aux_heads: 0 leaves fast mode without a head to choose classes by; give 1 to 3")
         if self.released_fast_scores and not self.fast:
             raise ValueError("released_fast_scores: needs fast: true")
         if self.hidden % self.heads:

@@ -129,6 +129,9 @@ class FolderDataset(EpochDataset):
         labels = _folder(config, "val_labels" if own and config.val_labels else "labels")
         self.skipped: list[str] = []
         self.pairs = self._pair(photos, labels, config.val_list if own else config.train_list)
+        if own and config.train_list and not (config.val_list or config.val_images):
+            trained = {stem for stem, *_ in self._pair(photos, labels, config.train_list)}
+            self.pairs = [pair for pair in self.pairs if pair[0] not in trained]
 
     def _pair(self, photos: Path, labels: Path, wanted: Path | None) -> list[tuple[str, Path, Path]]:
         photo_of, label_of = self._files(photos, _PHOTOS), self._files(labels, _LABELS)

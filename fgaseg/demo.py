@@ -16,15 +16,14 @@ from rich.table import Table
 from torch import Tensor
 
 from .checkpoint import atomic_write
-from .config import Config, load_config
+from .config import Config, ConfigError, load_config
 from .evaluate import evaluate
 from .model import FGASeg
 from .pictures import heat, legend, overlay, panel
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .segment import pseudo_masks
-from .train import train
+from .train import SCENES_SCORED, train
 
-SCORED = 100  # scenes of each split
 PICTURED = [
     ("seen", 3),
     ("unseen", 0),
@@ -40,20 +39,25 @@ ABLATIONS = {  # Table II in miniature: what is switched off
 }
 
 
-def run(out: Path, seeds: Sequence[int], ablate: bool, overrides: Sequence[str], as_json: bool) -> dict[str, Any]:
+def run(
+    out: Path, seeds: Sequence[int], ablate: bool, overrides: Sequence[str], as_json: bool, restart: bool = False
+) -> dict[str, Any]:
     """Train and score one model a seed (and a row of the ablation), print the table, write <out>/results.json.
 
     A run that was interrupted goes on where it stopped; one that is complete is not repeated.
     """
     console = Console(stderr=as_json)
+    for text in overrides:
+        if text.startswith(("train.out=", "train.seed=")):
+            raise ConfigError(f"override {text!r}: the demo sets it; use --out and --seed")
     variants = ABLATIONS if ablate else {"full": []}
     results: dict[str, Any] = {"out": str(out), "seeds": list(seeds), "runs": []}
     for name, switches in variants.items():
         for seed in seeds:
             folder = out / f"{name.replace(' ', '-')}-{seed}"
             console.print(f"[bold]{name}, seed {seed}[/bold]" if ablate or len(seeds) > 1 else "[bold]training[/bold]")
-            config = demo_config([*switches, *overrides, f"train.seed={seed}", f"train.out={folder}"])
-            results["runs"].append({"variant": name, "seed": seed, **_one(config)})
+            config = demo_config([*switches, *overrides, f"train.seed={seed}", f"train.out={json.dumps(str(folder))}"])
+            results["runs"].append({"variant": name, "seed": seed, **_one(config, restart)})
     results["mean"] = {name: _mean([r for r in results["runs"] if r["variant"] == name]) for name in variants}
     first = FGASeg.from_pretrained(results["runs"][0]["model"])
     picture = out / "demo.png"
@@ -72,20 +76,20 @@ def run(out: Path, seeds: Sequence[int], ablate: bool, overrides: Sequence[str],
 def demo_config(overrides: Sequence[str]) -> Config:
     """configs/demo.yaml with overrides; the encoders start from the file beside it."""
     with as_file(files("fgaseg.configs")) as folder:
-        encoder = f"model.encoder.pretrained={folder / 'demo_encoder.safetensors'}"
+        encoder = f"model.encoder.pretrained={json.dumps(str(folder / 'demo_encoder.safetensors'))}"
         return load_config(folder / "demo.yaml", [encoder, *overrides])
 
 
-def _one(config: Config) -> dict[str, Any]:
+def _one(config: Config, restart: bool) -> dict[str, Any]:
     """Score, train, score again. Figures are mIoU (classes in the ground truth), vocabulary seen + unseen + grounds."""
     began = time.monotonic()
     torch.manual_seed(config.train.seed)
     before = score(FGASeg(config.model), config)
-    summary = train(config)
+    summary = train(config, resume=not restart)
     model = FGASeg.from_pretrained(summary.model)
     return {
         "before": before,
-        "after": score(model, config),
+        "after": {name: one.miou_gt for name, one in summary.scores.items()},
         "changed_by_zero": influence(model, config),
         "training_seconds": summary.seconds,
         "seconds": time.monotonic() - began,
@@ -96,7 +100,7 @@ def _one(config: Config) -> dict[str, Any]:
 
 def score(model: FGASeg, config: Config) -> dict[str, float]:
     """mIoU over seen pairs (scenes of seen pairs) and over unseen pairs (scenes of unseen pairs)."""
-    split = {name: SceneDataset(name, SCORED, config.data.crop, seed=0) for name in ("seen", "unseen")}
+    split = {name: SceneDataset(name, SCENES_SCORED, config.data.crop, seed=0) for name in ("seen", "unseen")}
     classes = {"seen": SEEN, "unseen": UNSEEN}
     scores = {name: evaluate(model, data, progress=True) for name, data in split.items()}
     return {name: one.over(classes[name]).miou_gt for name, one in scores.items()}
@@ -113,13 +117,14 @@ def influence(model: FGASeg, config: Config, scenes: int = 20) -> dict[str, floa
         return torch.stack([model.predict_labels(photo, vocabulary) for photo in photos])
 
     usual, head = labels(), model.head
-    changed = {}
-    for name, module in (("S_g", head.embed_global), ("S_l", head.embed_local)):
+    changed: dict[str, float] = {}
+    maps = (("S_g", head.embed_global), ("S_l", head.embed_local)) if config.model.propagation else ()
+    for name, module in maps:
         if module is not None:
             hook = module.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]),))
             changed[name] = float((labels() != usual).float().mean())
             hook.remove()
-    if len(head.p2t.layers):
+    if head.p2t.layers:
         gamma = head.p2t.gamma.clone()
         head.p2t.gamma.zero_()
         changed["γ"] = float((labels() != usual).float().mean())
@@ -132,7 +137,7 @@ def draw(model: FGASeg) -> Image.Image:
     rows, maps, names = [], [], SceneDataset("seen", 1).names
     vocabulary = model.encode(names)
     for split, index in PICTURED:
-        item = SceneDataset(split, SCORED, (96, 144), seed=7)[index]
+        item = SceneDataset(split, SCENES_SCORED, (96, 144), seed=7)[index]
         photo, truth = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
         result = model.segment(photo, vocabulary)
         rows.append((split, photo, truth, result.labels, pseudo_masks(model, photo, vocabulary)))

@@ -142,7 +142,19 @@ def resolve_architecture(config: EncoderConfig) -> tuple[dict[str, Any], dict[st
     if tag and bool(tag.get("quick_gelu", False)) != bool(architecture.get("quick_gelu", False)):
         # open_clip only warns here; the two activations give different features. The weights decide.
         architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
+    if config.quick_gelu is not None:
+        architecture["quick_gelu"] = config.quick_gelu
+    elif config.pretrained and not tag and not architecture.get("quick_gelu") and _has_openai_weights(config.name):
+        warnings.warn(
+            f"encoder.pretrained: {config.pretrained} is read as weights for the plain GELU of {config.name}; if they "
+            "are OpenAI's, set encoder.quick_gelu: true (the other activation gives other features)",
+            stacklevel=2,
+        )
     return architecture, tag or None
+
+
+def _has_openai_weights(name: str) -> bool:
+    return "openai" in open_clip.list_pretrained_tags_by_model(name)
 
 
 def split_projections(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

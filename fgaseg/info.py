@@ -15,7 +15,19 @@ from torch import Tensor
 from fgaseg.kernels import Selection, _dispatch, _library
 from fgaseg.kernels.labels.host import why_no_host
 
-PACKAGES = ("fgaseg", "torch", "torchvision", "triton", "open_clip_torch", "numpy", "safetensors", "accelerate")
+PACKAGES = (
+    "fgaseg",
+    "torch",
+    "torchvision",
+    "triton",
+    "open_clip_torch",
+    "einops",
+    "pybind11",
+    "ninja",
+    "numpy",
+    "safetensors",
+    "accelerate",
+)
 
 
 def _selection(device: str) -> Selection:
@@ -110,6 +122,6 @@ def main(json: bool = False) -> int:
                 why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
                 dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
             for (runs, why), names in dtypes.items():
-                table.add_row(op, device, ", ".join(names), runs, why or "they come later")
+                table.add_row(op, device, ", ".join(names), runs, why or "(slower)")
     console.print(table)
     return 0

@@ -19,7 +19,8 @@ Count = Callable[..., Tensor]
 def segmentation_losses(
     out: "Output", labels: Tensor, config: LossConfig, ignore: int = 255, world: Total | None = None
 ) -> dict[str, Tensor]:
-    """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux only if present.
+    """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux (the first
+    head's) only if present.
 
     labels  [B, h, w] int64, `ignore` where there is no label
     world   sums a count over all processes; every mean divides its local sum by that count, so the losses (and the

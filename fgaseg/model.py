@@ -14,9 +14,9 @@ from .alignment import P2Tformer, T2PProjector
 from .checkpoint import CheckpointError, atomic_write, load_weights, read_weights, write_weights
 from .config import ModelConfig
 from .decoder import Decoder, MapHead
-from .encoder import ImageEncoder, ImageFeatures, build_clip, guidance_blocks
+from .encoder import EncoderError, ImageEncoder, ImageFeatures, build_clip, guidance_blocks
 from .images import CLIP_MEAN, CLIP_STD, ImageSource, read_image
-from .kernels import Selection, cosine_cost_volume, scatter_classes, topk_classes
+from .kernels import Selection, cosine_cost_volume, gather_classes, scatter_classes, topk_classes
 from .segment import Result, predict
 from .supplement import Fusion, LocalSupplement, MapEmbedding
 from .text import TextEncoder, Vocabulary, VocabularyError
@@ -49,8 +49,7 @@ class Rows(NamedTuple):
 
     def gather(self, x: Tensor) -> Tensor:
         """[B, T, ...] → [R, ...]."""
-        rows = x.flatten(0, 1)
-        return rows if self.selection is None else rows[self.selection.rows]
+        return x.flatten(0, 1) if self.selection is None else gather_classes(x, self.selection)
 
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """[R, ...] → [B, T, ...]."""
@@ -60,9 +59,13 @@ class Rows(NamedTuple):
 
     def narrow(self, selection: Selection) -> tuple["Rows", Tensor]:
         """The rows of `selection`, a subset of these, and their positions among these."""
-        inner = selection.rows
-        positions = inner if self.selection is None else torch.searchsorted(self.selection.rows, inner)
-        return self._replace(selection=selection), positions
+        if self.selection is None:
+            return self._replace(selection=selection), selection.rows
+        # a union over the batch also names classes that an image has already dropped
+        inner = selection.rows[torch.isin(selection.rows, self.selection.rows)]
+        counts = torch.bincount(inner // self.classes, minlength=self.batch)
+        selection = Selection(inner, counts, self.batch, self.classes)
+        return self._replace(selection=selection), torch.searchsorted(self.selection.rows, inner)
 
     def by_image(self) -> list[tuple[slice, slice]]:
         """(images, rows) for what couples the classes of an image: all at once where every image has as many."""
@@ -275,7 +278,7 @@ class FGASeg(nn.Module):
         self.text_encoder = TextEncoder(self.clip, config.template, config.first_synonym)
         channels, width = visual.proj.shape[1], visual.proj.shape[0]
         if channels % config.p2t_heads and config.p2t_layers:
-            raise ValueError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
+            raise EncoderError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
         self.head = Head(config, channels, width)
         self.register_buffer("mean", torch.tensor(CLIP_MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD), persistent=False)
@@ -285,8 +288,11 @@ class FGASeg(nn.Module):
         return self.image_encoder.patch
 
     def encode(self, names: Sequence[str]) -> Vocabulary:
-        """Class names to a reusable vocabulary; cached until the text tower's weights change."""
-        return self.text_encoder.encode(names)
+        """Class names to a reusable vocabulary, cached until the text tower's weights change.
+
+        In training mode, where the text tower trains, it is computed anew with its graph and not cached.
+        """
+        return self.text_encoder.encode(names, graph=self.training)
 
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         """pixels [B, 3, h, w], CLIP-normalised; where the patch does not divide, padded: H = ceil(h / patch)."""
@@ -301,7 +307,7 @@ class FGASeg(nn.Module):
                 f"vocabulary: its embeddings have {texts.shape[-1]} channels and this model's images "
                 f"{self.clip.visual.proj.shape[1]}; encode the names with this model"
             )
-        return self.head(self.image_encoder(pixels), texts)
+        return self.head(self.image_encoder(pixels), texts.to(pixels.device, pixels.dtype))
 
     @overload
     def segment(self, image: list[Any] | tuple[Any, ...], names: Sequence[str] | Vocabulary) -> list[Result]: ...

@@ -106,12 +106,16 @@ def predict(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Resu
         logits = model(_whole(model, image), vocabulary).logits[0]
         labels, scores = _best_class(logits.__getitem__, size, len(vocabulary))
         scores = _probability(model, logits, scores, size)
-    return Result(labels.cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
+    first: dict[str, int] = {}
+    for i, name in enumerate(vocabulary.names):  # equal classes tie but for rounding: the first one has the pixel
+        first.setdefault(model.text_encoder.subject(name), i)
+    same = torch.tensor([first[model.text_encoder.subject(name)] for name in vocabulary.names], device=labels.device)
+    return Result(same[labels].cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
 
 
 def _whole(model: "FGASeg", image: Image.Image) -> Tensor:
     size = input_size(image.height, image.width, model.config.image_size, model.patch)
-    return to_pixels(image, size)[None].to(model.mean.device)
+    return to_pixels(image, size)[None].to(model.mean)
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -153,7 +157,7 @@ def _probability(model: "FGASeg", logits: Tensor, best: Tensor, size: tuple[int,
 
 def _window_scores(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Callable[[slice], Tensor]:
     """Averaged scores [c, 640, 640] of any slice of classes, from five views computed once."""
-    photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().to(model.mean.device)
+    photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
     scale = min(WINDOWS_SIZE / min(photo.shape[1:]), LONGEST / max(photo.shape[1:]))
     photo = _resize(photo, tuple(max(round(n * scale), 1) for n in photo.shape[1:]))  # type: ignore[arg-type]
     return sliding_scores(model, photo, vocabulary)
@@ -170,7 +174,8 @@ def sliding_scores(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary) -> Ca
     side = model.config.image_size // model.patch * model.patch
     if side != WINDOW:
         batch = F.interpolate(batch, size=(side, side), mode="bilinear", align_corners=False)
-    logits = torch.cat([model(view[None], vocabulary).logits for view in batch])
+    together = model.config.fast and model.config.topk_union == "batch"  # the released union is over all views
+    logits = torch.cat([model(views, vocabulary).logits for views in batch.split(len(batch) if together else 1)])
     softmax = model.config.loss.seg == "ce"
     if softmax:  # over all classes, before the resize: afterwards only some classes are at hand
         logits = logits.float().softmax(dim=1)

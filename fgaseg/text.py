@@ -37,7 +37,7 @@ class Vocabulary:
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
     """The names as a tuple; an empty list, an empty name or a string in place of a list is an error.
 
-    Duplicates are allowed (ADE-847 has ten): they get equal scores, and the first one wins.
+    Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")
@@ -50,6 +50,13 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
         if not name.strip():
             raise VocabularyError(f"class names: entry {i} is empty; every class needs a name")
     return names
+
+
+def _weighted_sum(x: Tensor) -> Tensor:
+    """A sum in which every element has a weight of its place."""
+    rows = x.reshape(-1, x.shape[-1]).float()
+    down, across = (torch.arange(n, device=x.device) % 1021 + 1.0 for n in rows.shape)
+    return down @ (rows @ across)
 
 
 class TextEncoder:
@@ -70,19 +77,26 @@ class TextEncoder:
                 f"{self.tokenizer.vocab_size}"
             )
 
-    def encode(self, names: Sequence[str]) -> Vocabulary:
-        """Embed class names. Cached unless a gradient through the text tower is being recorded."""
+    def encode(self, names: Sequence[str], graph: bool = False) -> Vocabulary:
+        """Embed class names, from the cache if they are in it; with `graph`, record gradients and cache nothing."""
         names = check_names(names)
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self._tower()):
+        if graph and torch.is_grad_enabled() and any(p.requires_grad for p in self._tower()):
             return Vocabulary(names, self._embed(names))
-        key = (names, self.templates, self.first_synonym, self._fingerprint())
-        if key not in self._cache:
-            with torch.inference_mode(False), torch.no_grad():  # a cached vocabulary may serve training later
+        device = self.clip.positional_embedding.device.type
+        # the same whatever surrounds the call: a cached vocabulary may serve training, or run without autocast
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            key = (names, self.templates, self.first_synonym, self._fingerprint())
+            if key not in self._cache:
                 self._cache[key] = Vocabulary(names, self._embed(names))
-            if len(self._cache) > CACHED_VOCABULARIES:
-                self._cache.popitem(last=False)
         self._cache.move_to_end(key)
+        if len(self._cache) > CACHED_VOCABULARIES:
+            self._cache.popitem(last=False)
         return self._cache[key]
+
+    def subject(self, name: str) -> str:
+        """What of a class name is put into the template; classes with equal subjects are one and the same."""
+        first = name.split(", ")[0] if self.first_synonym else name
+        return " ".join((first if first.strip() else name).split())
 
     def _tower(self) -> list[Tensor]:
         clip = self.clip
@@ -90,16 +104,14 @@ class TextEncoder:
         return [*own, *clip.transformer.parameters(), *clip.ln_final.parameters()]
 
     def _fingerprint(self) -> tuple:
-        """Changes with the weights of the text tower, however they were written (optimizer, load, `.data`)."""
+        """Follows the content of the text tower's weights, however they were written (optimizer, load, `.data`)."""
         weights = [p.detach() for p in self._tower()]
-        sums = torch.stack([torch.hash_tensor(w).to(torch.int64) for w in weights])
-        norms = torch.stack([w.sum(dtype=torch.float32) for w in weights])
-        first = weights[0]
-        return str(first.device), first.dtype, sums.cpu().numpy().tobytes(), norms.cpu().numpy().tobytes()
+        bits = torch.stack([torch.hash_tensor(w).to(torch.int64) for w in weights])
+        places = torch.stack([_weighted_sum(w) for w in weights])  # the hash is blind to the order of the elements
+        return str(weights[0].device), weights[0].dtype, bits.cpu().numpy().tobytes(), places.cpu().numpy().tobytes()
 
     def _embed(self, names: tuple[str, ...]) -> Tensor:
-        subjects = [n.split(", ")[0] if self.first_synonym else n for n in names]
-        subjects = [" ".join(s.split()) for s in subjects]
+        subjects = [self.subject(name) for name in names]
         unique = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
         embeddings = torch.stack([self._prompts([t.format(s) for s in unique]) for t in self.templates]).mean(0)
         if len(self.templates) > 1:

@@ -15,6 +15,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -324,7 +325,7 @@ class _Training:
                 f"train.batch={config.train.batch} cannot be shared evenly by {world_size()} processes: "
                 f"give a multiple of {world_size()}"
             )
-        self.train_set, self.val_sets = _data_sets(config)
+        self.train_set, self.val_sets = data_sets(config)
         torch.manual_seed(config.train.seed)
         self.model = FGASeg(config.model)
         if config.train.init is not None:
@@ -558,7 +559,7 @@ class _Training:
         if changes:
             raise CheckpointError(
                 f"{self.folder}: belongs to another configuration ({'; '.join(changes)}). Give another train.out, go "
-                "back to that configuration, or start over (which replaces it)"
+                "back to that configuration, or start over with --restart (which replaces it)"
             )
 
     def _stop(self) -> None:
@@ -631,13 +632,19 @@ def _leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def _data_sets(config: Config) -> tuple[Any, dict[str, Any]]:
+def data_sets(config: Config) -> tuple[Any, dict[str, Any]]:
     """The training set, and the validation sets by name."""
     data, seed = config.data, config.train.seed
     if data.scenes:
         scored = data.val_count or SCENES_SCORED
         train_set = SceneDataset("train", SCENES_PER_EPOCH, data.crop, seed)
         return train_set, {split: SceneDataset(split, scored, data.crop) for split in ("seen", "unseen")}
+    if not (data.train_list or data.val_list or data.val_images):
+        warnings.warn(
+            "the validation photos are the training photos: the mIoU says how well they are remembered. Give "
+            "data.val_images and data.val_labels, data.val_list or data.train_list",
+            stacklevel=2,
+        )
     return FolderDataset(data, "train", seed), {"val": FolderDataset(data, "val")}
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tiny import NAMES, tiny_model
 
+import fgaseg.cli
 from fgaseg.cli import main
 from fgaseg.kernels import decode_runs
 
@@ -34,7 +35,7 @@ def test_segment_writes_a_picture_and_masks_that_cover_the_photo(model, photo, t
     out = tmp_path / "labelled.png"
     command = ["segment", photo, "--model", model, "--classes", ", ".join(NAMES), "--out", str(out), "--json"]
     assert main([*command, "--pseudo-masks"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
+    row = json.loads(capsys.readouterr().out)
     assert row["size"] == [30, 40] and sum(row["classes"].values()) == pytest.approx(1)
     covered = sum(decode_runs(np.array(runs), 30, 40) for runs in row["masks"].values())
     assert (covered == 1).all()
@@ -46,9 +47,16 @@ def test_segment_several_photos_and_compare_models(model, photo, tmp_path, capsy
     tiny_model(seed=1, lcs=False).save_pretrained(other)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(NAMES))
-    command = ["segment", photo, photo, "--model", model, "--names", str(names), "--out", str(tmp_path / "out")]
+    second = tmp_path / "second.png"
+    Image.open(photo).rotate(180).save(second)
+    command = ["segment", photo, str(second), "--model", model, "--names", str(names), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    alone = Image.open(tmp_path / "out" / "second_labels.png").width
     assert main([*command, "--compare", str(other)]) == 0
-    assert "photo_labels.png" in capsys.readouterr().out and (tmp_path / "out" / "photo_labels.png").exists()
+    assert "photo_labels.png" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "second_labels.png").width > alone  # the photo and both models' labels
+    assert main([*command[:2], photo, *command[3:]]) == 1
+    assert "several photos would be written to" in capsys.readouterr().err
 
 
 def test_eval_scores_a_folder(model, photo, tmp_path, capsys):
@@ -62,7 +70,7 @@ def test_eval_scores_a_folder(model, photo, tmp_path, capsys):
     csv = tmp_path / "rows.csv"
     command = ["eval", model, "--images", str(images), "--labels", str(labels), "--names", str(tmp_path / "names.txt")]
     assert main([*command, "--json", "--csv", str(csv)]) == 0
-    scores = json.loads(capsys.readouterr().out)
+    scores = json.loads(capsys.readouterr().out)["scores"]["val"]
     assert 0 <= scores["miou_gt"] <= 1 and len(csv.read_text().splitlines()) >= 6
     assert main(command) == 0 and "mIoU" in capsys.readouterr().out
 
@@ -72,8 +80,9 @@ MISTAKES = {
     "no photo": (["segment", "nothing.jpg", "--model", "MODEL", "--classes", "cat"], "no such file"),
     "empty class": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat,,dog"], "entry 1 is empty"),
     "misspelt key": (["train", "CONFIG", "train.stepz=3"], "train.steps"),
+    "no device": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--device", "gpu"], "cannot be used"),
     "no config": (["train", "nowhere.yaml"], "cannot be read"),
-    "no data": (["eval", "MODEL"], "images"),
+    "no data": (["eval", "MODEL"], "data.names is not set"),
 }
 
 
@@ -86,13 +95,39 @@ def test_a_mistake_is_one_line_and_no_traceback(command, message, model, photo, 
     assert message in error and "Traceback" not in error and error.startswith(f"fgaseg {command[0]}: ")
 
 
+def test_eval_flags_win_over_the_configuration(model, photo, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{val_images: {tmp_path}, val_labels: {tmp_path}, val_list: {tmp_path}/none.txt}}\n")
+    empty = tmp_path / "set #1: empty"  # neither a comment nor a mapping
+    empty.mkdir()
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    flags = ["--images", str(empty), "--labels", str(empty), "--names", str(tmp_path / "names.txt")]
+    assert main(["eval", model, "--config", str(config), *flags]) == 1
+    error = capsys.readouterr().err
+    assert "have no pair" in error and str(empty) in error
+
+
+def test_eval_scores_drawn_scenes(model, capsys):
+    config = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
+    assert main(["eval", model, "--config", config, "--count", "2", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["scores"]) == {"seen", "unseen"}
+
+
+def test_options_and_overrides_in_any_order():
+    options = fgaseg.cli._parse(["train", "c.yaml", "--restart", "train.steps=5", "--json", "model.fusion=add"])
+    assert options.restart and options.json and options.overrides == ["train.steps=5", "model.fusion=add"]
+    demo = fgaseg.cli._parse(["demo", "--seed", "0,1,2", "train.steps=100"])
+    assert demo.seed == [0, 1, 2] and demo.overrides == ["train.steps=100"]
+
+
 def test_help_teaches_and_info_is_machine_readable(capsys):
-    for command in ("demo", "train", "eval", "segment"):
+    examples = {"demo": "--ablate", "train": "torchrun", "eval": "--csv per_class.csv", "segment": "--pseudo-masks"}
+    for command, example in examples.items():
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
-        assert stop.value.code == 0 and f"fgaseg {command} " in capsys.readouterr().out
+        assert stop.value.code == 0 and f"  fgaseg {command} " in (text := capsys.readouterr().out) and example in text
     assert main(["info", "--json"]) == 0
-    assert "torch" in capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out)["versions"]["torch"]
 
 
 def test_python_m_fgaseg_is_the_command():

@@ -81,27 +81,35 @@ def test_two_thousand_classes_in_pieces_equal_one_piece(monkeypatch):
     torch.testing.assert_close(in_pieces, whole, atol=1e-4, rtol=1e-4)
 
 
+def plain_photos(batch: int) -> torch.Tensor:
+    """One colour each, so that a pixel's best class is much the same everywhere."""
+    return pixels(batch, 1, 1).expand(-1, -1, 64, 64) * torch.tensor([0.1, 1.0, 4.0])[:batch, None, None, None]
+
+
+THINGS = [f"thing {i}" for i in range(12)]
+
+
 def test_pieces_do_not_leak_between_images(monkeypatch):
-    model = tiny_model(fast=True, top_k=1)
+    model = tiny_model(fast=True, top_k=2)
     with torch.no_grad():
-        vocabulary = model.encode(NAMES)
-        whole = model(pixels(3), vocabulary)
+        vocabulary = model.encode(THINGS)
+        whole = model(plain_photos(3), vocabulary)
         monkeypatch.setattr(fgaseg.model, "PIXELS_PER_STEP", 64)
-        pieces = model(pixels(3), vocabulary)
+        pieces = model(plain_photos(3), vocabulary)
     assert len(set(whole.kept.sum(1).tolist())) > 1  # else this tests nothing
     assert torch.equal(whole.kept, pieces.kept)
     torch.testing.assert_close(whole.logits, pieces.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_pruning_computes_survivors_as_if_they_had_been_asked_for_alone():
-    model = tiny_model(fast=True, top_k=1, p2t_layers=0)
+    model = tiny_model(fast=True, top_k=1)
     with torch.no_grad():
-        out = model(pixels(), model.encode(NAMES))
+        out = model(plain_photos(1), model.encode(THINGS))
         kept = out.kept[0].nonzero()[:, 0].tolist()
-        assert 0 < len(kept) < len(NAMES)
-        alone = model(pixels(), model.encode([NAMES[i] for i in kept]))
+        assert 0 < len(kept) < len(THINGS)
+        alone = model(plain_photos(1), model.encode([THINGS[i] for i in kept]))
     torch.testing.assert_close(out.logits[0, kept], alone.logits[0], atol=2e-5, rtol=1e-4)
-    dropped = [i for i in range(len(NAMES)) if i not in kept]
+    dropped = [i for i in range(len(THINGS)) if i not in kept]
     assert (out.logits[0, dropped] == -100).all()
 
 
@@ -114,6 +122,21 @@ def test_class_cap_keeps_the_strongest_and_breaks_ties_by_index():
     best = out.gcs[0].flatten(1).amax(1).topk(3).indices
     assert set(out.kept[0].nonzero()[:, 0].tolist()) == set(best.tolist())
     assert (out.logits[0][~out.kept[0]] == -100).all() and (out.lcs[0][~out.kept[0]] == 0).all()
+
+
+def test_batch_union_never_brings_back_what_the_cap_dropped():
+    model = tiny_model(fast=True, top_k=1, topk_union="batch", class_cap=3, p2t_layers=0, loss={"aux_heads": 3})
+    with torch.no_grad():
+        vocabulary = model.encode(THINGS)
+        out = model(plain_photos(3)[1:], vocabulary)
+        capped = [fgaseg.model.strongest_classes(maps[None], 3).rows.tolist() for maps in out.gcs]
+        assert capped[0] != capped[1]  # else the union brings nothing to bring back
+        free = tiny_model(fast=True, top_k=12, p2t_layers=0, loss={"aux_heads": 3})
+        for i in range(2):
+            kept = out.kept[i].nonzero()[:, 0].tolist()
+            assert kept and set(kept) <= set(capped[i])
+            alone = free(plain_photos(3)[1 + i : 2 + i], model.encode([THINGS[k] for k in kept]))
+            torch.testing.assert_close(out.logits[i, kept], alone.logits[0], atol=2e-5, rtol=1e-4)
 
 
 def test_nan_in_fast_mode_is_an_error_and_not_an_empty_picture():
@@ -158,9 +181,30 @@ def test_vocabulary_cache_follows_names_template_and_weights():
 
 def test_training_never_reads_a_cached_vocabulary():
     model = tiny_model()
-    with torch.no_grad():
-        model.encode(NAMES)
-    assert model.encode(NAMES).embeddings.requires_grad
+    cached = model.encode(NAMES)
+    assert not cached.embeddings.requires_grad and model.encode(NAMES) is cached
+    assert model.train().encode(NAMES).embeddings.requires_grad
+
+
+def test_a_cached_vocabulary_does_not_depend_on_autocast():
+    model = tiny_model(encoder={"finetune": "none"})
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model.encode(NAMES)
+    assert inside.embeddings.dtype == torch.float32
+    assert torch.equal(inside.embeddings, tiny_model(encoder={"finetune": "none"}).encode(NAMES).embeddings)
+
+
+def test_bfloat16_weights_segment():
+    assert tiny_model().to(torch.bfloat16).segment(np.zeros((9, 9), np.uint8), NAMES).labels.shape == (9, 9)
+
+
+def test_duplicate_names_give_their_pixels_to_the_first():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    names = [*NAMES, "dog", "wooden  floor"]  # white space does not make another class
+    result = tiny_model().segment(noise, names)
+    assert set(np.unique(result.labels)) <= set(range(5))
+    assert sum(result.present.values()) == pytest.approx(1)
+    assert sum(sum(runs[1::2]) for runs in result.run_lengths().values()) == noise[..., 0].size
 
 
 def test_a_vocabulary_cached_by_segment_serves_training_of_a_frozen_encoder():
@@ -321,7 +365,7 @@ def test_parameter_groups_cover_every_trained_weight_once():
     groups = model.parameter_groups(2e-4, 0.01, 1e-4)
     grouped = [id(p) for g in groups for p in g["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert {(g["lr"], g["weight_decay"]) for g in groups} == {(2e-4, 1e-4), (2e-4, 0.0), (2e-6, 1e-4)}
+    assert {(g["lr"], g["weight_decay"]) for g in groups} == {(2e-4, 1e-4), (2e-4, 0.0), (2e-4 * 0.01, 1e-4)}
     norms = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     assert id(model.head.layers[0].guidance_norm.weight) in norms and id(model.head.fuse.linear.bias) not in norms
 

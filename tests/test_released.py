@@ -76,7 +76,7 @@ def our_key(key: str) -> str:
 def fill():
     sys.path.insert(0, str(PARITY))
     try:
-        import fill  # noqa: I001
+        import fill
     finally:
         sys.path.remove(str(PARITY))
     return fill
