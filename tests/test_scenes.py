@@ -14,10 +14,11 @@ def present(labels: np.ndarray) -> set[str]:
 def test_a_fifth_of_the_pairs_is_unseen_and_every_part_is_seen():
     pairs = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
     assert set(SEEN) | set(UNSEEN) == pairs and not set(SEEN) & set(UNSEEN)
-    assert 0.18 < len(UNSEEN) / len(pairs) < 0.23
+    assert 0.18 <= len(UNSEEN) / len(pairs) < 0.23
     for part in [*COLOURS, *SHAPES]:
-        assert sum(part in name.split() for name in SEEN) >= 5
-        assert sum(part in name.split() for name in UNSEEN) >= 1
+        assert sum(part in name.split() for name in SEEN) >= 4
+        # the rainbow holds every hue, so it is seen with every shape
+        assert sum(part in name.split() for name in UNSEEN) >= (part != "rainbow")
     assert len(set(NAMES)) == len(NAMES) and len(NAMES) <= 255
 
 
@@ -98,11 +99,13 @@ def test_labels_lie_on_the_colour_they_name():
     """The mean hue of the pixels labelled with a colour is that colour's, so labels and image are aligned."""
     from PIL import Image
 
-    for colour, (hue, _, value) in COLOURS.items():
+    for colour, (hue, _, _) in COLOURS.items():
         image, labels = scene(11, 128, [f"{colour} square"])
         hsv = np.asarray(Image.fromarray(image).convert("HSV"), np.float64)[labels < len(SEEN + UNSEEN)] / 255
-        if value < 0.3:
-            assert hsv[:, 2].mean() < 0.35
+        if colour == "rainbow":
+            assert np.ptp(hsv[:, 0]) > 0.4
+        elif colour == "white":
+            assert hsv[:, 1].mean() < 0.25 and hsv[:, 2].mean() > 0.6
         else:
             angle = np.angle(np.exp(2j * np.pi * (hsv[:, 0] - hue)).mean()) / (2 * np.pi)
             assert abs(angle) < 0.04, colour
@@ -138,7 +141,7 @@ def test_shapes_differ_in_more_than_a_few_pixels():
     [
         ((0, 8, SEEN), "size 8x8 is too small"),
         ((0, 32, []), "names holds nothing"),
-        ((0, 32, ["red star", "pink star"]), r"names holds \['pink star'\]: give colour-shape pairs"),
+        ((0, 32, ["red star", "grey star"]), r"names holds \['grey star'\]: give colour-shape pairs"),
     ],
     ids=str,
 )
