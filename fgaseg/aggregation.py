@@ -118,7 +118,7 @@ class SwinBlock(nn.Module):
 
 def positive(x: Tensor) -> Tensor:
     """elu(x) + 1. Spelt out because elu's backward has other strides when traced than when run (seen in torch 2.14)."""
-    return F.relu(x) + x.clamp(max=0).exp()
+    return F.relu(x) + torch.expm1(x.clamp(max=0)) + 1
 
 
 class ClassAttention(nn.Module):

@@ -87,7 +87,7 @@ class Killed(BaseException):
 
 
 def test_a_complete_directory_exists_wherever_the_process_is_killed(tmp_path, monkeypatch):
-    path = tmp_path / "folder"
+    path = tmp_path / "checkpoint"
     for stop in range(4):  # before the first rename, between the two, after the second, not at all
         for leftover in tmp_path.iterdir():
             checkpoint.shutil.rmtree(leftover)
@@ -117,7 +117,7 @@ def test_a_complete_directory_exists_wherever_the_process_is_killed(tmp_path, mo
         assert complete_directory(path) == found
         with atomic_directory(path) as folder:  # and the next one lands
             (folder / "content").write_text("newest")
-        assert names(tmp_path) == ["folder"] and (path / "content").read_text() == "newest"
+        assert names(tmp_path) == ["checkpoint"] and (path / "content").read_text() == "newest"
 
 
 def test_weights_round_trip_with_every_container(tmp_path):
