@@ -99,11 +99,9 @@ def _one(config: Config, restart: bool) -> dict[str, Any]:
 
 
 def score(model: FGASeg, config: Config) -> dict[str, float]:
-    """mIoU over seen pairs (scenes of seen pairs) and over unseen pairs (scenes of unseen pairs)."""
-    split = {name: SceneDataset(name, SCENES_SCORED, config.data.crop, seed=0) for name in ("seen", "unseen")}
-    classes = {"seen": SEEN, "unseen": UNSEEN}
-    scores = {name: evaluate(model, data, progress=True) for name, data in split.items()}
-    return {name: one.over(classes[name]).miou_gt for name, one in scores.items()}
+    """mIoU over the seen classes (pairs and grounds, scenes of seen pairs) and over the unseen pairs (their scenes)."""
+    splits = {name: SceneDataset(name, SCENES_SCORED, config.data.crop) for name in ("seen", "unseen")}
+    return {name: evaluate(model, data, progress=True).over(data.scored).miou_gt for name, data in splits.items()}
 
 
 @torch.no_grad()
@@ -180,7 +178,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
     seeds = len(results["seeds"])
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     table = Table(title=f"mIoU on drawn scenes, every pair and ground in the vocabulary{mean}")
-    for column in ("", "seen pairs, before", "after", "unseen pairs, before", "after"):
+    for column in ("", "seen classes, before", "after", "unseen pairs, before", "after"):
         table.add_column(column, justify="right" if column else "left")
     order = [(when, split) for split in ("seen", "unseen") for when in ("before", "after")]
     for name, figures in results["mean"].items():

@@ -278,6 +278,8 @@ class SceneDataset(EpochDataset):
         # more of the rainbow in training: with any hue inside, it is the outline that must tell the shape
         self.allowed = {"train": SEEN + 2 * RAINBOW, "seen": SEEN, "unseen": UNSEEN}[split]
         self.skipped: list[str] = []
+        # what a split's mIoU is over: the classes of training, or the pairs that training never showed
+        self.scored = UNSEEN if split == "unseen" else SEEN + GROUNDS
         self._index = np.array([self.names.index(name) if name in self.names else -1 for name in NAMES])
 
     def __len__(self) -> int:

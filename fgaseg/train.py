@@ -502,8 +502,8 @@ class _Training:
             name: evaluate(self.model, dataset, ignore=ignore, count=count, stop=stop)
             for name, dataset in self.val_sets.items()
         }
-        if self.config.data.scenes:  # all names compete for a pixel; the objects are what is scored
-            scores = {name: scores[name].over(self.val_sets[name].allowed) for name in scores}
+        if self.config.data.scenes:  # all names compete for a pixel, whichever are scored
+            scores = {name: scores[name].over(self.val_sets[name].scored) for name in scores}
         return scores
 
     def _anywhere(self, here: bool) -> bool:
