@@ -22,7 +22,7 @@ import fgaseg.train
 from fgaseg import Config, FGASeg
 from fgaseg.checkpoint import CheckpointError, complete_directory
 from fgaseg.data import DataError
-from fgaseg.scenes import SEEN, UNSEEN
+from fgaseg.scenes import GROUNDS, SEEN, UNSEEN
 from fgaseg.train import Interrupted, TrainingError, choose_classes, learning_rate_factor, relabel, train
 
 TINY_MODEL = {
@@ -638,4 +638,4 @@ def test_scenes_are_scored_seen_and_unseen(tmp_path):
     summary = train(config, progress=False)
     assert {name: scores.images for name, scores in summary.scores.items()} == {"seen": 2, "unseen": 2}
     assert [row.name for row in summary.scores["unseen"].rows] == UNSEEN
-    assert {row.name for row in summary.scores["seen"].rows} == set(SEEN)
+    assert {row.name for row in summary.scores["seen"].rows} == {*SEEN, *GROUNDS}
