@@ -39,7 +39,7 @@ def _odd(value: int) -> int:
     return value
 
 
-def _one_placeholder(templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _class_name_once(templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
     for template in [templates] if isinstance(templates, str) else templates:
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise ValueError(f"must contain {{}} exactly once, where the class name goes; got {template!r}")
@@ -126,7 +126,7 @@ class ModelConfig(_Section):
     encoder: EncoderConfig = EncoderConfig()
     image_size: PositiveInt = 384  # what inference resizes a photo to: its short side (whole) or each window
     # several templates: their embeddings are averaged
-    template: Annotated[str | tuple[str, ...], AfterValidator(_one_placeholder)] = "a photo of a {}"
+    template: Annotated[str | tuple[str, ...], AfterValidator(_class_name_once)] = "a photo of a {}"
     first_synonym: bool = False  # "sofa, couch" -> "sofa"
     # pixel-level alignment (section III-B)
     p2t_layers: NonNegativeInt = 1  # depth of P2Tformer; 0: off
