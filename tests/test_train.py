@@ -250,6 +250,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
 
 
 def test_a_second_ctrl_c_stops_at_once_and_loses_nothing(data, tmp_path, monkeypatch):
+    # a job started in the background of a shell ignores SIGINT: give it Python's usual meaning here
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config = configure(data, tmp_path)
     original, calls = fgaseg.train.segmentation_losses, []
 
