@@ -62,7 +62,7 @@ def test_length_does_not_matter(backend):
 def test_real_text_embeddings(dtype, backend):
     """171 CLIP text embeddings against pixels that are the same ones: 1 on the diagonal, CLIP's narrow cone off it."""
     if not CLIP_TEXT.exists():
-        pytest.skip(f"no {CLIP_TEXT.name} beside the repository")
+        pytest.skip(reason=f"no {CLIP_TEXT.name} beside the repository")
     texts = torch.from_numpy(np.load(CLIP_TEXT / "coco_single.npy").astype(np.float64))
     pixels = texts.T.reshape(1, 512, 9, 19).contiguous()
     args = [pixels, texts[None, :, None]]

@@ -267,7 +267,7 @@ def test_file_is_closed_after_reading(tmp_path):
     file.write_bytes(buffer.getvalue())
     descriptors = Path("/proc/self/fd")
     if not descriptors.exists():
-        pytest.skip("needs /proc to count open files")
+        pytest.skip(reason="needs /proc to count open files")
     before = len(list(descriptors.iterdir()))
     images = [read_image(file) for _ in range(5)]
     assert len(list(descriptors.iterdir())) == before and len(images) == 5

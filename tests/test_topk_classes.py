@@ -106,7 +106,7 @@ def test_no_class_selected(backend):
 def test_real_text_embeddings(backend):
     """Pixels made of CLIP embeddings 3, 40 and 170 of 171: the best class of each is what it is made of."""
     if not CLIP_TEXT.exists():
-        pytest.skip(f"no {CLIP_TEXT.name} beside the repository")
+        pytest.skip(reason=f"no {CLIP_TEXT.name} beside the repository")
     texts = torch.from_numpy(np.load(CLIP_TEXT).astype(np.float32))
     pixels = texts[[40, 3, 170, 3]].T.reshape(1, 512, 2, 2) + 0.01 * random(1, 512, 2, 2).float()
     scores = cosine_cost_volume(pixels, texts[None, :, None])[:, 0]
