@@ -12,8 +12,9 @@ from typing import Any
 DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and any list of class names."
 
 DEMO = """\
-Train a small FGAseg from scratch on procedurally drawn scenes, score it on colour-shape pairs it has never seen, and
-write a picture with photos, labels and pseudo-masks. Needs no download and about three minutes on two CPU cores.
+Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs it has never seen, and write a picture
+with photos, labels and pseudo-masks. The encoders start from a small file in the package (configs/demo_encoder.yaml says
+how it was made), the head from scratch. Needs no download and about two minutes on two CPU cores.
 
   fgaseg demo                       the demo; results in runs/demo
   fgaseg demo --seed 1 --json       another seed, figures as JSON
