@@ -2,6 +2,7 @@
 
     FGASEG_CPU=auto|0|1    the C++ CPU kernels and the pybind11 host helpers
     FGASEG_CUDA=auto|0|1   the CUDA kernels
+    FGASEG_CUDA_ARCHS      such as 80;90, the default; the last one also as PTX, which newer GPUs translate
     CXX, MAX_JOBS, CUDA_HOME as usual
 
 auto builds what can be built, 0 skips it, 1 stops with the reason when it cannot be done. The plan is recorded in
@@ -83,8 +84,6 @@ def find_nvcc() -> tuple[str, tuple[int, int]] | None:
 def why_no_cuda(torch) -> str:
     """Everything that stands in the way of CUDA kernels, "" if nothing does."""
     reasons = []
-    if not glob.glob(str(HERE / "csrc" / "*" / "*.cu")):
-        reasons.append("this version of fgaseg has no CUDA kernels yet")
     nvcc = find_nvcc()
     if nvcc is None:
         reasons.append("no nvcc with its headers was found (set CUDA_HOME)")
@@ -93,6 +92,48 @@ def why_no_cuda(torch) -> str:
     elif nvcc and nvcc[1][0] != int(torch.version.cuda.split(".")[0]):
         reasons.append(f"nvcc {nvcc[1][0]}.{nvcc[1][1]} does not match torch's CUDA {torch.version.cuda}")
     return "; ".join(reasons)
+
+
+def cuda_archs() -> list[str]:
+    return os.environ.get("FGASEG_CUDA_ARCHS", "80;90").split(";")
+
+
+def compile_kernels(folder: Path) -> list[str]:
+    """The CUDA kernels as object files. They include no header of torch, so nvcc takes seconds; a process each."""
+    home, _ = find_nvcc() or ("", None)
+    codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
+    codes.append(f"-gencode=arch=compute_{cuda_archs()[-1]},code=compute_{cuda_archs()[-1]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    running = []
+    for source in sorted((HERE / "csrc").glob("*/kernel.cu")):
+        target = str(folder / f"{source.parent.name}.o")
+        command = [f"{home}/bin/nvcc", "-c", "-O3", "-std=c++17", "-Xcompiler=-fPIC", f"-I{HERE / 'csrc'}", *codes]
+        running.append((target, subprocess.Popen([*command, str(source), "-o", target])))
+    if any(process.wait() for _, process in running):
+        raise RuntimeError("nvcc failed, see above")
+    return [target for target, _ in running]
+
+
+def cuda_extension(torch):
+    """The host side of the CUDA kernels; the kernels themselves are compiled by ``compile_kernels``."""
+    from torch.utils.cpp_extension import CppExtension
+
+    home, (major, _) = find_nvcc() or ("", (0, 0))
+    runtime = glob.glob(os.path.join(sysconfig.get_path("purelib"), "nvidia", "cu*", "lib"))
+    places = [f"{home}/lib64", f"{home}/lib", *runtime]
+    one = CppExtension(
+        "fgaseg.kernels._C_cuda",
+        sorted(glob.glob("csrc/*/cuda.cpp", root_dir=HERE)),
+        include_dirs=[str(HERE / "csrc"), f"{home}/include"],
+        extra_compile_args={"cxx": [*COMPILE, *STABLE, "-DUSE_CUDA"]},
+        # pip's CUDA runtime has no libcudart.so, only the numbered one that torch loads
+        extra_link_args=[f"-l:libcudart.so.{major}"],
+        library_dirs=[place for place in places if os.path.isdir(place)],
+        libraries=["torch_cuda"],
+        py_limited_api=True,
+    )
+    one.library_dirs += [str(Path(torch.__file__).parent / "lib")]
+    return one
 
 
 def decide(switch: str, why_not: str, what: str) -> str:
@@ -112,17 +153,20 @@ def plan(torch) -> dict[str, str]:
     host = decide("FGASEG_CPU", no_compiler, compiler)
     if host.startswith("built") and (no_pybind11 := why_no_pybind11()):
         host = f"skipped: {no_pybind11}"  # only a convenience: numpy does the same, so FGASEG_CPU=1 does not stop here
+    archs = ", ".join(f"sm_{arch}" for arch in cuda_archs())
     return {
         "cpp": decide("FGASEG_CPU", no_compiler, f"{compiler}, stable ABI for torch >= 2.11"),
         "host": host,
-        "cuda": decide("FGASEG_CUDA", why_no_cuda(torch), "nvcc"),
+        "cuda": decide("FGASEG_CUDA", no_compiler or why_no_cuda(torch), f"nvcc, {archs} and PTX"),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def extensions(parts: dict[str, str]) -> list[Extension]:
+def extensions(parts: dict[str, str], torch) -> list[Extension]:
     found = []
+    if parts["cuda"].startswith("built"):
+        found.append(cuda_extension(torch))
     if parts["cpp"].startswith("built"):
         from torch.utils.cpp_extension import CppExtension
 
@@ -157,7 +201,7 @@ def record(parts: dict[str, str]) -> None:
     partial = target.with_suffix(".tmp")
     partial.write_text(json.dumps(parts, indent=1) + "\n")
     partial.replace(target)
-    for part, name in (("cpp", "_C"), ("host", "_host")):
+    for part, name in (("cpp", "_C"), ("host", "_host"), ("cuda", "_C_cuda")):
         if not parts[part].startswith("built"):
             for stale in (HERE / "kernels").glob(f"{name}.*so"):
                 stale.unlink()
@@ -191,10 +235,14 @@ def main() -> None:
 
         def build_extensions(self):
             try:
+                for one in self.extensions:
+                    if one.name.endswith("_C_cuda"):
+                        one.extra_objects = compile_kernels(Path(self.build_temp, "cuda"))
                 super().build_extensions()
             except Exception as error:
                 raise SystemExit(
-                    f"fgaseg: compiling failed: {error}\nFGASEG_CPU=0 installs without; the PyTorch reference runs then"
+                    f"fgaseg: compiling failed: {error}\nFGASEG_CUDA=0 installs without the CUDA kernels, FGASEG_CPU=0 "
+                    "without the C++ ones; the PyTorch reference runs then"
                 ) from error
 
     if {"editable_wheel", "bdist_wheel", "build_ext", "build"} & set(sys.argv):
@@ -204,7 +252,7 @@ def main() -> None:
     kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
     setup(
         packages=["fgaseg", "fgaseg.configs", *kernels],
-        ext_modules=extensions(parts),
+        ext_modules=extensions(parts, torch),
         cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     )
 

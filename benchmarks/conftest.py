@@ -1,71 +1,260 @@
-"""pytest benchmarks/ --csv FILE: one row per op, shape, pass and provider, with the machine named.
+"""pytest benchmarks/ --csv FILE: one row per op, shape, pass and provider, with machine and commit named.
 
-pytest-benchmark does the timing; a provider whose numbers disagree with the reference fails instead of getting a time.
-On a machine that does other work too, measure one thread's processor time: OMP_NUM_THREADS=1 and
---benchmark-timer=time.process_time.
+pytest-benchmark does the timing; `fgaseg bench` runs it and prints one table. A provider whose numbers disagree with
+float64 gets the disagreement instead of a time. On a machine that does other work too, measure one thread's processor
+time: OMP_NUM_THREADS=1 and --benchmark-timer=time.process_time.
 """
 
 import csv
+import ctypes
+import gc
 import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from shapes import DEVICE
+from torch import Tensor
 
-from fgaseg.info import processor
+from fgaseg.info import processor, version
 
-ROWS: list[dict[str, object]] = []
+ROWS: list[dict[str, Any]] = []
 
 
 def pytest_addoption(parser):
     parser.addoption("--csv", type=Path, help="write the measurements to this file")
+    parser.addoption("--dtype", default="bfloat16" if DEVICE == "cuda" else "float32", help="of the inputs")
+    parser.addoption("--shapes", default="", help="only these, such as S1,S3,K=11")
+
+
+def pytest_collection_modifyitems(config, items):
+    if wanted := config.getoption("--shapes"):
+        items[:] = [item for item in items if item.callspec.params["shape"] in wanted.split(",")]
+
+
+@pytest.fixture
+def new(request):
+    """new(*sizes): random numbers of the dtype and on the device that are measured."""
+    dtype = getattr(torch, request.config.getoption("--dtype"))
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    return lambda *sizes: torch.randn(sizes, generator=generator, device=DEVICE).to(dtype)
 
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(op, shape, provider, inputs, run, expect): times run(*inputs); with gradients if an input wants them."""
+    """measure(op, shape, provider, run, reference, inputs, gradient, flops, nbytes) adds a row.
 
-    def timed(op, shape, provider, inputs, run, expect):
-        leaves = [x for x in inputs if x.requires_grad]
-        grad = torch.randn_like(expect(*inputs)) if leaves else None
+    run and reference   functions of the inputs that return a tensor
+    flops, nbytes       of the forward pass; the backward counts twice both
+    """
 
-        def step(function=run):
-            y = function(*inputs)
-            if not leaves:
-                return [y]
-            return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
-
-        for got, expected in zip(step(), step(expect), strict=True):
-            tolerance = 1e-4 * expected.abs().max().item() if expected.is_floating_point() else 0
-            torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
-        benchmark.group = f"{op} {shape} {'forward+backward' if leaves else 'forward'}"
-        benchmark(step)
-        times = sorted(benchmark.stats.stats.data)
-        row = {
+    def timed(
+        op: str,
+        shape: str,
+        provider: str,
+        run: Callable[..., Tensor],
+        reference: Callable[..., Tensor],
+        inputs: list[Tensor],
+        gradient: bool,
+        flops: float,
+        nbytes: float,
+    ) -> None:
+        if provider == "torch.compile":
+            torch._dynamo.reset()
+            run = torch.compile(run, dynamic=False)
+        inputs = [x.detach().requires_grad_(gradient) for x in inputs]
+        step = _step(run, inputs, gradient)
+        error, torch_error, why = _disagreement(step(), reference, inputs, gradient)
+        passes = 3 if gradient else 1
+        row: dict[str, Any] = {
             "op": op,
             "shape": shape,
+            "sizes": " ".join(str(tuple(x.shape)) for x in inputs),
             "dtype": str(inputs[0].dtype).removeprefix("torch."),
-            "pass": "forward+backward" if leaves else "forward",
+            "pass": "forward+backward" if gradient else "forward",
             "provider": provider,
-            **{f"ms_p{p}": round(1e3 * times[len(times) * p // 100], 3) for p in (0, 20, 50, 80)},
-            "rounds": len(times),
-            "clock": "process" if "process_time" in str(benchmark._timer) else "wall",
-            "processor": processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
         }
+        if not why:
+            row |= _timing(benchmark, step) | {"peak_mb": round(_peak(step) / 1e6, 2)}
+            seconds = row["device_ms" if DEVICE == "cuda" else "ms_p50"] / 1e3
+            row |= {
+                "gb_s": round(nbytes * passes / seconds / 1e9, 2),
+                "copy_percent": round(100 * nbytes * passes / seconds / copy_rate(), 1),
+                "gflop_s": round(flops * passes / seconds / 1e9, 1),
+                "matmul_percent": round(100 * flops * passes / seconds / matmul_rate(inputs[0].dtype), 1),
+            }
+        row |= {"bytes": nbytes * passes, "flops": flops * passes}
+        row |= {"error": f"{error:.1e}", "torch_error": f"{torch_error:.1e}", "disagreement": why, **machine()}
         ROWS.append(row)
+        benchmark.group = f"{op} {shape} {row['pass']}"
+        assert not why, why
 
     return timed
 
 
+def _step(run: Callable[..., Tensor], inputs: list[Tensor], gradient: bool) -> Callable[[], list[Tensor]]:
+    """Output, and the gradient of every input for an output gradient of random numbers."""
+    torch.manual_seed(1)
+    grad = torch.randn_like(run(*inputs)) if gradient else None
+
+    def step() -> list[Tensor]:
+        y = run(*inputs)
+        results = [y.detach(), *torch.autograd.grad(y, inputs, grad)] if gradient else [y]
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    return step
+
+
+def _disagreement(got, reference, inputs, gradient) -> tuple[float, float, str]:
+    """Largest error over the largest number, ours and PyTorch's in the same dtype, and what is wrong if ours is larger.
+
+    Against float64, on the first image: of a batch the others are computed alike. A gradient that sums over images is
+    left out.
+    """
+    images = inputs[0].shape[0]
+
+    def first(x: Tensor) -> Tensor:
+        return x[:1] if x.shape[:1] == (images,) and x.dim() > 2 else x
+
+    if not got[0].is_floating_point():
+        same = torch.equal(got[0], reference(*inputs))
+        return 0.0, 0.0, "" if same else "other classes than the reference's"
+    torch.manual_seed(1)
+    grad = torch.randn_like(got[0])[:1] if gradient else None
+    alone = [first(x.detach()) for x in inputs]
+
+    def of(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_(gradient) for x in alone]
+        y = reference(*leaves)
+        return [y, *torch.autograd.grad(y, leaves, grad.to(dtype))] if grad is not None else [y]
+
+    worst, torch_worst, wrong = 0.0, 0.0, ""
+    dtype = inputs[0].dtype
+    for mine, same, exact in zip(got, of(dtype), of(torch.float64), strict=True):
+        if images > 1 and exact.shape[0] != 1:
+            continue
+        scale = exact.abs().max().item() or 1.0
+        error = (first(mine).double() - exact).abs().max().item() / scale
+        torch_error = (same.double() - exact).abs().max().item() / scale
+        worst, torch_worst = max(worst, error), max(torch_worst, torch_error)
+        if not error <= 2 * torch_error + 4 * torch.finfo(dtype).eps:
+            wrong = f"error {error:.1e} of the largest number, PyTorch's {torch_error:.1e}"
+    return worst, torch_worst, wrong
+
+
+def _timing(benchmark, step: Callable) -> dict[str, Any]:
+    benchmark(step)
+    times = sorted(benchmark.stats.stats.data)
+    row: dict[str, Any] = {f"ms_p{p}": round(1e3 * times[len(times) * p // 100], 4) for p in (20, 50, 80)}
+    row["rounds"] = len(times)
+    row["clock"] = "process" if "process_time" in str(benchmark._timer) else "wall"
+    row["device_ms"] = round(_device_ms(step), 4) if DEVICE == "cuda" else ""
+    return row
+
+
+def _device_ms(step: Callable, repeats: int = 20) -> float:
+    """Median time on the GPU with a cold L2 cache, launches not included where they are hidden by earlier work."""
+    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    times = []
+    for _ in range(repeats):
+        flush.zero_()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        step()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return statistics.median(times)
+
+
+def _peak(step: Callable) -> float:
+    """Bytes that one step needs above what is resident before it."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    if sys.platform != "linux":
+        return float("nan")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+    before = _status("VmRSS")
+    step()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def _best_seconds(work: Callable[[], Any], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+@cache
+def copy_rate() -> float:
+    """Bytes a second, read and written, that a large copy moves on this machine."""
+    x = torch.zeros(1 << (30 if DEVICE == "cuda" else 27), dtype=torch.int8, device=DEVICE)
+    y = torch.empty_like(x)
+    return 2 * x.numel() / _best_seconds(lambda: y.copy_(x))
+
+
+@cache
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product on this machine."""
+    n = 8192 if DEVICE == "cuda" else 1536
+    x = torch.randn(n, n, device=DEVICE).to(dtype)
+    return 2 * n**3 / _best_seconds(lambda: x @ x)
+
+
+@cache
+def machine() -> dict[str, Any]:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return {
+        "device": torch.cuda.get_device_name() if DEVICE == "cuda" else processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "commit": subprocess.run(git, capture_output=True, text=True).stdout.strip(),
+        "copy_gb_s": round(copy_rate() / 1e9, 1),
+    }
+
+
 def pytest_sessionfinish(session):
     target = session.config.getoption("--csv")
-    if target and ROWS:
-        partial = target.with_suffix(".tmp")
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, ROWS[0])
-            writer.writeheader()
-            writer.writerows(ROWS)
-        partial.replace(target)
+    if not target or not ROWS:
+        return
+    groups = defaultdict(list)
+    for row in ROWS:
+        groups[row["op"], row["shape"], row["dtype"], row["pass"]].append(row)
+    clock = "device_ms" if DEVICE == "cuda" else "ms_p50"
+    for rows in groups.values():
+        for row in rows:
+            others = [other[clock] for other in rows if other is not row and clock in other]
+            row["speedup"] = round(min(others) / row[clock], 2) if others and clock in row else ""
+    partial = target.with_suffix(".tmp")
+    with open(partial, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in ROWS for name in row)))
+        writer.writeheader()
+        writer.writerows(ROWS)
+    partial.replace(target)

@@ -1,19 +1,15 @@
-"""lcs_conv: C++ against the reference and against the straightforward form, a softmax and a loop of convolutions."""
+"""lcs_conv against PyTorch and against what the released code does, a softmax and a loop of convolutions.
+
+Read: logits B*T*C*K*K and pixels B*C*H*W; written: B*T*H*W. Operations: 2*B*T*C*K*K*H*W.
+"""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from shapes import SHAPES, providers
 
 from fgaseg.kernels import lcs_conv
 from fgaseg.kernels.lcs_conv.reference import lcs_conv_reference
-
-SHAPES = {  # B, C, T, H, W, K
-    "S1 B1 C512 T171 24x24 K3": (1, 512, 171, 24, 24, 3),
-    "B1 C512 T20 24x24 K3": (1, 512, 20, 24, 24, 3),
-    "A-847 B1 C512 T847 24x24 K3": (1, 512, 847, 24, 24, 3),
-    "B1 C512 T64 24x24 K11": (1, 512, 64, 24, 24, 11),
-    "S8 B2 C37 T5 7x9 K5": (2, 37, 5, 7, 9, 5),
-}
 
 
 def loop_of_convolutions(pixels, kernel_logits, bias, k):
@@ -22,19 +18,23 @@ def loop_of_convolutions(pixels, kernel_logits, bias, k):
     return torch.stack([F.conv2d(image, kernel, shift, padding=k // 2) for image, kernel, shift in images])
 
 
-PROVIDERS = {
-    "cpp": lambda *a: lcs_conv(*a, backend="cpp"),
-    "reference": lambda *a: lcs_conv_reference(*a, "taps"),
-    "loop of conv2d": loop_of_convolutions,
-}
+def form(provider: str, k: int):
+    if provider == "loop of conv2d":
+        return lambda *a: loop_of_convolutions(*a, k)
+    if provider == "torch.compile":
+        return lambda *a: lcs_conv_reference(*a, k, "taps")
+    return lambda *a: lcs_conv(*a, k, backend=provider)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_lcs_conv(measure, shape, gradient, provider):
+@pytest.mark.parametrize("provider", providers("loop of conv2d"))
+def test_lcs_conv(measure, new, shape, gradient, provider):
     b, c, t, h, w, k = SHAPES[shape]
-    inputs = [F.normalize(torch.randn(b, c, h, w), dim=1), torch.randn(b, t, c * k * k), torch.randn(b, t)]
-    inputs = [x.requires_grad_(gradient) for x in inputs]
-    run = PROVIDERS[provider]
-    measure("lcs_conv", shape, provider, inputs, lambda *a: run(*a, k), lambda *a: loop_of_convolutions(*a, k))
+    inputs = [F.normalize(new(b, c, h, w), dim=1), new(b, t, c * k * k), new(b, t)]
+    flops = 2.0 * b * t * c * k * k * h * w
+    numbers = b * (t * c * k * k + c * h * w + t * h * w)
+    # the loop of convolutions is the yardstick: the reference's im2col would not fit at S7 in float64
+    reference = form("loop of conv2d", k)
+    nbytes = numbers * inputs[0].element_size()
+    measure("lcs_conv", shape, provider, form(provider, k), reference, inputs, gradient, flops, nbytes)

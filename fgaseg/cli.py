@@ -1,4 +1,4 @@
-"""`fgaseg demo | train | eval | segment | info`: thin commands over the library."""
+"""`fgaseg demo | train | eval | segment | bench | info`: thin commands over the library."""
 
 import argparse
 import json
@@ -45,6 +45,15 @@ Label photos with the names you give.
   fgaseg segment photos/*.jpg --model runs/mine/model --names names.txt --out labelled/
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
+"""
+
+BENCH = """\
+Time every backend of every op of fgaseg.kernels beside plain PyTorch, torch.compile and the straightforward form:
+forward and forward+backward, with memory, share of the machine's measured copy and matmul rates, and error against
+float64.
+
+  fgaseg bench                         everything (tens of minutes on a CPU), to runs/bench.csv and runs/bench.png
+  fgaseg bench lcs_conv --shapes S1,K=11 --json
 """
 
 
@@ -115,7 +124,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgaseg", description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo | train | eval | segment | info")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="demo | train | eval | segment | bench | info"
+    )
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
         summary = text.split(".")[0].replace("\n", " ")
@@ -159,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--compare", action="append", default=[], help="another model to draw beside (Fig. 7)")
     segment.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+
+    bench = command("bench", run_bench, BENCH)
+    bench.add_argument("ops", nargs="*", metavar="op", help="only these (default: all)")
+    bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="writes <out>.csv and <out>.png")
+    bench.add_argument("--shapes", default="", help="only these, such as S1,S3,K=11 (benchmarks/shapes.py)")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
 
     command("info", run_info, "Versions, what was built, and which backend runs each op and why not the others.")
     return parser
@@ -266,6 +283,12 @@ def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Pat
         row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
         _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
     return row
+
+
+def run_bench(options: argparse.Namespace) -> None:
+    from .bench import run
+
+    run(options.ops, options.out, options.shapes, options.dtype, options.json)
 
 
 def run_info(options: argparse.Namespace) -> int:

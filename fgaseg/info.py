@@ -39,6 +39,7 @@ def _selection(device: str) -> Selection:
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
     "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
+    "lcs_conv_from_text": lambda new, device: (new(1, 3, 5), new(19, 5), new(19), new(1, 2, 4, 4), 3),
     "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
     "topk_classes": lambda new, device: (new(1, 3, 4, 4), 1),
     "gather_classes": lambda new, device: (new(1, 3, 2), _selection(device)),
@@ -46,7 +47,8 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
 }
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """The installed version of a package, or "not installed"."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -86,7 +88,7 @@ def collect() -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     devices = ["cpu", "cuda"] if cuda else ["cpu"]
     return {
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
         "machine": {
             "processor": processor(),
             "cores": os.cpu_count(),
@@ -96,7 +98,7 @@ def collect() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if cuda else "none found",
         },
         "built": _library.build_info(),
-        "loaded": {"cpp": _library.why_no_library or "loaded", "host": why_no_host or "loaded"},
+        "loaded": {part: why or "loaded" for part, why in {**_library.unavailable, "host": why_no_host}.items()},
         "strict": os.environ.get("FGASEG_STRICT") == "1",
         "ops": {op: {device: _choices(op, device) for device in devices} for op in CALLS},
     }

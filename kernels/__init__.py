@@ -8,6 +8,7 @@ from .cosine_cost_volume import cosine_cost_volume
 from .kernel_softmax import kernel_softmax
 from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
+from .lcs_conv_from_text import lcs_conv_from_text
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "gather_classes",
     "kernel_softmax",
     "lcs_conv",
+    "lcs_conv_from_text",
     "remap_labels",
     "scatter_classes",
     "topk_classes",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._library import why_no_library
+from ._library import BACKENDS, emulated, overload, unavailable
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -28,18 +28,41 @@ OPS: dict[str, tuple[Backend, ...]] = {}
 _told: set[str] = set()
 
 
-def register(op: str, cpp: Callable, reference: Callable) -> None:
-    """Lists the backends of ``op`` in the order in which they are tried."""
-    OPS[op] = (Backend("cpp", why_not_cpp, cpp), Backend("reference", lambda *_: "", reference))
+def register(op: str, reference: Callable, **limits: Callable[..., str]) -> None:
+    """Lists the backends of ``op`` in the order in which they are tried.
+
+    ``limits`` are reasons of single backends against single calls: cuda=lambda scores, k, union: "k is ..." or "".
+    Until a GPU has measured them, Triton, whose compiler places the barriers, comes before our own CUDA.
+    """
+
+    def why_not(name: str) -> Callable[..., str]:
+        limit = limits.get(name, lambda *_: "")
+        return lambda *args: _why_not(name, args) or limit(*args)
+
+    compiled = [Backend(name, why_not(name), overload(op, name)) for name in BACKENDS]
+    OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 
 
-def why_not_cpp(*args) -> str:
+def _why_not(name: str, args: tuple) -> str:
+    home = "cpu" if name == "cpp" else "cuda"
     for tensor in tensors(args):
-        if tensor.device.type != "cpu":
+        if tensor.device.type != home and not (tensor.device.type == "cpu" and name in emulated):
             return f"tensors are on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"{tensor.dtype} is not float32, float64, float16 or bfloat16"
-    return why_no_library
+        if tensor.dtype == torch.float64 and home == "cuda":
+            return "float64 is computed by the reference on a GPU"
+    if unavailable[name]:
+        return unavailable[name]
+    return "" if home == "cpu" else _why_not_this_gpu(tensors(args)[0].device)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_this_gpu(device: torch.device) -> str:
+    if device.type == "cpu":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
 
 
 def tensors(args) -> list[Tensor]:
@@ -62,9 +85,14 @@ def explain(op: str, *args) -> str:
 def run(op: str, backend: str, *args):
     """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
     if backend == "auto":
-        chosen = next(candidate for candidate in OPS[op] if not candidate.why_not(*args))
-        if chosen.name == "reference":
-            tell(op, "\n".join(f"  {b.name:<10}{b.why_not(*args)}" for b in OPS[op] if b is not chosen))
+        device = tensors(args)[0].device.type
+        usable = (
+            b for b in OPS[op] if device != "cpu" or b.name not in emulated
+        )  # emulation is only ever asked for by name
+        chosen = next(candidate for candidate in usable if not candidate.why_not(*args))
+        if chosen.name == "reference" and device != "meta":  # on meta there is nothing to compute
+            reasons = ((b.name, b.why_not(*args)) for b in OPS[op])
+            tell(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
         return chosen.run(*args)
     for candidate in OPS[op]:
         if candidate.name == backend:

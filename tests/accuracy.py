@@ -1,20 +1,55 @@
 """How the tests of the ops judge numbers: against float64, with PyTorch in the same dtype as the yardstick."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
+from shim import emulate_cuda
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from fgaseg.kernels._library import why_no_library
+from fgaseg.kernels._library import emulated, unavailable
 
-needs_cpp = pytest.mark.skipif(bool(why_no_library), reason=f"the C++ backend is not built: {why_no_library}")
-BACKENDS = [pytest.param("cpp", marks=needs_cpp), "reference"]
+if not torch.cuda.is_available():
+    unavailable["cuda"] = emulate_cuda()
+
+NAMES = ["cpp", "triton", "cuda"]
+needs = {name: pytest.mark.skipif(bool(unavailable[name]), reason=unavailable[name]) for name in NAMES}
+needs_cpp = needs["cpp"]
+COMPILED = [pytest.param(name, marks=needs[name]) for name in NAMES]
+BACKENDS = [*COMPILED, "reference"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "sliced", "transposed", "expanded"]
 
 
+def why_not_tested(backend: str, dtype: torch.dtype | None) -> str:
+    if backend in ("triton", "cuda") and dtype == torch.float64:
+        return f"{backend} leaves float64 to the reference"
+    if backend in emulated and backend == "triton" and dtype == torch.bfloat16:
+        return "Triton's interpreter is wrong in bfloat16"
+    return ""
+
+
+@contextmanager
+def at_home(backend: str):
+    """New tensors on the backend's device, uninitialised memory full of NaN, random numbers in a type that it takes."""
+    on_gpu = backend in ("triton", "cuda") and backend not in emulated
+    before, random.dtype = random.dtype, torch.float64 if backend in ("cpp", "reference") else torch.float32
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what fills torch.empty
+    try:
+        with torch.device("cuda" if on_gpu else "cpu"):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        random.dtype = before
+
+
 def random(*sizes: int, seed: int = 0) -> Tensor:
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    numbers = torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return numbers.to(torch.get_default_device(), random.dtype)
+
+
+random.dtype = torch.float64  # type: ignore[attr-defined]
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:

@@ -3,10 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
 from torch.library import opcheck
 
 from fgaseg.kernels import cosine_cost_volume
+from fgaseg.kernels._library import overload
 from fgaseg.kernels.cosine_cost_volume.reference import cosine_cost_volume_reference
 
 CLIP_TEXT = Path(__file__).parents[2] / "shared" / "data" / "clip_text"
@@ -72,25 +73,30 @@ def test_real_text_embeddings(dtype, backend):
     assert 0.4 < cosines.min() and cosines.fill_diagonal_(0).max() < 1
 
 
-@needs_cpp
-def test_op_contract():
+@pytest.mark.parametrize("backend", COMPILED)
+def test_op_contract(backend):
     args = [v.requires_grad_() for v in inputs(2, 5, 3, 2, 4, 3)]
-    opcheck(torch.ops.fgaseg.cosine_cost_volume.default, (*args, 1e-12))
+    opcheck(overload("cosine_cost_volume", backend), (*args, 1e-12))
     pixels, texts = (v.detach() for v in args)
-    opcheck(torch.ops.fgaseg.cosine_cost_volume_backward.default, (random(2, 2, 3, 4, 3), pixels, texts, 1e-12))
+    opcheck(overload("cosine_cost_volume_backward", backend), (random(2, 2, 3, 4, 3), pixels, texts, 1e-12))
+
+
+@needs_cpp
+def test_gradients_by_differences():
+    args = [v.requires_grad_() for v in inputs(2, 5, 3, 2, 4, 3)]
     assert torch.autograd.gradcheck(lambda *a: cosine_cost_volume(*a, backend="cpp"), args)
 
 
-@needs_cpp
+@pytest.mark.parametrize("backend", COMPILED)
 @pytest.mark.parametrize("which", [0, 1])
-def test_gradient_of_a_length_below_eps(which):
+def test_gradient_of_a_length_below_eps(which, backend):
     """A length that was raised to eps is a constant; the cosine is then linear in the vector."""
     args = inputs(1, 4, 2, 1, 2, 2)
     args[which] = args[which] * 1e-14
     args = [v.requires_grad_() for v in args]
     grads = [
         torch.autograd.grad(f(*args).square().sum(), args)
-        for f in (lambda *a: cosine_cost_volume(*a, backend="cpp"), reference)
+        for f in (lambda *a: cosine_cost_volume(*a, backend=backend), reference)
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected)

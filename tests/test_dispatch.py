@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -10,7 +12,7 @@ from fgaseg.kernels import _dispatch, kernel_softmax
 
 @pytest.fixture
 def without_library(monkeypatch):
-    monkeypatch.setattr(_dispatch, "why_no_library", "it was left out of this test")
+    monkeypatch.setitem(_dispatch.unavailable, "cpp", "it was left out of this test")
     monkeypatch.setattr(_dispatch, "_told", set())
 
 
@@ -39,14 +41,15 @@ def test_strict_makes_it_an_error(without_library, monkeypatch):
 def test_a_backend_that_cannot_run_says_why(without_library):
     with pytest.raises(RuntimeError, match="backend='cpp' cannot run this call: it was left out of this test"):
         kernel_softmax(torch.zeros(1, 1, 9), 3, backend="cpp")
-    with pytest.raises(ValueError, match="no backend 'triton'; there are auto, cpp, reference"):
-        kernel_softmax(torch.zeros(1, 1, 9), 3, backend="triton")
+    with pytest.raises(ValueError, match="no backend 'metal'; there are auto, cpp, triton, cuda, reference"):
+        kernel_softmax(torch.zeros(1, 1, 9), 3, backend="metal")
 
 
 def test_explain_names_every_backend():
     pixels = torch.zeros(1, 2, 4, 4, device="meta")
     text = kernels.explain("lcs_conv", pixels, torch.zeros(1, 3, 18), torch.zeros(1, 3), 3)
     assert "float32[1, 2, 4, 4] on meta" in text and "cpp       tensors are on meta" in text
+    assert "triton    tensors are on meta" in text and "cuda      tensors are on meta" in text
     assert "reference can run" in text
     with pytest.raises(ValueError, match="no op 'lcs' in fgaseg.kernels; there are (?s:.*)lcs_conv"):
         kernels.explain("lcs")
@@ -59,3 +62,12 @@ def test_info_covers_every_op():
         choice = next(c for c in found["ops"][op]["cpu"] if c["dtype"] == "float32")
         args = new_args(lambda *sizes: torch.zeros(sizes), "cpu")
         getattr(kernels, op)(*args, backend=choice["runs"])  # it says what would run; it does
+
+
+def test_the_kernels_alone_import_torch_and_little_else():
+    """Nobody who wants the ops has to install the model's packages, and importing them does not start CUDA."""
+    heavy = ["open_clip", "pydantic", "rich", "torchvision", "fgaseg.kernels.lcs_conv.triton"]
+    code = "import sys, torch, fgaseg.kernels; print(*sys.modules, torch.cuda.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *modules, started = done.stdout.split()
+    assert not set(modules) & set(heavy) and started == "False"

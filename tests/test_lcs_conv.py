@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import BACKENDS, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
 from torch.library import opcheck
 
 from fgaseg.kernels import lcs_conv
+from fgaseg.kernels._library import overload
 from fgaseg.kernels.lcs_conv.reference import lcs_conv_reference
 
 CLIP_TEXT = Path(__file__).parents[2] / "shared" / "data" / "clip_text" / "voc12_single.npy"
@@ -74,13 +75,19 @@ def test_real_text_embeddings(dtype, backend):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_op_contract(norm, backend):
+    args = [v.requires_grad_() for v in inputs(2, 2, 3, 3, 2, 3)]
+    opcheck(overload("lcs_conv", backend), (*args, 3, norm))
+    x, logits, _ = (v.detach() for v in args)
+    opcheck(overload("lcs_conv_backward", backend), (random(2, 3, 3, 2), x, logits, 3, norm))
+
+
 @needs_cpp
 @pytest.mark.parametrize("norm", NORMS)
-def test_op_contract(norm):
+def test_gradients_by_differences(norm):
     args = [v.requires_grad_() for v in inputs(2, 2, 3, 3, 2, 3)]
-    opcheck(torch.ops.fgaseg.lcs_conv.default, (*args, 3, norm))
-    x, logits, _ = (v.detach() for v in args)
-    opcheck(torch.ops.fgaseg.lcs_conv_backward.default, (random(2, 3, 3, 2), x, logits, 3, norm))
     assert torch.autograd.gradcheck(lambda *a: lcs_conv(*a, 3, norm, backend="cpp"), args)
 
 

@@ -3,11 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, DTYPES, LAYOUTS, check_one_graph, laid_out, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_one_graph, laid_out, needs_cpp, random
 from torch import Tensor
 from torch.library import opcheck
 
 from fgaseg.kernels import Selection, cosine_cost_volume, gather_classes, scatter_classes, topk_classes
+from fgaseg.kernels._library import overload
 
 CLIP_TEXT = Path(__file__).parents[2] / "shared" / "data" / "clip_text" / "coco_single.npy"
 SHAPES = [(1, 1, 1, 1), (2, 37, 7, 9), (3, 5, 13, 11), (2, 200, 3, 5)]  # B, T, H, W
@@ -115,13 +116,18 @@ def test_real_text_embeddings(backend):
         check_selection(topk_classes(scores, k, backend=backend), scores, k, "image")
 
 
-@needs_cpp
 @pytest.mark.parametrize("union", UNIONS)
-def test_op_contract(union):
-    opcheck(torch.ops.fgaseg.topk_classes.default, (random(2, 5, 3, 3), 2, union))
+@pytest.mark.parametrize("backend", COMPILED)
+def test_op_contract(union, backend):
+    opcheck(overload("topk_classes", backend), (random(2, 5, 3, 3), 2, union))
     x, rows = random(2, 5, 3).requires_grad_(), torch.tensor([1, 4, 7])
-    opcheck(torch.ops.fgaseg.gather_classes.default, (x, rows))
-    opcheck(torch.ops.fgaseg.scatter_classes.default, (random(3, 4).requires_grad_(), rows, 2, 5, 0.5))
+    opcheck(overload("gather_classes", backend), (x, rows))
+    opcheck(overload("scatter_classes", backend), (random(3, 4).requires_grad_(), rows, 2, 5, 0.5))
+
+
+@needs_cpp
+def test_gradients_by_differences():
+    x, rows = random(2, 5, 3).requires_grad_(), torch.tensor([1, 4, 7])
     selection = Selection(rows, torch.tensor([2, 1]), 2, 5)
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(lambda x: gather_classes(x, selection, backend="cpp").square(), x)

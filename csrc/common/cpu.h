@@ -1,11 +1,14 @@
 // What every CPU kernel of fgaseg shares. No ATen: only torch's stable ABI, so that one build serves torch >= 2.11.
 #pragma once
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <cstring>
+#include <vector>
 
 // Plain loops, compiled once per instruction set; the loader picks the best that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -14,6 +17,11 @@
 #define FGASEG_CLONES
 #endif
 #define FGASEG_INLINE inline __attribute__((always_inline))
+
+// Vectors of 64 bytes are only passed between functions that are inlined.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"
+#endif
 
 namespace fgaseg {
 
@@ -28,7 +36,7 @@ inline ScalarType compute_type(const Tensor& x) {
 // x in its compute type, contiguous.
 inline Tensor prepared(const Tensor& x) {
   const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
-  return torch::stable::contiguous(y);
+  return y.is_contiguous() ? y : torch::stable::contiguous(y);  // asking is cheaper than a call that does nothing
 }
 
 // A result back in the dtype of the input.
@@ -45,6 +53,42 @@ void for_compute_type(const Tensor& x, const F& f) {
     f(float());
 }
 
+// 64 bytes of numbers: one register with AVX-512, two or four without. For sums that have to stay in registers: the
+// compiler keeps arrays in memory.
+template <class T>
+struct Vectors {
+  typedef T Type __attribute__((vector_size(64)));
+  static constexpr int64_t LANES = 64 / sizeof(T);
+};
+template <class T>
+using Vector = typename Vectors<T>::Type;
+
+template <class T>
+FGASEG_INLINE Vector<T> load(const T* from) {
+  Vector<T> x;
+  std::memcpy(&x, from, sizeof x);
+  return x;
+}
+
+template <class T>
+FGASEG_INLINE void store(const Vector<T>& x, T* to) {
+  std::memcpy(to, &x, sizeof x);
+}
+
+template <class T>
+constexpr ScalarType scalar_type() {
+  return sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
+}
+
+// Contiguous memory of ours as a tensor, for an ATen call.
+template <class T>
+Tensor wrapped(const T* from, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  return torch::stable::from_blob(const_cast<T*>(from), sizes, strides,
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), scalar_type<T>());
+}
+
 template <class T>
 const T* data(const Tensor& x) {
   return static_cast<const T*>(x.const_data_ptr());
@@ -53,6 +97,11 @@ const T* data(const Tensor& x) {
 template <class T>
 T* mutable_data(Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// out = beta * out + a * b for matrices of any strides. The dispatcher's stable ABI has no numbers of ATen's type Scalar.
+inline void add_product(const Tensor& a, const Tensor& b, double beta, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, 1));
 }
 
 }  // namespace fgaseg

@@ -162,6 +162,6 @@ std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const
 }  // namespace fgaseg
 
 STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
-  m.impl("cosine_cost_volume", TORCH_BOX(&fgaseg::cosine_cost_volume));
-  m.impl("cosine_cost_volume_backward", TORCH_BOX(&fgaseg::cosine_cost_volume_backward));
+  m.impl("cosine_cost_volume_cpp", TORCH_BOX(&fgaseg::cosine_cost_volume));
+  m.impl("cosine_cost_volume_backward_cpp", TORCH_BOX(&fgaseg::cosine_cost_volume_backward));
 }

@@ -4,12 +4,13 @@
 // read: the convolution is bound by arithmetic, and oneDNN, reached through ATen, runs it near the processor's peak.
 // PyTorch's softmax over K*K taps takes longer than that convolution, so the kernels are normalised by our own, a
 // bounded number of classes at a time: the normalised kernels of a whole batch never exist.
-#include <algorithm>
+// Small maps take less time than oneDNN needs to set itself up: plain loops then.
+#include "lcs_conv/conv.h"
+
 #include <array>
 #include <optional>
 #include <tuple>
 #include <utility>
-#include <vector>
 
 #include "kernel_softmax/softmax.h"
 
@@ -18,22 +19,19 @@ namespace {
 
 // Normalised at a time: what the second-level caches hold, but enough classes for oneDNN to be efficient; measured.
 constexpr int64_t CHUNK_BYTES = 8 << 20, CHUNK_CLASSES = 128;
+// Products up to which the plain loops win: they run at a quarter of oneDNN's speed, without its set-up; measured.
+constexpr int64_t SMALL = 2 << 20;
 
 using Ints = std::vector<int64_t>;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
-
-// Elements [start, start + length) of dimension `dim`.
-Tensor slice(Tensor x, int64_t dim, int64_t start, int64_t length) {
-  return torch::stable::narrow(x, dim, start, length);
-}
 
 Tensor conv2d(const Tensor& pixels, const Tensor& kernels, const Tensor& bias, int64_t padding) {
   std::array<StableIValue, 7> stack{from(pixels),       from(kernels),  from(std::optional<Tensor>(bias)),
                                     from(Ints{1, 1}),   from(Ints{padding, padding}),
                                     from(Ints{1, 1}),   from(int64_t(1))};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::conv2d", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
+  return torch::stable::contiguous(to<Tensor>(stack[0]));
 }
 
 // Gradients of conv2d in pixels and kernels, both contiguous.
@@ -55,76 +53,230 @@ std::pair<Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& pixe
   return {torch::stable::contiguous(to<Tensor>(stack[0])), torch::stable::contiguous(to<Tensor>(stack[1]))};
 }
 
+// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map by `shift(i, j)` numbers; what
+// is computed for the border is dropped. Where channels are the lanes, they are filled up to whole vectors.
+struct Small {
+  static constexpr int64_t WIDE = 2;  // vectors of pixels side by side
+  int64_t height, width, kernel_size, pitch, plane;
+
+  explicit Small(const Convolution& c)
+      : height(c.height),
+        width(c.width),
+        kernel_size(c.kernel_size),
+        pitch(width + kernel_size - 1),
+        plane((height + kernel_size - 1) * pitch) {}
+
+  int64_t at(int64_t y, int64_t x) const { return y * pitch + x; }
+  int64_t span() const { return at(height - 1, width); }  // from the first pixel of a map to behind its last
+
+  // Calls f(number within the map, number within the bordered one) for every pixel.
+  template <class F>
+  void for_each_pixel(int64_t border, const F& f) const {
+    for (int64_t y = 0; y < height; ++y)
+      for (int64_t x = 0; x < width; ++x) f(y * width + x, at(y + border, x + border));
+  }
+
+  template <class T>
+  std::vector<T> bordered(const T* maps, int64_t channels) const {
+    std::vector<T> out(channels * plane + WIDE * Vectors<T>::LANES);  // the last vectors reach beyond the last map
+    for (int64_t c = 0; c < channels; ++c)
+      for_each_pixel(kernel_size / 2, [&](int64_t i, int64_t j) { out[c * plane + j] = maps[c * height * width + i]; });
+    return out;
+  }
+};
+
+// sums[n][] = N classes at WIDE vectors of neighbouring pixels; maps [channels][plane], kernels [N][channels][K*K].
+template <class T, int N>
+FGASEG_INLINE void small_sums(const Small& s, const T* maps, const T* kernels, int64_t channels, T* sums) {
+  constexpr int64_t LANES = Vectors<T>::LANES;
+  const int64_t k = s.kernel_size, weights = channels * k * k;
+  Vector<T> sum[N][Small::WIDE] = {};
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t tap = 0; tap < k * k; ++tap) {
+      const T* from = maps + c * s.plane + s.at(tap / k, tap % k);
+      for (int n = 0; n < N; ++n)
+        for (int v = 0; v < Small::WIDE; ++v) sum[n][v] += load(from + v * LANES) * kernels[n * weights + c * k * k + tap];
+    }
+  std::memcpy(sums, sum, sizeof sum);
+}
+
+template <class T, int N>
+FGASEG_INLINE void small_classes(const Small& s, const T* maps, const T* kernels, int64_t channels, T* out) {
+  constexpr int64_t STEP = Small::WIDE * Vectors<T>::LANES;
+  T sums[N * STEP];
+  for (int64_t first = 0; first < s.span(); first += STEP) {
+    small_sums<T, N>(s, maps + first, kernels, channels, sums);
+    for (int n = 0; n < N; ++n)
+      for (int64_t i = 0; i < STEP; ++i) {
+        const int64_t y = (first + i) / s.pitch, x = (first + i) % s.pitch;
+        if (y < s.height && x < s.width) out[(n * s.height + y) * s.width + x] += sums[n * STEP + i];
+      }
+  }
+}
+
+// out [classes, H, W] += convolution of bordered maps
+template <class T>
+FGASEG_INLINE void small_forward(const Small& s, const T* maps, const T* kernels, T* out, int64_t channels,
+                                 int64_t classes) {
+  const int64_t weights = channels * s.kernel_size * s.kernel_size, size = s.height * s.width;
+  int64_t t = 0;
+  for (; t + 4 <= classes; t += 4) small_classes<T, 4>(s, maps, kernels + t * weights, channels, out + t * size);
+  for (; t < classes; ++t) small_classes<T, 1>(s, maps, kernels + t * weights, channels, out + t * size);
+}
+
+// sums [tap][lanes] = sum over pixels of grad [H*W] * maps [plane][lanes], shifted by the tap
+template <class T>
+FGASEG_INLINE void small_kernel_grad(const Small& s, const T* grad, const T* maps, T* sums, int64_t lanes) {
+  std::fill(sums, sums + s.kernel_size * s.kernel_size * lanes, T(0));
+  for (int64_t i = 0; i < s.kernel_size; ++i)
+    for (int64_t j = 0; j < s.kernel_size; ++j, sums += lanes)
+      for (int64_t c = 0; c < lanes; c += Vectors<T>::LANES) {
+        Vector<T> sum = {};
+        for (int64_t y = 0; y < s.height; ++y)
+          for (int64_t x = 0; x < s.width; ++x)
+            sum += load(maps + s.at(y + i, x + j) * lanes + c) * grad[y * s.width + x];
+        store<T>(sum, sums + c);
+      }
+}
+
+// target_clones needs functions that are not templates.
+#define FGASEG_FOR(T)                                                                                             \
+  FGASEG_CLONES void forward_small(const Small& s, const T* maps, const T* kernels, T* out, int64_t c, int64_t n) { \
+    small_forward(s, maps, kernels, out, c, n);                                                                   \
+  }                                                                                                               \
+  FGASEG_CLONES void kernel_grad_small(const Small& s, const T* grad, const T* maps, T* sums, int64_t lanes) {    \
+    small_kernel_grad(s, grad, maps, sums, lanes);                                                                \
+  }
+FGASEG_FOR(float)
+FGASEG_FOR(double)
+#undef FGASEG_FOR
+
+// Kernels [classes][channels][taps] -> [channels][classes][taps], every kernel turned by 180 degrees.
+template <class T>
+std::vector<T> turned(const T* kernels, int64_t classes, int64_t channels, int64_t taps) {
+  std::vector<T> out(classes * channels * taps);
+  for (int64_t t = 0; t < classes; ++t)
+    for (int64_t c = 0; c < channels; ++c) {
+      const T* kernel = kernels + (t * channels + c) * taps;
+      std::reverse_copy(kernel, kernel + taps, &out[(c * classes + t) * taps]);
+    }
+  return out;
+}
+
+template <class T>
+void backward_small(const Convolution& conv, const T* grad, const T* pixels, const T* kernels, T* kernels_grad,
+                    T* pixels_grad, int64_t classes) {
+  const Small s(conv);
+  const int64_t channels = conv.channels, taps = conv.taps(), border = conv.kernel_size / 2;
+  const int64_t lanes = (channels + Vectors<T>::LANES - 1) / Vectors<T>::LANES * Vectors<T>::LANES;
+  forward_small(s, s.bordered(grad, classes).data(), turned(kernels, classes, channels, taps).data(), pixels_grad,
+                classes, channels);
+  std::vector<T> maps(s.plane * lanes), sums(taps * lanes);
+  for (int64_t c = 0; c < channels; ++c)
+    s.for_each_pixel(border, [&](int64_t i, int64_t j) { maps[j * lanes + c] = pixels[c * conv.pixels() + i]; });
+  for (int64_t t = 0; t < classes; ++t) {
+    kernel_grad_small(s, grad + t * conv.pixels(), maps.data(), sums.data(), lanes);
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < taps; ++i) kernels_grad[(t * channels + c) * taps + i] = sums[i * lanes + c];
+  }
+}
+
+bool is_small(const Convolution& c, int64_t classes) { return classes * c.weights() * c.pixels() <= SMALL; }
+
 template <class T>
 void add(const T* x, T* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] += x[i];
 }
 
-struct Sizes {
-  int64_t batch, channels, classes, taps, kernel_size, chunk;
-  Sizes(const Tensor& pixels, const Tensor& logits, int64_t k)
-      : batch(pixels.size(0)), channels(pixels.size(1)), classes(logits.size(1)), taps(k * k), kernel_size(k) {
-    const int64_t bytes = channels * taps * int64_t(pixels.element_size());
-    chunk = std::max<int64_t>(1, std::min(classes, std::max(CHUNK_CLASSES, CHUNK_BYTES / std::max<int64_t>(bytes, 1))));
-  }
-  bool empty() const { return batch * channels * classes == 0; }
-};
+}  // namespace
 
-// The normalised kernels of classes [first, first + n) of image b, in `space`.
-Tensor normalised(const Sizes& s, const Tensor& logits, int64_t b, int64_t first, int64_t n, Norm norm, Tensor& space) {
-  Tensor kernels = slice(space, 0, 0, n);
-  for_compute_type(logits, [&](auto t) {
-    using T = decltype(t);
-    const T* x = data<T>(logits) + (b * s.classes + first) * s.channels * s.taps;
-    softmax_kernels(norm, x, mutable_data<T>(kernels), n, s.channels, s.taps);
-  });
-  return kernels;
+int64_t Convolution::classes_at_a_time(int64_t classes, int64_t element_size) const {
+  const int64_t bytes = std::max<int64_t>(weights() * element_size, 1);
+  return std::max<int64_t>(1, std::min(classes, std::max(CHUNK_CLASSES, CHUNK_BYTES / bytes)));
+}
+
+template <class T>
+void Convolution::forward(const T* x, const T* kernels, const T* bias, T* maps, int64_t classes) const {
+  if (is_small(*this, classes)) {
+    for (int64_t t = 0; t < classes; ++t) std::fill(maps + t * pixels(), maps + (t + 1) * pixels(), bias[t]);
+    const Small s(*this);
+    return forward_small(s, s.bordered(x, channels).data(), kernels, maps, channels, classes);
+  }
+  const Tensor y = conv2d(wrapped(x, {1, channels, height, width}),
+                          wrapped(kernels, {classes, channels, kernel_size, kernel_size}), wrapped(bias, {classes}),
+                          kernel_size / 2);
+  std::copy(data<T>(y), data<T>(y) + classes * pixels(), maps);
+}
+
+template <class T>
+Tensor Convolution::backward(const T* grad, const T* x, const T* kernels, T* pixels_grad, int64_t classes) const {
+  const Tensor w = wrapped(kernels, {classes, channels, kernel_size, kernel_size});
+  if (is_small(*this, classes)) {
+    Tensor dw = torch::stable::new_empty(w, w.sizes());
+    backward_small(*this, grad, x, kernels, mutable_data<T>(dw), pixels_grad, classes);
+    return dw;
+  }
+  const auto [dx, dw] = conv2d_backward(wrapped(grad, {1, classes, height, width}),
+                                        wrapped(x, {1, channels, height, width}), w, kernel_size / 2);
+  add(data<T>(dx), pixels_grad, channels * pixels());
+  return dw;
+}
+
+template void Convolution::forward(const float*, const float*, const float*, float*, int64_t) const;
+template void Convolution::forward(const double*, const double*, const double*, double*, int64_t) const;
+template Tensor Convolution::backward(const float*, const float*, const float*, float*, int64_t) const;
+template Tensor Convolution::backward(const double*, const double*, const double*, double*, int64_t) const;
+
+namespace {
+
+Convolution convolution(const Tensor& pixels, int64_t kernel_size) {
+  return {pixels.size(1), pixels.size(2), pixels.size(3), kernel_size};
 }
 
 Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor& bias, int64_t kernel_size,
-                std::string norm) {
-  const Tensor x = prepared(pixels), logits = prepared(kernel_logits), beta = prepared(bias);
-  const Sizes s(x, logits, kernel_size);
-  Tensor y = torch::stable::new_empty(x, {s.batch, s.classes, x.size(2), x.size(3)});
-  if (s.empty()) {
-    torch::stable::copy_(y, torch::stable::view(beta, {s.batch, s.classes, 1, 1}));
-    return finished(y, pixels);
-  }
-  Tensor space = torch::stable::new_empty(x, {s.chunk, s.channels, kernel_size, kernel_size});
-  for (int64_t b = 0; b < s.batch; ++b)
-    for (int64_t first = 0; first < s.classes; first += s.chunk) {
-      const int64_t n = std::min(s.chunk, s.classes - first);
-      const Tensor kernels = normalised(s, logits, b, first, n, norm_of(norm), space);
-      const Tensor image = slice(x, 0, b, 1), shift = torch::stable::select(beta, 0, b);
-      Tensor place = slice(slice(y, 0, b, 1), 1, first, n);
-      torch::stable::copy_(place, conv2d(image, kernels, slice(shift, 0, first, n), kernel_size / 2));
-    }
+                std::string norm_name) {
+  const Tensor x = prepared(pixels), logits = prepared(kernel_logits), shift = prepared(bias);
+  const Convolution conv = convolution(x, kernel_size);
+  const int64_t batch = x.size(0), classes = logits.size(1);
+  const Norm norm = norm_of(norm_name);
+  Tensor y = torch::stable::new_empty(x, {batch, classes, conv.height, conv.width});
+  for_compute_type(x, [&](auto type) {
+    using T = decltype(type);
+    const int64_t part = conv.classes_at_a_time(classes, sizeof(T)), size = conv.channels * conv.pixels();
+    Tensor space = torch::stable::new_empty(x, {part * conv.weights()});
+    T* kernels = mutable_data<T>(space);
+    for_each_part(batch, classes, part, [&](int64_t b, int64_t first, int64_t n) {
+      const int64_t t = b * classes + first;
+      softmax_kernels(norm, data<T>(logits) + t * conv.weights(), kernels, n, conv.channels, conv.taps());
+      conv.forward(data<T>(x) + b * size, kernels, data<T>(shift) + t, mutable_data<T>(y) + t * conv.pixels(), n);
+    });
+  });
   return finished(y, pixels);
 }
 
 std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const Tensor& pixels,
                                                      const Tensor& kernel_logits, int64_t kernel_size,
-                                                     std::string norm) {
+                                                     std::string norm_name) {
   const Tensor g = prepared(grad), x = prepared(pixels), logits = prepared(kernel_logits);
-  const Sizes s(x, logits, kernel_size);
-  Tensor pixels_grad = torch::stable::new_zeros(x, {s.batch, s.channels, x.size(2), x.size(3)});
-  Tensor logits_grad = torch::stable::new_empty(x, {s.batch, s.classes, s.channels * s.taps});
+  const Convolution conv = convolution(x, kernel_size);
+  const int64_t batch = x.size(0), classes = logits.size(1);
+  const Norm norm = norm_of(norm_name);
+  Tensor pixels_grad = torch::stable::new_zeros(x, x.sizes()), logits_grad = torch::stable::empty_like(logits);
   const Tensor bias_grad = torch::stable::sum(g, Ints{2, 3});
-  Tensor space = torch::stable::new_empty(x, {s.chunk, s.channels, kernel_size, kernel_size});
-  for (int64_t b = 0; b < s.batch && !s.empty(); ++b)
-    for (int64_t first = 0; first < s.classes; first += s.chunk) {
-      const int64_t n = std::min(s.chunk, s.classes - first);
-      const Tensor kernels = normalised(s, logits, b, first, n, norm_of(norm), space);
-      const Tensor image_grad = slice(slice(g, 0, b, 1), 1, first, n);
-      const auto [dx, dk] = conv2d_backward(image_grad, slice(x, 0, b, 1), kernels, kernel_size / 2);
-      Tensor image = slice(pixels_grad, 0, b, 1), rows = slice(torch::stable::select(logits_grad, 0, b), 0, first, n);
-      for_compute_type(x, [&](auto t) {
-        using T = decltype(t);
-        add(data<T>(dx), mutable_data<T>(image), image.numel());
-        softmax_kernels_backward(norm_of(norm), data<T>(kernels), data<T>(dk), mutable_data<T>(rows), n, s.channels,
-                                 s.taps);
-      });
-    }
+  for_compute_type(x, [&](auto type) {
+    using T = decltype(type);
+    const int64_t part = conv.classes_at_a_time(classes, sizeof(T)), size = conv.channels * conv.pixels();
+    Tensor space = torch::stable::new_empty(x, {part * conv.weights()});
+    T* kernels = mutable_data<T>(space);
+    for_each_part(batch, classes, part, [&](int64_t b, int64_t first, int64_t n) {
+      const int64_t t = b * classes + first, at = t * conv.weights();
+      softmax_kernels(norm, data<T>(logits) + at, kernels, n, conv.channels, conv.taps());
+      const Tensor dk = conv.backward(data<T>(g) + t * conv.pixels(), data<T>(x) + b * size, kernels,
+                                      mutable_data<T>(pixels_grad) + b * size, n);
+      softmax_kernels_backward(norm, kernels, data<T>(dk), mutable_data<T>(logits_grad) + at, n, conv.channels,
+                               conv.taps());
+    });
+  });
   return {finished(pixels_grad, pixels), finished(logits_grad, pixels), finished(bias_grad, pixels)};
 }
 
@@ -132,6 +284,6 @@ std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const T
 }  // namespace fgaseg
 
 STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
-  m.impl("lcs_conv", TORCH_BOX(&fgaseg::lcs_conv));
-  m.impl("lcs_conv_backward", TORCH_BOX(&fgaseg::lcs_conv_backward));
+  m.impl("lcs_conv_cpp", TORCH_BOX(&fgaseg::lcs_conv));
+  m.impl("lcs_conv_backward_cpp", TORCH_BOX(&fgaseg::lcs_conv_backward));
 }

@@ -4,16 +4,10 @@ import torch
 from torch import Tensor
 
 from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, first_order_only
+from .._library import define, differentiate, first_order_only
 from .reference import cosine_cost_volume_reference
 
-OP = define("cosine_cost_volume(Tensor pixels, Tensor texts, float eps) -> Tensor")
-OP_BACKWARD = define(
-    "cosine_cost_volume_backward(Tensor grad, Tensor pixels, Tensor texts, float eps) -> (Tensor, Tensor)"
-)
 
-
-@torch.library.register_fake(OP)
 def _shape(pixels, texts, eps):
     batch, channels, height, width = pixels.shape
     torch._check(texts.shape[0] == batch, lambda: "pixels and texts must share B")
@@ -21,7 +15,6 @@ def _shape(pixels, texts, eps):
     return pixels.new_empty(batch, texts.shape[2], texts.shape[1], height, width)
 
 
-@torch.library.register_fake(OP_BACKWARD)
 def _shape_backward(grad, pixels, texts, eps):
     torch._check(grad.shape[0] == pixels.shape[0], lambda: "grad and pixels must share B")
     return pixels.new_empty(pixels.shape), texts.new_empty(texts.shape)
@@ -32,15 +25,22 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(pixels, texts)
 
 
-def _backward(ctx, grad):
+def _backward(ctx, ops, grad):
     # u = v / |v|:  dv = (du - u <u, du>) / |v|; the unit vectors are computed again rather than kept
     pixels, texts = ctx.saved_tensors
-    return *torch.ops.fgaseg.cosine_cost_volume_backward(grad, pixels, texts, ctx.eps), None
+    return *ops("cosine_cost_volume_backward")(grad, pixels, texts, ctx.eps), None
 
 
-torch.library.register_autograd(OP, _backward, setup_context=_save)
-first_order_only(OP_BACKWARD)
-register("cosine_cost_volume", torch.ops.fgaseg.cosine_cost_volume.default, cosine_cost_volume_reference)
+define("cosine_cost_volume", "(Tensor pixels, Tensor texts, float eps) -> Tensor", _shape, __package__)
+define(
+    "cosine_cost_volume_backward",
+    "(Tensor grad, Tensor pixels, Tensor texts, float eps) -> (Tensor, Tensor)",
+    _shape_backward,
+    __package__,
+)
+differentiate("cosine_cost_volume", _save, _backward)
+first_order_only("cosine_cost_volume_backward")
+register("cosine_cost_volume", cosine_cost_volume_reference)
 
 
 def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") -> Tensor:

@@ -4,23 +4,18 @@ import torch
 from torch import Tensor
 
 from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, first_order_only
+from .._library import define, differentiate, first_order_only
 from .reference import kernel_softmax_reference
 
 NORMS = ("taps", "channels", "none")
 
-OP = define("kernel_softmax(Tensor kernel_logits, int kernel_size, str norm) -> Tensor")
-OP_BACKWARD = define("kernel_softmax_backward(Tensor grad, Tensor kernels, str norm) -> Tensor")
 
-
-@torch.library.register_fake(OP)
 def _shape(kernel_logits, kernel_size, norm):
     batch, classes, length = kernel_logits.shape
     torch._check(length % kernel_size**2 == 0, lambda: "kernel_logits must end in C*K*K")
     return kernel_logits.new_empty(batch, classes, length // kernel_size**2, kernel_size, kernel_size)
 
 
-@torch.library.register_fake(OP_BACKWARD)
 def _shape_backward(grad, kernels, norm):
     torch._check(grad.shape == kernels.shape, lambda: "grad and kernels must have one shape")
     return kernels.new_empty(*kernels.shape[:2], kernels.shape[2] * kernels.shape[3] * kernels.shape[4])
@@ -31,15 +26,17 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(output)
 
 
-def _backward(ctx, grad):
+def _backward(ctx, ops, grad):
     # p = softmax(x):  dx = p (g - sum(p g)), so the output is all that is kept
     (kernels,) = ctx.saved_tensors
-    return torch.ops.fgaseg.kernel_softmax_backward(grad, kernels, ctx.norm), None, None
+    return ops("kernel_softmax_backward")(grad, kernels, ctx.norm), None, None
 
 
-torch.library.register_autograd(OP, _backward, setup_context=_save)
-first_order_only(OP_BACKWARD)
-register("kernel_softmax", torch.ops.fgaseg.kernel_softmax.default, kernel_softmax_reference)
+define("kernel_softmax", "(Tensor kernel_logits, int kernel_size, str norm) -> Tensor", _shape, __package__)
+define("kernel_softmax_backward", "(Tensor grad, Tensor kernels, str norm) -> Tensor", _shape_backward, __package__)
+differentiate("kernel_softmax", _save, _backward)
+first_order_only("kernel_softmax_backward")
+register("kernel_softmax", kernel_softmax_reference)
 
 
 def check_kernels(op: str, kernel_logits: Tensor, kernel_size: int, norm: str) -> None:

@@ -4,18 +4,11 @@ import torch
 from torch import Tensor
 
 from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, first_order_only
+from .._library import define, differentiate, first_order_only
 from ..kernel_softmax.op import check_kernels
 from .reference import lcs_conv_reference
 
-OP = define("lcs_conv(Tensor pixels, Tensor kernel_logits, Tensor bias, int kernel_size, str norm) -> Tensor")
-OP_BACKWARD = define(
-    "lcs_conv_backward(Tensor grad, Tensor pixels, Tensor kernel_logits, int kernel_size, str norm)"
-    " -> (Tensor, Tensor, Tensor)"
-)
 
-
-@torch.library.register_fake(OP)
 def _shape(pixels, kernel_logits, bias, kernel_size, norm):
     batch, channels, height, width = pixels.shape
     torch._check(kernel_logits.shape[0] == batch, lambda: "pixels and kernel_logits must share B")
@@ -24,7 +17,6 @@ def _shape(pixels, kernel_logits, bias, kernel_size, norm):
     return pixels.new_empty(batch, bias.shape[1], height, width)
 
 
-@torch.library.register_fake(OP_BACKWARD)
 def _shape_backward(grad, pixels, kernel_logits, kernel_size, norm):
     torch._check(grad.shape[0] == pixels.shape[0], lambda: "grad and pixels must share B")
     torch._check(grad.shape[1] == kernel_logits.shape[1], lambda: "grad and kernel_logits must share T")
@@ -40,16 +32,28 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(pixels, kernel_logits)
 
 
-def _backward(ctx, grad):
+def _backward(ctx, ops, grad):
     # the kernels are computed again: at K = 15 keeping them would double the memory of the logits
     pixels, kernel_logits = ctx.saved_tensors
-    grads = torch.ops.fgaseg.lcs_conv_backward(grad, pixels, kernel_logits, ctx.kernel_size, ctx.norm)
+    grads = ops("lcs_conv_backward")(grad, pixels, kernel_logits, ctx.kernel_size, ctx.norm)
     return *grads, None, None
 
 
-torch.library.register_autograd(OP, _backward, setup_context=_save)
-first_order_only(OP_BACKWARD)
-register("lcs_conv", torch.ops.fgaseg.lcs_conv.default, lcs_conv_reference)
+define(
+    "lcs_conv",
+    "(Tensor pixels, Tensor kernel_logits, Tensor bias, int kernel_size, str norm) -> Tensor",
+    _shape,
+    __package__,
+)
+define(
+    "lcs_conv_backward",
+    "(Tensor grad, Tensor pixels, Tensor kernel_logits, int kernel_size, str norm) -> (Tensor, Tensor, Tensor)",
+    _shape_backward,
+    __package__,
+)
+differentiate("lcs_conv", _save, _backward)
+first_order_only("lcs_conv_backward")
+register("lcs_conv", lcs_conv_reference)
 
 
 def lcs_conv(

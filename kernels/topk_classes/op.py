@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from .._dispatch import check_same, register, run
-from .._library import define
+from .._library import define, differentiate
 from .reference import gather_classes_reference, scatter_classes_reference, topk_classes_reference
 
 UNIONS = ("image", "batch")
-
-TOPK = define("topk_classes(Tensor scores, int k, str union) -> (Tensor, Tensor)")
-GATHER = define("gather_classes(Tensor x, Tensor rows) -> Tensor")
-SCATTER = define("scatter_classes(Tensor y, Tensor rows, SymInt batch, SymInt classes, float fill) -> Tensor")
 
 
 @dataclass(frozen=True)
@@ -32,18 +28,15 @@ class Selection:
     classes: int
 
 
-@torch.library.register_fake(TOPK)
 def _topk_shape(scores, k, union):
     rows = torch.library.get_ctx().new_dynamic_size()
     return scores.new_empty(rows, dtype=torch.int64), scores.new_empty(scores.shape[0], dtype=torch.int64)
 
 
-@torch.library.register_fake(GATHER)
 def _gather_shape(x, rows):
     return x.new_empty(rows.shape[0], *x.shape[2:])
 
 
-@torch.library.register_fake(SCATTER)
 def _scatter_shape(y, rows, batch, classes, fill):
     torch._check(y.shape[0] == rows.shape[0], lambda: "y and rows must share R")
     return y.new_empty(batch, classes, *y.shape[1:])
@@ -56,23 +49,31 @@ def _save_gather(ctx, inputs, output):
     ctx.save_for_backward(rows)
 
 
-def _gather_backward(ctx, grad):
-    return torch.ops.fgaseg.scatter_classes(grad, *ctx.saved_tensors, *ctx.sizes, 0.0), None
+def _gather_backward(ctx, ops, grad):
+    return ops("scatter_classes")(grad, *ctx.saved_tensors, *ctx.sizes, 0.0), None
 
 
 def _save_scatter(ctx, inputs, output):
     ctx.save_for_backward(inputs[1])
 
 
-def _scatter_backward(ctx, grad):
-    return torch.ops.fgaseg.gather_classes(grad, *ctx.saved_tensors), None, None, None, None
+def _scatter_backward(ctx, ops, grad):
+    return ops("gather_classes")(grad, *ctx.saved_tensors), None, None, None, None
 
 
-torch.library.register_autograd(GATHER, _gather_backward, setup_context=_save_gather)
-torch.library.register_autograd(SCATTER, _scatter_backward, setup_context=_save_scatter)
-register("topk_classes", torch.ops.fgaseg.topk_classes.default, topk_classes_reference)
-register("gather_classes", torch.ops.fgaseg.gather_classes.default, gather_classes_reference)
-register("scatter_classes", torch.ops.fgaseg.scatter_classes.default, scatter_classes_reference)
+define("topk_classes", "(Tensor scores, int k, str union) -> (Tensor, Tensor)", _topk_shape, __package__)
+define("gather_classes", "(Tensor x, Tensor rows) -> Tensor", _gather_shape, __package__)
+define(
+    "scatter_classes",
+    "(Tensor y, Tensor rows, SymInt batch, SymInt classes, float fill) -> Tensor",
+    _scatter_shape,
+    __package__,
+)
+differentiate("gather_classes", _save_gather, _gather_backward)
+differentiate("scatter_classes", _save_scatter, _scatter_backward)
+register("topk_classes", topk_classes_reference)
+register("gather_classes", gather_classes_reference)
+register("scatter_classes", scatter_classes_reference)
 
 
 def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str = "auto") -> Selection:

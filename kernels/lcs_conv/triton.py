@@ -1,0 +1,426 @@
+"""lcs_conv on a GPU, in Triton: chunk after chunk of kernels is normalised and then multiplied with shifted pixels.
+
+    kernels[b,t,c,tap] = softmax over taps of logits
+    S[b,t,n] = bias[b,t] + sum_{tap,c} kernels[b,t,c,tap] x[b,c,n+tap]
+    dx[b,c,n] = sum_{tap,t} kernels[b,t,c,tap] g[b,t,n-tap];    dk[b,t,c,tap] = sum_n g[b,t,n] x[b,c,n+tap]
+    dlogits = kernels (dk - sum_tap kernels dk);                dbias = sum_n g
+
+Floor: 2*B*T*C*K*K*H*W operations each for S, dx and dk, and one read of the logits. In bf16 S3 (5, 512, 847, 24x24, 3)
+is 22.5 Gop and 39 MB, S7 (K = 11) 302 Gop and 525 MB.
+
+The tap is a loop, not a dimension: pixels lie channels last, so under each tap the operand is a plain matrix [n, c],
+its rows shifted, loaded by cp.async 16 bytes at a time; a pixel outside of the image is one mask a row. No im2col, no
+padding of K*K. The kernels must then lie as [tap, t, c]: they are written so, at most SCRATCH numbers at a time (some
+channels, of some images if need be), and read again from the second-level cache. Memory sees the logits once, and what
+is kept does not grow with C; chunks add up in float32. Up to 25 taps their softmax goes tap after tap, over vectors of
+channels, so that it needs neither shuffles nor padding; with more taps those strided loads would overflow the cache.
+
+Compiled and given up: the softmax of a tile [t, c, TAPS] in registers as the dot's operand, TAPS a power of two, the
+pixels gathered one by one. Nothing is written, but 16 taps stand for 9, every block of pixels repeats the softmax, and
+the gather needs an address and a 2-byte load a number: for sm_80 in bf16 4680 instructions to 64 HMMA at K = 3, with
+spills, 11024 to 128 at K = 11. Here it is about 1500 to 16, most of them outside of the loop.
+
+With few programs (S1 has 15) the sum is cut into parts, added afterwards in a fixed order. Backward makes the kernels
+again; dk is kept a chunk at a time in float32. norm="channels" composes kernel_softmax with norm="none".
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import TYPES, Configuration, precision
+from ..kernel_softmax.triton import kernel_softmax, kernel_softmax_backward
+
+SCRATCH = 1 << 23  # kernel numbers at a time, 16 MiB in half: a third of the second-level cache of an H100
+DEPTH = 32  # the depth of a tl.dot; channels and classes are padded with zeros to its multiples
+STAGES = 4
+PROGRAMS = 264  # wanted at least: two for each multiprocessor of an H100
+
+
+@triton.jit
+def _kernels_of(logits, inside, normalise):
+    """[BLOCK_C, TAPS] kernels in float32 from logits that were loaded as 0 beyond the taps."""
+    x = logits.to(tl.float32)
+    if normalise:
+        x = tl.where(inside, x, float("-inf"))
+        x = tl.exp(x - tl.max(x, 1)[:, None])
+        x *= (1 / tl.sum(x, 1))[:, None]
+    return x
+
+
+@triton.jit(do_not_specialize=["normalise"])
+def _lcs_conv_kernels(
+    logits, out, stride_b, stride_t, stride_c, stride_tap,
+    T, C, taps, pitch, normalise,
+    BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """out[b,tap,t,c] = kernels[b,t,c,tap], 0 for C <= c < pitch; program = (b, t, BLOCK_C)."""
+    tiles_c = tl.cdiv(pitch, BLOCK_C)
+    tile = tl.program_id(0)
+    first, c, tap = tile % tiles_c * BLOCK_C, tl.arange(0, BLOCK_C), tl.arange(0, TAPS)
+    b, t = (tile // tiles_c // T).to(tl.int64), (tile // tiles_c % T).to(tl.int64)
+    inside = (c < C - first)[:, None] & (tap < taps)[None, :]
+    logits += b * stride_b + t * stride_t + first.to(tl.int64) * stride_c
+    x = tl.load(logits + c[:, None] * stride_c + tap[None, :] * stride_tap, mask=inside, other=0.0)
+    x = tl.where(inside, _kernels_of(x, (tap < taps)[None, :], normalise), 0.0)
+    out += (b * taps * T + t) * pitch + first
+    place = tap[None, :] * (T * pitch) + c[:, None]
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=(c < pitch - first)[:, None] & (tap < taps)[None, :])
+
+
+@triton.jit(do_not_specialize=["normalise"])
+def _lcs_conv_kernels_few_taps(
+    logits, out, stride_b, stride_t, stride_c, stride_tap,
+    T, C, taps, pitch, normalise,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The same, tap after tap as vectors over channels; the second and third look at a logit find it in the cache."""
+    tiles_c = tl.cdiv(pitch, BLOCK_C)
+    tile = tl.program_id(0)
+    first, c = tile % tiles_c * BLOCK_C, tl.arange(0, BLOCK_C)
+    b, t = (tile // tiles_c // T).to(tl.int64), (tile // tiles_c % T).to(tl.int64)
+    inside = c < C - first
+    logits += b * stride_b + t * stride_t + first.to(tl.int64) * stride_c
+    out += (b * taps * T + t) * pitch + first
+    largest, scale = tl.full([BLOCK_C], float("-inf"), tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    if normalise:
+        for tap in range(taps):
+            x = tl.load(logits + tap * stride_tap + c * stride_c, mask=inside, other=0.0)
+            largest = tl.maximum(largest, x.to(tl.float32))
+        for tap in range(taps):
+            x = tl.load(logits + tap * stride_tap + c * stride_c, mask=inside, other=0.0)
+            scale += tl.exp(x.to(tl.float32) - largest)
+        scale = 1 / scale
+    for tap in range(taps):
+        x = tl.load(logits + tap * stride_tap + c * stride_c, mask=inside, other=0.0).to(tl.float32)
+        if normalise:
+            x = tl.exp(x - largest) * scale
+        x = tl.where(inside, x, 0.0).to(out.dtype.element_ty)
+        tl.store(out + tap * (T * pitch) + c, x, mask=c < pitch - first)
+
+
+@triton.jit
+def _under(tap, y, x, H, W, K):
+    """The pixels under a tap of kernels centred on (y, x), and which of them are inside of the image."""
+    y, x = y + (tap // K - K // 2), x + (tap % K - K // 2)
+    return y * W + x, (y >= 0) & (y < H) & (x >= 0) & (x < W)
+
+
+@triton.jit(do_not_specialize=["first", "last"])
+def _lcs_conv_product(
+    kernels, maps, bias, sums, out, stride_bias_b, stride_bias_t, stride_out_b,
+    B, T, H, W, K, blocks_c, blocks_depth, blocks_maps, M, steps, first, last,
+    BACKWARD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Forward:  out[b,t,n] = bias[b,t] + sum_{tap,c} kernels[b,tap,t,c] maps[b,n+tap,c], with M = T.
+    BACKWARD: out[b,c,n] = sum_{tap,t} kernels[b,tap,t,c] maps[b,n-tap,t], with M = C.
+    program = (part of the sum, b, BLOCK_M, BLOCK_N)."""
+    tiles_n, tiles_m = tl.cdiv(H * W, BLOCK_N), tl.cdiv(M, BLOCK_M)
+    tile = tl.program_id(0)
+    n = (tile % tiles_n) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = (tile // tiles_n % tiles_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+    part_b = tile // tiles_n // tiles_m
+    part, b = part_b // B, (part_b % B).to(tl.int64)
+    pitch = blocks_c * DEPTH
+    depth = tl.arange(0, DEPTH)
+    y, x = tl.where(n < H * W, n // W, -K), n % W  # beyond the map: above the image under every tap
+    kernels += b * (K * K) * T * pitch
+    maps += b * (H * W) * (blocks_maps * DEPTH)
+
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for step in range(part * steps, tl.minimum(part * steps + steps, K * K * blocks_depth)):
+        tap, d = step // blocks_depth, step % blocks_depth * DEPTH + depth
+        if BACKWARD:
+            rows = (tap * T + d).to(tl.int64)[:, None] * pitch + m[None, :]
+            weights = tl.trans(tl.load(kernels + rows, mask=(d < T)[:, None] & (m < pitch)[None, :], other=0.0))
+            source, seen = _under(K * K - 1 - tap, y, x, H, W, K)
+        else:
+            rows = (tap * T + m).to(tl.int64)[:, None] * pitch + d[None, :]
+            weights = tl.load(kernels + rows, mask=(m < M)[:, None], other=0.0)
+            source, seen = _under(tap, y, x, H, W, K)
+        rows = source.to(tl.int64)[:, None] * (blocks_maps * DEPTH) + d[None, :]
+        pixels = tl.load(maps + rows, mask=seen[:, None], other=0.0)
+        acc = tl.dot(weights, tl.trans(pixels), acc, input_precision=PRECISION)
+
+    if not BACKWARD:
+        with_bias = (m < M) & (first != 0) & (part == 0)
+        shift = tl.load(bias + b * stride_bias_b + m.to(tl.int64) * stride_bias_t, mask=with_bias, other=0.0)
+        acc += shift.to(tl.float32)[:, None]
+    row = m.to(tl.int64)
+    place = (part_b.to(tl.int64) * M + row)[:, None] * (tiles_n * BLOCK_N) + n[None, :]
+    if first == 0:
+        acc += tl.load(sums + place, mask=(m < M)[:, None], other=0.0)
+    if last:
+        rows = b * stride_out_b + row * (H * W)
+        inside = (m < M)[:, None] & (n < H * W)[None, :]
+        tl.store(out + rows[:, None] + n[None, :], acc.to(out.dtype.element_ty), mask=inside)
+    else:
+        tl.store(sums + place, acc, mask=(m < M)[:, None])
+
+
+@triton.jit
+def _lcs_conv_taps_grad(
+    grad, pixels, out, T, H, W, K, blocks_t, blocks_c, blocks_pixels,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out[b,tap,t,c] = sum_n grad[b,n,t] pixels[b,n+tap,c] in float32; program = (b, tap, BLOCK_T, BLOCK_C)."""
+    pitch_t, pitch_c = blocks_t * DEPTH, blocks_c * DEPTH
+    tiles_t, tiles_c = tl.cdiv(T, BLOCK_T), tl.cdiv(pitch_c, BLOCK_C)
+    tile = tl.program_id(0)
+    t = (tile % tiles_t) * BLOCK_T + tl.arange(0, BLOCK_T)
+    c = (tile // tiles_t % tiles_c) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b_tap = tile // tiles_t // tiles_c
+    tap, b = b_tap % (K * K), (b_tap // (K * K)).to(tl.int64)
+    grad += b * (H * W) * pitch_t
+    pixels += b * (H * W) * (blocks_pixels * DEPTH)
+
+    acc = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+    for start in range(0, H * W, BLOCK_N):
+        n = start + tl.arange(0, BLOCK_N)
+        source, seen = _under(tap, n // W, n % W, H, W, K)
+        rows = n.to(tl.int64)[:, None] * pitch_t + t[None, :]
+        g = tl.load(grad + rows, mask=(n < H * W)[:, None] & (t < pitch_t)[None, :], other=0.0)
+        rows = source.to(tl.int64)[:, None] * (blocks_pixels * DEPTH) + c[None, :]
+        x = tl.load(pixels + rows, mask=seen[:, None] & (c < pitch_c)[None, :], other=0.0)
+        acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
+    place = (b_tap.to(tl.int64) * T + t)[:, None] * pitch_c + c[None, :]
+    tl.store(out + place, acc, mask=(t < T)[:, None] & (c < pitch_c)[None, :])
+
+
+@triton.jit(do_not_specialize=["normalise"])
+def _lcs_conv_logits_grad(
+    logits, grad, out, stride_b, stride_t, stride_c, stride_tap, stride_out_b, stride_out_t,
+    T, C, taps, pitch, normalise,
+    BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """From grad[b,tap,t,c], of the kernels, to the logits' gradient out[b,t,c,tap]; program = (b, t, BLOCK_C)."""
+    tiles_c = tl.cdiv(C, BLOCK_C)
+    tile = tl.program_id(0)
+    first, c, tap = tile % tiles_c * BLOCK_C, tl.arange(0, BLOCK_C), tl.arange(0, TAPS)
+    b, t = (tile // tiles_c // T).to(tl.int64), (tile // tiles_c % T).to(tl.int64)
+    inside = (c < C - first)[:, None] & (tap < taps)[None, :]
+    grad += (b * taps * T + t) * pitch + first
+    g = tl.load(grad + tap[None, :] * (T * pitch) + c[:, None], mask=inside, other=0.0)
+    if normalise:
+        logits += b * stride_b + t * stride_t + first.to(tl.int64) * stride_c
+        x = tl.load(logits + c[:, None] * stride_c + tap[None, :] * stride_tap, mask=inside, other=0.0)
+        p = _kernels_of(x, (tap < taps)[None, :], normalise)
+        g = p * (g - tl.sum(p * g, 1)[:, None])
+    out += b * stride_out_b + t * stride_out_t + first.to(tl.int64) * taps
+    tl.store(out + c[:, None] * taps + tap[None, :], g.to(out.dtype.element_ty), mask=inside)
+
+
+def _product_constants(dtype: torch.dtype, backward: bool) -> dict[str, Any]:
+    half = dtype != torch.float32
+    return dict(BACKWARD=backward, BLOCK_M=64, BLOCK_N=128 if half else 64, DEPTH=DEPTH, PRECISION=precision())
+
+
+def _warps(dtype: torch.dtype) -> int:
+    return 4 if dtype == torch.float32 else 8
+
+
+def _taps_grad_constants(dtype: torch.dtype) -> dict[str, Any]:
+    return dict(BLOCK_T=64, BLOCK_C=64, BLOCK_N=32, DEPTH=DEPTH, PRECISION=precision())
+
+
+def _softmax_constants(taps: int) -> dict[str, Any]:
+    length = max(16, triton.next_power_of_2(taps))
+    return dict(BLOCK_C=max(16, 2048 // length), TAPS=length)
+
+
+def _kernels_choice(taps: int) -> tuple[Any, dict[str, Any]]:
+    return (
+        (_lcs_conv_kernels_few_taps, dict(BLOCK_C=256)) if taps <= 25 else (_lcs_conv_kernels, _softmax_constants(taps))
+    )
+
+
+def _padded(length: int) -> int:
+    return triton.cdiv(length, DEPTH) * DEPTH
+
+
+def _rows(maps: Tensor) -> Tensor:
+    """[B, D, H, W] -> [B, H*W, D up to a multiple of DEPTH, with zeros]: a copy, unless maps lies like that already."""
+    depth = maps.shape[1]
+    rows = maps.permute(0, 2, 3, 1)
+    rows = F.pad(rows, (0, _padded(depth) - depth)) if depth % DEPTH else rows
+    return rows.contiguous().flatten(1, 2)
+
+
+def _chunks(batch: int, classes: int, channels: int, taps: int) -> Iterator[tuple[slice, slice]]:
+    """Images, and multiples of DEPTH of their channels, that have at most SCRATCH kernel numbers, if DEPTH do."""
+    smallest = classes * taps * DEPTH
+    images = min(max(1, SCRATCH // smallest), batch)
+    step = max(1, SCRATCH // (images * smallest)) * DEPTH
+    for b, c in product(range(0, batch, images), range(0, channels, step)):
+        yield slice(b, min(b + images, batch)), slice(c, min(c + step, channels))
+
+
+def _kernels(logits: Tensor, normalise: bool) -> Tensor:
+    """[B, K*K, T, C up to a multiple of DEPTH] from logits [B, T, C, K*K] of any strides."""
+    batch, classes, channels, taps = logits.shape
+    kernel, constants = _kernels_choice(taps)
+    kernels = logits.new_empty(batch, taps, classes, _padded(channels))
+    kernel[(batch * classes * triton.cdiv(kernels.shape[3], constants["BLOCK_C"]),)](
+        logits, kernels, *logits.stride(), classes, channels, taps, kernels.shape[3], int(normalise), **constants
+    )
+    return kernels
+
+
+def _tiles(out: Tensor) -> tuple[int, int]:
+    """How many programs one part of a sum has, and the length of a row of its tiles."""
+    batch, rows, height, width = out.shape
+    constants = _product_constants(out.dtype, backward=False)
+    across = triton.cdiv(height * width, constants["BLOCK_N"])
+    return batch * triton.cdiv(rows, constants["BLOCK_M"]) * across, across * constants["BLOCK_N"]
+
+
+def _sums(out: Tensor, depth: int, chunks: int) -> Tensor:
+    """Float32 [parts, B, M, N] for _product to add in, empty if it can write out [B, M, H, W] at once.
+
+    With few programs a sum over ``depth`` is cut into parts, which are added at the end in a fixed order.
+    """
+    programs, length = _tiles(out)
+    parts = max(1, min(PROGRAMS // programs, depth // (8 * DEPTH)))
+    return out.new_empty((parts, *out.shape[:2], length) if parts * chunks > 1 else 0, dtype=torch.float32)
+
+
+def _product(
+    kernels: Tensor, rows: Tensor, bias: Tensor | None, out: Tensor, sums: Tensor, first: bool = True, last: bool = True
+) -> None:
+    """One launch of _lcs_conv_product for out [B, M, H, W], which may be a slice; with a bias it is the forward one."""
+    _, taps, classes, pitch = kernels.shape
+    batch, m, height, width = out.shape
+    parts, blocks_depth = sums.shape[0] or 1, (_padded(classes) if bias is None else pitch) // DEPTH
+    _lcs_conv_product[(parts * _tiles(out)[0],)](
+        kernels, rows, out if bias is None else bias, sums, out, *((0, 0) if bias is None else bias.stride()),
+        out.stride(0), batch, classes, height, width, math.isqrt(taps),
+        pitch // DEPTH, blocks_depth, rows.stride(1) // DEPTH, m,
+        triton.cdiv(taps * blocks_depth, parts), int(first), int(last and parts == 1),
+        **_product_constants(out.dtype, backward=bias is None), num_warps=_warps(out.dtype), num_stages=STAGES,
+    )  # fmt: skip
+    if last and parts > 1:
+        out.copy_(sums.sum(0)[..., : height * width].unflatten(2, (height, width)))
+
+
+def _taps_grad(grad_rows: Tensor, rows: Tensor, kernels: Tensor, height: int, width: int) -> Tensor:
+    """The gradient of the kernels, in float32 and in their layout."""
+    batch, taps, classes, pitch = kernels.shape
+    constants = _taps_grad_constants(kernels.dtype)
+    out = torch.empty_like(kernels, dtype=torch.float32)
+    tiles = triton.cdiv(classes, constants["BLOCK_T"]) * triton.cdiv(pitch, constants["BLOCK_C"])
+    _lcs_conv_taps_grad[(batch * taps * tiles,)](
+        grad_rows, rows, out, classes, height, width, math.isqrt(taps),
+        grad_rows.stride(1) // DEPTH, pitch // DEPTH, rows.stride(1) // DEPTH,
+        **constants, num_warps=4, num_stages=STAGES,
+    )  # fmt: skip
+    return out
+
+
+def _logits_grad(logits: Tensor, taps_grad: Tensor, out: Tensor, normalise: bool) -> None:
+    batch, classes, channels, taps = logits.shape
+    constants = _softmax_constants(taps)
+    _lcs_conv_logits_grad[(batch * classes * triton.cdiv(channels, constants["BLOCK_C"]),)](
+        logits, taps_grad, out, *logits.stride(), *out.stride()[:2],
+        classes, channels, taps, taps_grad.shape[3], int(normalise), **constants,
+    )  # fmt: skip
+
+
+# From the images and the channels of a chunk to its logits, or to where their gradient goes: [b, T, c, K*K].
+OfChunk = Callable[[slice, slice], Tensor]
+
+
+def convolve(pixels: Tensor, bias: Tensor, kernel_size: int, normalise: bool, logits_of: OfChunk) -> Tensor:
+    """lcs_conv [B, T, H, W] whose logits are asked for a chunk at a time."""
+    channels, classes = pixels.shape[1], bias.shape[1]
+    out = pixels.new_empty(pixels.shape[0], classes, *pixels.shape[2:])
+    if not out.numel() or channels == 0:
+        return out.copy_(bias[:, :, None, None])
+    rows = _rows(pixels)
+    for images, chunk in _chunks(len(out), classes, channels, kernel_size**2):
+        first, last = chunk.start == 0, chunk.stop == channels
+        if first:
+            sums = _sums(out[images], kernel_size**2 * chunk.stop, triton.cdiv(channels, chunk.stop))
+        kernels = _kernels(logits_of(images, chunk), normalise)
+        _product(kernels, rows[images, :, chunk], bias[images], out[images], sums, first, last)
+    return out
+
+
+def convolve_backward(
+    grad: Tensor,
+    pixels: Tensor,
+    dpixels: Tensor,
+    kernel_size: int,
+    normalise: bool,
+    logits_of: OfChunk,
+    place: OfChunk,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Fills dpixels chunk after chunk; yields every chunk and ``place`` of it, filled with the logits' gradient."""
+    (batch, channels, height, width), classes = pixels.shape, grad.shape[1]
+    if not dpixels.numel() or not classes:
+        dpixels.zero_()
+        return
+    rows, grad_rows = _rows(pixels), _rows(grad)
+    for images, chunk in _chunks(batch, classes, channels, kernel_size**2):
+        logits, out = logits_of(images, chunk), dpixels[images, chunk]
+        kernels = _kernels(logits, normalise)
+        _product(kernels, grad_rows[images], None, out, _sums(out, kernel_size**2 * classes, 1))
+        taps_grad = _taps_grad(grad_rows[images], rows[images, :, chunk], kernels, height, width)
+        dlogits = place(images, chunk)
+        _logits_grad(logits, taps_grad, dlogits, normalise)
+        yield images, chunk, dlogits
+
+
+def lcs_conv(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> Tensor:
+    if norm == "channels":
+        kernel_logits = kernel_softmax(kernel_logits, kernel_size, norm).flatten(2)
+    logits = kernel_logits.unflatten(2, (pixels.shape[1], kernel_size**2))  # a view, whatever the strides
+    return convolve(pixels, bias, kernel_size, norm == "taps", lambda images, chunk: logits[images, :, chunk])
+
+
+def lcs_conv_backward(
+    grad: Tensor, pixels: Tensor, kernel_logits: Tensor, kernel_size: int, norm: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = kernel_softmax(kernel_logits, kernel_size, norm) if norm == "channels" else None
+    logits = (kernel_logits if kernels is None else kernels.flatten(2)).unflatten(2, (pixels.shape[1], kernel_size**2))
+    dpixels, dlogits = pixels.new_empty(pixels.shape), kernel_logits.new_empty(logits.shape)
+    parts = convolve_backward(
+        grad, pixels, dpixels, kernel_size, norm == "taps",
+        lambda images, chunk: logits[images, :, chunk], lambda images, chunk: dlogits[images, :, chunk],
+    )  # fmt: skip
+    for _ in parts:
+        pass
+    if kernels is not None:
+        return dpixels, kernel_softmax_backward(dlogits.view(kernels.shape), kernels, norm), grad.sum((2, 3))
+    return dpixels, dlogits.flatten(2), grad.sum((2, 3))
+
+
+def configurations() -> Iterator[Configuration]:
+    for dtype, name in TYPES.items():
+        half, pointer = dtype != torch.float32, f"*{name}"
+        floats = {p: pointer for p in ("kernels", "maps", "bias", "out", "grad", "pixels", "logits")}
+        for backward in (False, True):
+            constants = _product_constants(dtype, backward)
+            label = f"{name} {'pixels gradient' if backward else 'forward'}"
+            types = {**floats, "sums": "*fp32"}
+            yield _configuration(label, _lcs_conv_product, constants, types, _warps(dtype), STAGES, half)
+        types, constants = {**floats, "out": "*fp32"}, _taps_grad_constants(dtype)
+        yield _configuration(f"{name} taps gradient", _lcs_conv_taps_grad, constants, types, 4, STAGES, half)
+        for kernel_size in (3, 5, 7, 11, 15):
+            if kernel_size != 3:  # 5 is the same configuration
+                yield _configuration(f"{name} kernels K={kernel_size}", *_kernels_choice(kernel_size**2), floats)
+            types, constants = {**floats, "grad": "*fp32"}, _softmax_constants(kernel_size**2)
+            yield _configuration(f"{name} logits gradient K={kernel_size}", _lcs_conv_logits_grad, constants, types)
+
+
+def _configuration(
+    label: str, kernel: Any, constants: dict, types: dict, num_warps: int = 4, num_stages: int = 2, matrix: bool = False
+) -> Configuration:
+    signature = {p: types.get(p, "i32") for p in kernel.arg_names if p not in constants}
+    return Configuration(label, kernel, signature, constants, num_warps, num_stages, matrix)

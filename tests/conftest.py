@@ -1,0 +1,25 @@
+"""Where the tests of an op run: on the GPU if there is one, else Triton interpreted and the CUDA kernels emulated."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when fgaseg.kernels is imported
+
+import accuracy
+
+
+@pytest.fixture(autouse=True)
+def at_home(request):
+    """Tensors of a test with a ``backend`` parameter are made where, and in a type in which, that backend runs."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    backend = parameters.get("backend")
+    if backend is None:
+        yield
+        return
+    if why := accuracy.why_not_tested(backend, parameters.get("dtype")):
+        pytest.skip(reason=why)
+    with accuracy.at_home(backend):
+        yield

@@ -1,0 +1,59 @@
+"""What holds for every op on every backend: export, meta tensors, shapes without numbers."""
+
+import warnings
+
+import pytest
+import torch
+from accuracy import COMPILED, random
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fgaseg import kernels
+from fgaseg.info import CALLS
+from fgaseg.kernels import Selection
+
+
+class Call(nn.Module):
+    """One op on one backend, with everything but its first tensor fixed."""
+
+    def __init__(self, op: str, arguments: tuple, backend: str):
+        super().__init__()
+        self.op, self.arguments, self.backend = op, arguments, backend
+
+    def forward(self, first: Tensor) -> Tensor:
+        result = getattr(kernels, self.op)(first, *self.arguments, backend=self.backend)
+        return result.rows if isinstance(result, Selection) else result
+
+
+def call(op: str, backend: str = "auto") -> tuple[Call, Tensor]:
+    first, *others = CALLS[op](lambda *sizes: random(*sizes), torch.get_default_device().type)
+    return Call(op, tuple(others), backend), first
+
+
+@pytest.mark.parametrize("op", CALLS)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_exports(op, backend):
+    module, first = call(op, backend)
+    exported = torch.export.export(module, (first,), strict=False)
+    torch.testing.assert_close(exported.module()(first), module(first))
+    assert any(f"fgaseg.{op}_{backend}" in str(node.target) for node in exported.graph.nodes)
+
+
+@pytest.mark.parametrize("op", [op for op in CALLS if op != "topk_classes"])
+def test_meta_tensors_get_the_shape_and_no_warning(op):
+    first, *others = CALLS[op](lambda *sizes: torch.zeros(sizes, device="meta"), "meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = getattr(kernels, op)(first, *others)
+    module, real = call(op)
+    assert got.device.type == "meta" and got.shape == module(real).shape
+
+
+@pytest.mark.parametrize("op", [op for op in CALLS if op != "topk_classes"])
+def test_a_gpu_without_a_gpu(op):
+    """Shapes of a call on a GPU, traced where there is none."""
+    module, real = call(op)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        first, *others = CALLS[op](lambda *sizes: torch.empty(sizes, device="cuda"), "cuda")
+        got = getattr(kernels, op)(first, *others, backend="reference")
+    assert got.device.type == "cuda" and got.shape == module(real).shape
