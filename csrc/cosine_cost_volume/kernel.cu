@@ -13,10 +13,10 @@
 // tiles are on their way to registers while a tile is multiplied: pixels have to be transposed, which cp.async cannot.
 // float32 goes through the same code with fused multiply-adds in the mma's register layout.
 //
-// Backward, with u = v / max(|v|, eps): h = sum of grad times the other side's unit vectors (rounded to the inputs' type,
-// as PyTorch's are), in a float32 scratch; then dv = (h - u <u, h>) / |v|, or h / eps where the length was raised to eps
-// and is a constant. Twice that product (5 G operations at S3), lengths before and the projection after it; every sum in
-// a fixed order.
+// Backward, with u = v / max(|v|, eps): h = sum of grad times the other side's unit vectors (rounded to the inputs'
+// type, as PyTorch's are), in a float32 scratch; then dv = (h - u <u, h>) / |v|, or h / eps where the length was raised
+// to eps and is a constant. Twice that product (5 G operations at S3), lengths before and the projection after it;
+// every sum in a fixed order.
 #include <climits>
 #include <cmath>
 #include <cstring>

@@ -174,8 +174,6 @@ struct Columns {
     first = begin / width * all.taps + left_of_me + begin % width;
   }
 
-  FGASEG_DEVICE bool takes_part() const { return begin < rows * width; }
-
   // Calls f(i, column of the thread's number i).
   template <class F>
   FGASEG_DEVICE void each(const F& f) const {
@@ -239,12 +237,11 @@ __global__ void __launch_bounds__(THREADS)
       top[i] = above ? piece[i] : top[i];
     }
   }
-  if (columns.takes_part())
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      tops[columns.begin + i] = top[i];
-      sums[columns.begin + i] = sum[i];
-    }
+  for (int i = 0; i < COUNT; ++i) {
+    tops[columns.begin + i] = top[i];
+    sums[columns.begin + i] = sum[i];
+  }
   fold(columns.rows, columns.width, [&](int to, int from) {
     const float both = fmaxf(tops[to], tops[from]);
     sums[to] = sums[to] * expf(tops[to] - both) + sums[from] * expf(tops[from] - both);
@@ -278,9 +275,8 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) dot[i] += p[i] * g[i];
   }
-  if (columns.takes_part())
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) dots[columns.begin + i] = dot[i];
+  for (int i = 0; i < COUNT; ++i) dots[columns.begin + i] = dot[i];
   fold(columns.rows, columns.width, [&](int to, int from) { dots[to] += dots[from]; });
   columns.each([&](int i, int column) { dot[i] = dots[column]; });
   for (int64_t at = columns.first; at < columns.end; at += columns.step) {

@@ -24,9 +24,10 @@
 // in registers, all of a 3x3 kernel, so its softmax ends there; larger kernels take a float32 scratch and a last pass
 // (finish). Both gradients normalise the kernels again, nothing is kept. No atomics: every run gives the same bits.
 //
-// float32 runs through the same code with fused multiply-adds in the mma's register layout, on tiles of 320 pixels: each
-// accumulator has a second one behind it, so that no long chain of additions loses bits.
+// float32 runs through the same code with fused multiply-adds in the mma's register layout, on tiles of 320 pixels:
+// each accumulator has a second one behind it, so that no long chain of additions loses bits.
 #include <cfloat>
+#include <climits>
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -42,7 +43,8 @@ constexpr int STEP = 16;     // summed at a time: channels, or classes
 constexpr int PLANE = ROWS * STEP;  // kernels of one tap; a thread has two of them
 constexpr int NINE = 9;      // taps of kernel_grad
 constexpr int WIDE = 64;     // channels of kernel_grad, 8 a warp
-constexpr int MOST_SHARED = 99 << 10;  // the least of all GPUs since 8.0
+constexpr int MOST_TAPS = 32;          // normalised together
+constexpr int MOST_SHARED = 98 << 10;  // a little less than any GPU since 8.0 has
 constexpr int ENOUGH_BLOCKS = 256;     // two for each multiprocessor of the large ones
 constexpr int LEAST_STEPS = 2;         // of a part, so that a step can be loaded while another multiplies
 
@@ -302,6 +304,14 @@ FGASEG_DEVICE Range tap_rows(int first_tap, int taps, int size, int halo, bool m
   return mirrored ? Range{-last, -first} : Range{first, last};
 }
 
+constexpr int NOWHERE = INT_MIN;  // a tap that is outside of the image at every pixel
+
+FGASEG_DEVICE int shift_of(int tap, int size, const Tiles& tiles, int first_row, bool mirrored) {
+  const int dy = tap / size - size / 2, dx = tap % size - size / 2;
+  if (abs(dy) > tiles.halo_y || abs(dx) > tiles.halo_x) return NOWHERE;
+  return ((mirrored ? -dy : dy) - first_row) * tiles.row + (mirrored ? -dx : dx);
+}
+
 template <class T>
 struct Convolution {
   Image<T> image;  // pixels; grad
@@ -321,6 +331,7 @@ template <class T, bool BACK>
 __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) convolve(const Convolution<T> p) {
   constexpr int CLASSES = BACK ? STEP : ROWS, CHANNELS = BACK ? ROWS : STEP;
   FGASEG_DYNAMIC_SHARED(T, kernels);
+  FGASEG_SHARED(shifts, int[MOST_TAPS]);  // of a group
   T* const raw = kernels + p.group * PLANE;
   T* const image = raw + p.stride * PLANE;
   const Tiles& tiles = p.tiles;
@@ -354,6 +365,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) convolve(cons
     if (p.whole_halo) range = {-tiles.halo_y, tiles.halo_y};
     wait_copies<0>();
     __syncthreads();  // the logits are there, and the previous products have been made
+    if (threadIdx.x < taps) shifts[threadIdx.x] = shift_of(first_tap + threadIdx.x, size, tiles, range.first, BACK);
     if (last_walk && (group == 0 || !p.whole_halo))
       stage_image<T, STEP>(image, p.image, b, (first_step + step) * STEP, top + range.first, left - tiles.halo_x,
                            tiles.height + range.last - range.first, tiles.row);
@@ -368,17 +380,10 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) convolve(cons
     __syncthreads();
     if (item + 1 < items) load(item + 1);
     if (!last_walk) continue;
-    int dy = first_tap / size - size / 2, dx = first_tap % size - size / 2 - 1;
 #pragma unroll 1
-    for (int i = 0; i < taps; ++i) {
-      if (++dx > size / 2) {
-        dx = -(size / 2);
-        ++dy;
-      }
-      if (abs(dy) > tiles.halo_y || abs(dx) > tiles.halo_x) continue;  // only ever outside of the image
-      const int shift = ((BACK ? -dy : dy) - range.first) * tiles.row + (BACK ? -dx : dx);
-      multiply<BACK>(HALF ? results : group_results, kernels + i * PLANE, image, slots, shift, (pixels + 7) / 8);
-    }
+    for (int i = 0; i < taps; ++i)
+      if (shifts[i] != NOWHERE)
+        multiply<BACK>(HALF ? results : group_results, kernels + i * PLANE, image, slots, shifts[i], (pixels + 7) / 8);
     if (!HALF) flush<T>(group_results, results);
   }
 

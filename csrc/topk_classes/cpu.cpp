@@ -1,7 +1,8 @@
 // topk_classes, gather_classes and scatter_classes on the CPU. Schemas: kernels/topk_classes/op.py.
 //
-// The scores are read once, class after class, in blocks of neighbouring pixels. Each pixel keeps a short sorted list;
-// after the first classes few scores are above the last of it, so nearly all the work is that one comparison.
+// A block of neighbouring pixels at a time, which are the lanes of the vectors. For k = 1 a running maximum. Else the
+// k-th best score of every pixel is found bit by bit, counting the classes that are not below a guess: 32 comparisons a
+// score at most, without a branch, where sorted lists take k moves for each score that is better than the last of them.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -17,42 +18,123 @@ namespace {
 
 constexpr int64_t BLOCK = 64;  // pixels
 
-// Marks the classes among the k best of any of `n` neighbouring pixels; scores [classes][stride].
 template <class T>
-class BestClasses {
- public:
-  BestClasses(int64_t classes, int64_t k) : classes_(classes), k_(std::min(k, classes)), best_(k_ * BLOCK) {}
-
-  void mark(const T* scores, int64_t n, int64_t stride, uint8_t* kept) {
-    std::fill(best_.begin(), best_.end(), Entry{LOWEST, 0});
-    std::fill(last_, last_ + BLOCK, LOWEST);
-    for (int64_t t = 0; t < classes_; ++t)
-      for (int64_t j = 0; j < n; ++j)
-        if (scores[t * stride + j] > last_[j]) insert(j, {scores[t * stride + j], t});  // false for NaN and -inf
-    for (const Entry& entry : best_)
-      if (entry.score > LOWEST) kept[entry.index] = 1;
-  }
-
- private:
-  static constexpr T LOWEST = -std::numeric_limits<T>::infinity();
-  struct Entry {
-    T score;
-    int64_t index;
-  };
-
-  // Behind equal scores, so that of equals the lower class stays.
-  void insert(int64_t pixel, Entry entry) {
-    Entry* best = &best_[pixel * k_];
-    int64_t i = k_ - 1;
-    for (; i > 0 && entry.score > best[i - 1].score; --i) best[i] = best[i - 1];
-    best[i] = entry;
-    last_[pixel] = best[k_ - 1].score;
-  }
-
-  int64_t classes_, k_;
-  std::vector<Entry> best_;  // [BLOCK][k], best first
-  T last_[BLOCK];            // the score to beat
+struct Key;  // unsigned numbers in the order of the scores, 0 for NaN and -inf
+template <>
+struct Key<float> {
+  using Type = uint32_t;
 };
+template <>
+struct Key<double> {
+  using Type = uint64_t;
+};
+
+template <class T, class K = typename Key<T>::Type>
+FGASEG_INLINE K key_of(T score) {
+  constexpr K SIGN = K(1) << (8 * sizeof(K) - 1);
+  const T same = score + T(0);  // -0 becomes 0
+  K bits;
+  std::memcpy(&bits, &same, sizeof bits);
+  const K key = bits ^ (bits & SIGN ? ~K(0) : SIGN);
+  return score > -std::numeric_limits<T>::infinity() ? key : K(0);
+}
+
+// keys [classes][BLOCK] of n neighbouring pixels; scores [classes][stride]. The other lanes are 0.
+template <class T, class K>
+FGASEG_INLINE void fill_keys(const T* scores, int64_t classes, int64_t n, int64_t stride, K* keys) {
+  for (int64_t t = 0; t < classes; ++t, keys += BLOCK) {
+    _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) keys[j] = key_of(scores[t * stride + j]);
+    std::fill(keys + n, keys + BLOCK, K(0));
+  }
+}
+
+// count[j] = the number of classes of pixel j whose key is at least limit[j]
+template <class K>
+FGASEG_INLINE void count_keys(const K* keys, int64_t classes, const K* limit, K* count) {
+  constexpr int64_t LANES = Vectors<K>::LANES;
+  for (int64_t j = 0; j < BLOCK; j += LANES) {
+    const Vector<K> low = load(limit + j);
+    Vector<K> sum = {};
+    for (int64_t t = 0; t < classes; ++t) sum -= (Vector<K>)(load(keys + t * BLOCK + j) >= low);  // true is -1
+    store<K>(sum, count + j);
+  }
+}
+
+// limit[j] = the k-th largest key of pixel j, or less if no other key lies between; 0 if it has fewer than k.
+// above[j] = how many keys are at least that.
+template <class K>
+FGASEG_INLINE void find_limits(const K* keys, int64_t classes, K k, K* limit, K* above) {
+  K guess[BLOCK], count[BLOCK];
+  std::fill(limit, limit + BLOCK, K(0));
+  std::fill(above, above + BLOCK, K(classes));
+  bool all_found = false;
+  for (int bit = 8 * sizeof(K); bit-- > 0 && !all_found;) {
+    for (int64_t j = 0; j < BLOCK; ++j) guess[j] = limit[j] | K(1) << bit;
+    count_keys(keys, classes, guess, count);
+    K wrong = 0;
+    for (int64_t j = 0; j < BLOCK; ++j) {
+      limit[j] = count[j] >= k ? guess[j] : limit[j];
+      above[j] = count[j] >= k ? count[j] : above[j];
+      wrong |= above[j] ^ k;
+    }
+    all_found = wrong == 0;
+  }
+}
+
+// Keeps the classes of each pixel above its limit and, of those on it, the first ones up to k together.
+template <class K>
+FGASEG_INLINE void keep(const K* keys, int64_t classes, K k, const K* limit, const K* above, uint8_t* kept) {
+  K on_limit[BLOCK] = {}, left[BLOCK];
+  for (int64_t t = 0; t < classes; ++t)
+    for (int64_t j = 0; j < BLOCK; ++j) on_limit[j] += keys[t * BLOCK + j] == limit[j];
+  for (int64_t j = 0; j < BLOCK; ++j) left[j] = k + on_limit[j] - above[j];  // wraps, rightly, where above > k
+  for (int64_t t = 0; t < classes; ++t) {
+    K any = 0;
+    for (int64_t j = 0; j < BLOCK; ++j) {
+      const K key = keys[t * BLOCK + j], tie = key == limit[j] && left[j] > 0;
+      any |= (key > limit[j] || tie) && key > 0;
+      left[j] -= tie;
+    }
+    kept[t] |= any != 0;
+  }
+}
+
+// k = 1: the first of the largest.
+template <class T>
+FGASEG_INLINE void keep_best(const T* scores, int64_t classes, int64_t n, int64_t stride, uint8_t* kept) {
+  T top[BLOCK];
+  int32_t best[BLOCK];
+  std::fill(top, top + BLOCK, -std::numeric_limits<T>::infinity());
+  std::fill(best, best + BLOCK, -1);
+  for (int64_t t = 0; t < classes; ++t)
+    for (int64_t j = 0; j < n; ++j) {
+      const bool better = scores[t * stride + j] > top[j];  // false for NaN and -inf
+      best[j] = better ? int32_t(t) : best[j];
+      top[j] = better ? scores[t * stride + j] : top[j];
+    }
+  for (int64_t j = 0; j < n; ++j)
+    if (best[j] >= 0) kept[best[j]] = 1;
+}
+
+// Marks the classes among the k best of any of n <= BLOCK neighbouring pixels; scores [classes][stride].
+// `keys` has classes * BLOCK numbers.
+template <class T, class K>
+FGASEG_INLINE void mark_best(const T* scores, int64_t classes, int64_t k, int64_t n, int64_t stride, K* keys,
+                             uint8_t* kept) {
+  if (k == 1) return keep_best(scores, classes, n, stride, kept);
+  fill_keys(scores, classes, n, stride, keys);
+  K limit[BLOCK], above[BLOCK];
+  find_limits(keys, classes, K(k), limit, above);
+  keep(keys, classes, K(k), limit, above, kept);
+}
+
+// target_clones needs functions that are not templates.
+FGASEG_CLONES void mark(const float* x, int64_t t, int64_t k, int64_t n, int64_t stride, uint32_t* keys, uint8_t* y) {
+  mark_best(x, t, k, n, stride, keys, y);
+}
+FGASEG_CLONES void mark(const double* x, int64_t t, int64_t k, int64_t n, int64_t stride, uint64_t* keys, uint8_t* y) {
+  mark_best(x, t, k, n, stride, keys, y);
+}
 
 // kept[b][t] for scores [batch][classes][pixels].
 template <class T>
@@ -62,11 +144,12 @@ std::vector<uint8_t> kept_classes(const T* scores, int64_t batch, int64_t classe
   const int64_t blocks = (pixels + BLOCK - 1) / BLOCK, grain = 1 + 16384 / (BLOCK * classes);
   std::mutex mutex;
   torch::stable::parallel_for(0, batch * blocks, grain, [&](int64_t begin, int64_t end) {
-    BestClasses<T> best(classes, k);
+    std::vector<typename Key<T>::Type> keys(classes * BLOCK);
     std::vector<uint8_t> mine(batch * classes);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / blocks, first = i % blocks * BLOCK;
-      best.mark(scores + b * classes * pixels + first, std::min(BLOCK, pixels - first), pixels, &mine[b * classes]);
+      mark(scores + b * classes * pixels + first, classes, std::min(k, classes), std::min(BLOCK, pixels - first),
+           pixels, keys.data(), &mine[b * classes]);
     }
     const std::lock_guard lock(mutex);
     for (size_t i = 0; i < kept.size(); ++i) kept[i] |= mine[i];

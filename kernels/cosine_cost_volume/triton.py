@@ -21,6 +21,7 @@ as 7*9, whose rows are not aligned, ran out of registers.
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -328,7 +329,8 @@ def _choice(dtype: torch.dtype, axes: tuple[str, str, str] = AXES, large: bool =
     """The constants of a product whose rows, columns and sum are these axes, and how to launch it."""
     sizes = (64, 64, 16) if dtype == torch.float32 else (128 if large else 64, 64, 32)
     blocks = {f"BLOCK_{axis}": size for axis, size in zip(axes, sizes, strict=True)}
-    return blocks | {"PRECISION": precision(), "num_warps": 8, "num_stages": 3}
+    # half types have one way to be multiplied
+    return blocks | {"PRECISION": precision() if dtype == torch.float32 else "ieee", "num_warps": 8, "num_stages": 3}
 
 
 def _views(pixels: Tensor, texts: Tensor) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
@@ -404,12 +406,15 @@ def _launches(pointer: str) -> Iterator[tuple[str, Any, dict[str, str], dict[str
 
 
 def configurations() -> Iterator[Configuration]:
-    """Neighbouring pixels and channels are neighbours in memory; float32 is multiplied as PyTorch is told to."""
+    """Neighbouring pixels and channels are neighbours in memory; float32 is multiplied in both ways."""
     for dtype, name in TYPES.items():
-        for what, kernel, signature, choice in _launches("*" + name):
-            chosen = _choice(dtype, **choice)
+        for (what, kernel, signature, choice), tf32 in product(_launches("*" + name), (False, True)):
+            if tf32 and name != "fp32":
+                continue
+            chosen = _choice(dtype, **choice) | {"PRECISION": "tf32" if tf32 else "ieee"}
             launch = {option: chosen.pop(option) for option in ("num_warps", "num_stages")}
             # Triton makes a stride of 1 a constant
             ones = {s: 1 for s in ("stride_grad", "stride_pixel", "stride_texts_channel") if s in kernel.arg_names}
-            matrix = name != "fp32" or chosen["PRECISION"] == "tf32"
-            yield Configuration(f"{name} {what}", kernel, signature, ones | chosen, matrix=matrix, **launch)
+            matrix = tf32 or name != "fp32"
+            label = f"{'tf32' if tf32 else name} {what}"
+            yield Configuration(label, kernel, signature, ones | chosen, matrix=matrix, **launch)
