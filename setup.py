@@ -202,7 +202,7 @@ def record(parts: dict[str, str]) -> None:
     partial.write_text(json.dumps(parts, indent=1) + "\n")
     partial.replace(target)
     for part, name in (("cpp", "_C"), ("host", "_host"), ("cuda", "_C_cuda")):
-        if not parts[part].startswith("built"):
+        if parts[part].startswith("skipped"):
             for stale in (HERE / "kernels").glob(f"{name}.*so"):
                 stale.unlink()
 
@@ -240,6 +240,7 @@ def main() -> None:
                         one.extra_objects = compile_kernels(Path(self.build_temp, "cuda"))
                 super().build_extensions()
             except Exception as error:
+                record({name: text.replace("built:", "failed to build:") for name, text in parts.items()})
                 raise SystemExit(
                     f"fgaseg: compiling failed: {error}\nFGASEG_CUDA=0 installs without the CUDA kernels, FGASEG_CPU=0 "
                     "without the C++ ones; the PyTorch reference runs then"

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import torch
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from fgaseg.kernels._library import emulate
 
@@ -33,7 +33,8 @@ def emulate_cuda() -> str:
 def _build(compiler: list[str], sources: list[Path]) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     headers = max(path.stat().st_mtime for path in ROOT.glob("csrc/*/*.h*"))
-    command = [*compiler, "-O2", "-std=c++20", "-fPIC", "-DFGASEG_SHIM", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    command = [*compiler, "-O2", "-std=c++20", "-fPIC", "-Wno-unknown-pragmas"]
+    command += ["-DFGASEG_SHIM", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     command += [f"-I{path}" for path in (ROOT / "csrc", *include_paths())]
     objects, running = [], []
     for source in sources:
@@ -51,7 +52,8 @@ def _build(compiler: list[str], sources: list[Path]) -> Path:
     library = FOLDER / "cuda.so"
     if running or not library.exists():
         partial = FOLDER / f"cuda.{os.getpid()}"
-        link = [*compiler, "-shared", *map(str, objects), "-o", str(partial)]
+        places = [f"-L{path}" for path in library_paths()]
+        link = [*compiler, "-shared", *map(str, objects), *places, "-ltorch_cpu", "-lc10", "-o", str(partial)]
         subprocess.run(link, check=True, capture_output=True, text=True)
         partial.replace(library)
     return library

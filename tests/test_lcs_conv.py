@@ -66,7 +66,7 @@ def test_real_text_embeddings(dtype, backend):
     """Twenty CLIP text embeddings as classes, and pixels made of them, through a fixed random projection to kernels."""
     if not CLIP_TEXT.exists():
         pytest.skip(reason=f"no {CLIP_TEXT.name} beside the repository")
-    texts = torch.from_numpy(np.load(CLIP_TEXT).astype(np.float64))
+    texts = torch.from_numpy(np.load(CLIP_TEXT)).to(torch.get_default_device(), random.dtype)
     pixels = (texts.T.reshape(1, 512, 4, 5) + 0.02 * random(1, 512, 4, 5)).contiguous()
     logits = F.linear(texts, random(512 * 9, 512) / 16)[None]
     check_backend(

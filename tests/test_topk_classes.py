@@ -108,7 +108,7 @@ def test_real_text_embeddings(backend):
     """Pixels made of CLIP embeddings 3, 40 and 170 of 171: the best class of each is what it is made of."""
     if not CLIP_TEXT.exists():
         pytest.skip(reason=f"no {CLIP_TEXT.name} beside the repository")
-    texts = torch.from_numpy(np.load(CLIP_TEXT).astype(np.float32))
+    texts = torch.from_numpy(np.load(CLIP_TEXT)).float().to(torch.get_default_device())
     pixels = texts[[40, 3, 170, 3]].T.reshape(1, 512, 2, 2) + 0.01 * random(1, 512, 2, 2).float()
     scores = cosine_cost_volume(pixels, texts[None, :, None])[:, 0]
     assert topk_classes(scores, 1, backend=backend).rows.tolist() == [3, 40, 170]

@@ -171,8 +171,9 @@ FGASEG_DEVICE float squares(const T* row) {
 template <class T, class Out, bool COSINE>
 __global__ void __launch_bounds__(THREADS) product(const Side<T> left, const Side<T> right, int length, Out* out,
                                                    Axis out_row, float eps) {
-  FGASEG_SHARED(a, T[TILE * Stage<T>::STRIDE]);
-  FGASEG_SHARED(b, T[TILE * Stage<T>::STRIDE]);
+  constexpr int NUMBERS = TILE * Stage<T>::STRIDE;
+  FGASEG_SHARED(a, T[NUMBERS]);
+  FGASEG_SHARED(b, T[NUMBERS]);
   FGASEG_SHARED(inverse, float[2 * TILE]);
   const int across = (right.rows + TILE - 1) / TILE, down = (left.rows + TILE - 1) / TILE;
   const int column = blockIdx.x % across * TILE, row = blockIdx.x / across % down * TILE;

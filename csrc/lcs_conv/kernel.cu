@@ -133,7 +133,7 @@ FGASEG_DEVICE void load_logits(T* __restrict__ to, const Kernels<T>& k, int64_t 
       copy_async<16>(to + i * PIECE, inside ? piece : from, inside);
     }
   } else {
-#pragma unroll 4
+#pragma unroll 2
     for (int row = threadIdx.x / LANES; row < CLASSES * CHANNELS; row += THREADS / LANES) {
       const int t = row / CHANNELS, c = row % CHANNELS;
       const bool inside = first_class + t < k.classes && first_channel + c < k.channels;

@@ -105,7 +105,7 @@ def _load_taps(pointer, channel, stride, inside, taps: tl.constexpr):
     vectors = ()
     for tap in tl.static_range(taps):
         at = (channel * taps + tap).to(tl.int64) * stride
-        vectors += (tl.load(pointer + at, inside, other=0.0).to(tl.float32),)
+        vectors += (tl.load(pointer + at, inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
     return vectors
 
 
@@ -117,7 +117,7 @@ def _store_taps(pointer, channel, channels, vectors, taps: tl.constexpr, LOG_TAP
     for log_half in tl.static_range(LOG_TAPS - 1, -1, -1):
         joined = ()
         for i in tl.static_range(1 << log_half):
-            joined += (tl.join(vectors[i], vectors[i + (1 << log_half)]),)
+            joined += (tl.join(vectors[i], vectors[i + (1 << log_half)]),)  # type: ignore[assignment]
         vectors = joined
     tile = tl.reshape(vectors[0], (channel.shape[0], 1 << LOG_TAPS))
     tap = tl.arange(0, 1 << LOG_TAPS)[None, :]
@@ -149,12 +149,12 @@ def _kernel_softmax_few_taps(
     e = ()
     total = tl.zeros_like(top)
     for tap in tl.static_range(taps):
-        e += (tl.exp(x[tap] - top),)
+        e += (tl.exp(x[tap] - top),)  # type: ignore[assignment]
         total += e[tap]
     scale = 1.0 / total
     p = ()
     for tap in tl.static_range(taps):
-        p += (e[tap] * scale,)
+        p += (e[tap] * scale,)  # type: ignore[assignment]
     first = (image * classes + of_image) * channels * taps
     _store_taps(kernels + first, channel, channels, p, taps, LOG_TAPS)
 
@@ -185,7 +185,7 @@ def _kernel_softmax_few_taps_backward(
         dot += p[tap] * g[tap]
     dx = ()
     for tap in tl.static_range(taps):
-        dx += (p[tap] * (g[tap] - dot),)
+        dx += (p[tap] * (g[tap] - dot),)  # type: ignore[assignment]
     _store_taps(logits_grad + first, channel, channels, dx, taps, LOG_TAPS)
 
 

@@ -48,7 +48,11 @@ define(
 )
 differentiate("lcs_conv_from_text", _save, _backward)
 first_order_only("lcs_conv_from_text_backward")
-register("lcs_conv_from_text", lcs_conv_from_text_reference)
+register(
+    "lcs_conv_from_text",
+    lcs_conv_from_text_reference,
+    cuda=lambda *_: "it has no CUDA kernel: Triton's form is two products, of which cuBLAS does one and lcs_conv the other",
+)
 
 
 def lcs_conv_from_text(

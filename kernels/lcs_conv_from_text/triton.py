@@ -68,7 +68,7 @@ def lcs_conv_from_text_backward(
         )  # fmt: skip
     for images, channels, dlogits in parts:
         outputs, part = slice(channels.start * taps, channels.stop * taps), dlogits.flatten(2).flatten(0, 1)
-        dtexts[images] += (part @ weight[outputs]).unflatten(0, (-1, texts.shape[1]))
+        dtexts[images] += (part @ weight[outputs]).view(texts[images].shape)
         dweight[outputs] += part.mT @ texts[images].flatten(0, 1)
         dbias[outputs] += part.sum(0, dtype=torch.float32)
     return dtexts.to(texts.dtype), dweight.to(weight.dtype), dbias.to(bias.dtype), dpixels
