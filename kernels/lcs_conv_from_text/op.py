@@ -51,7 +51,7 @@ first_order_only("lcs_conv_from_text_backward")
 register(
     "lcs_conv_from_text",
     lcs_conv_from_text_reference,
-    cuda=lambda *_: "it has no CUDA kernel: Triton's form is two products, of which cuBLAS does one and lcs_conv the other",
+    cuda=lambda *_: "it has no CUDA kernel: it is a product by cuBLAS and lcs_conv, as in Triton's form",
 )
 
 
