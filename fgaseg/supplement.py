@@ -1,10 +1,9 @@
 """Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import lcs_conv
+from .kernels import lcs_conv_from_text
 
 
 class LocalSupplement(nn.Module):
@@ -15,23 +14,14 @@ class LocalSupplement(nn.Module):
     returns  S_l [B, T, H, W]
     """
 
-    classes_per_step = 1024  # bounds the kernel logits [classes, C·K²] when no gradient is recorded
-
     def __init__(self, channels: int, kernel_size: int, kernel_norm: str):
         super().__init__()
         self.kernel_size, self.kernel_norm = kernel_size, kernel_norm
-        self.text = nn.Linear(channels, channels * kernel_size**2 + 1)
+        self.text = nn.Linear(channels, channels * kernel_size**2 + 1)  # the last output is the class's bias
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
-        step = texts.shape[1] if torch.is_grad_enabled() else self.classes_per_step
-        maps = [self._maps(pixels, t) for t in texts.split(max(step, 1), dim=1)]
-        return maps[0] if len(maps) == 1 else torch.cat(maps, dim=1)
-
-    def _maps(self, pixels: Tensor, texts: Tensor) -> Tensor:
-        weight, bias = self.text.weight, self.text.bias  # the last output is the class's bias
-        kernel_logits = F.linear(texts, weight[:-1], bias[:-1])
-        class_bias = F.linear(texts, weight[-1:], bias[-1:])[..., 0]
-        return lcs_conv(pixels, kernel_logits, class_bias, self.kernel_size, norm=self.kernel_norm)
+        weight, bias = self.text.weight, self.text.bias
+        return lcs_conv_from_text(texts, weight, bias, pixels, self.kernel_size, norm=self.kernel_norm)
 
 
 class Fusion(nn.Module):

@@ -189,15 +189,6 @@ def test_local_supplement_tap_by_tap(norm):
         same(got[0, t], expected)
 
 
-def test_lcs_in_steps_equals_lcs_at_once():
-    module = LocalSupplement(4, 3, "taps").double()
-    image, texts = rand(2, 4, 5, 6), rand(2, 7, 4, seed=1)
-    whole = module(image, texts)
-    module.classes_per_step = 3
-    with torch.no_grad():
-        same(module(image, texts), whole)
-
-
 def _open_clip_twin(model):
     """open_clip's own model with the same weights."""
     weights = dict(model.clip.state_dict())

@@ -265,10 +265,10 @@ def _choice(channels: int, taps: int, norm: str) -> tuple[tuple[Any, Any], dict[
         return kernels, {"BLOCK_CHANNELS": 256, "BLOCK_TAPS": 1 << log_taps, "LOG_TAPS": log_taps}, 4
     kernels = _kernel_softmax, _kernel_softmax_backward
     if norm == "taps":
-        # one warp a tile, so that a row never spans warps, and from K = 7 on a thread sums several of its taps
+        # a row of taps stays within one warp, and from K = 7 on a thread sums several of its taps
         block = triton.next_power_of_2(taps)
-        constants = {"AXIS": 1, "BLOCK_CHANNELS": max(1, 1024 // block), "BLOCK_TAPS": block}
-        return kernels, constants, min(16, max(1, block // 1024))
+        size, warps = (2048, 4) if block <= 32 else (1024, min(16, max(1, block // 1024)))
+        return kernels, {"AXIS": 1, "BLOCK_CHANNELS": max(1, size // block), "BLOCK_TAPS": block}, warps
     if channels > 1024:
         kernels = _kernel_softmax_many_channels, _kernel_softmax_many_channels_backward
         return kernels, {"BLOCK_CHANNELS": 512, "BLOCK_TAPS": 16}, 8
