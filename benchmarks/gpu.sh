@@ -4,15 +4,15 @@
 #   benchmarks/gpu.sh [OUT]      (default runs/gpu; needs torch >= 2.11 with CUDA, Triton, pytest, nvcc)
 #
 # Builds the CUDA kernels in place, runs the tests of the ops on the GPU, compute-sanitizer's memcheck and racecheck on
-# their smallest shapes, the benchmarks, and a profile of lcs_conv. Each step leaves a log in OUT and goes on when one fails; the
-# last lines say how each ended. FGASEG_DRY_RUN=1 runs the steps that need no GPU and prints the commands of the others.
+# small shapes, the benchmarks, and a profile. Each step leaves a log in OUT, and the next goes on where one fails or runs
+# out of time; the last lines say how each ended. FGASEG_DRY_RUN=1 runs the steps that need no GPU and prints the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-runs/gpu}")
 mkdir -p "$out"
 python=${PYTHON:-python3}
-export PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
-# fgaseg.kernels without an installation: the folder kernels/ inside the package's
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-$(nproc)}
+# fgaseg.kernels without an installation: the folder kernels/ inside the package's (and the current folder not on the path)
 site=$(mktemp -d)
 mkdir "$site/fgaseg"
 ln -s "$PWD"/fgaseg/* "$site/fgaseg/"
@@ -24,7 +24,7 @@ step() { # name, seconds, command...
     local name=$1 seconds=$2 began=$SECONDS
     shift 2
     echo "== $name: $*"
-    timeout -k 5 "$seconds" "$@" >"$out/$name.log" 2>&1
+    timeout -s INT -k 10 "$seconds" "$@" >"$out/$name.log" 2>&1
     summary+=("$(printf '%-12s status %-4s %4s s   %s' "$name" "$?" "$((SECONDS - began))" "$(tail -n 1 "$out/$name.log")")")
 }
 
@@ -39,13 +39,13 @@ gpu_step() {
 ops=(tests/test_kernel_softmax.py tests/test_lcs_conv.py tests/test_lcs_conv_from_text.py
     tests/test_cosine_cost_volume.py tests/test_topk_classes.py)
 gpu_step machine 20 nvidia-smi
-step build 120 "$python" setup.py build_ext --inplace
-step tests 200 "$python" -m pytest -q -x --maxfail=20 -p no:cacheprovider -k "triton or cuda" "${ops[@]}"
-gpu_step memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 1 "$python" benchmarks/small_calls.py
-gpu_step racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 1 "$python" benchmarks/small_calls.py cuda
-gpu_step bench 300 "$python" -m pytest -q -p no:cacheprovider benchmarks/ --csv "$out/gpu.csv" \
+step build 60 "$python" setup.py build_ext --inplace
+step tests 120 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider -k "${FGASEG_GPU_TESTS:-triton or cuda}" "${ops[@]}"
+gpu_step memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 1 "$python" benchmarks/small_calls.py
+gpu_step racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 1 "$python" benchmarks/small_calls.py cuda
+gpu_step bench 240 "$python" -m pytest -q -p no:cacheprovider benchmarks/ --csv "$out/gpu.csv" \
     --shapes S1,S2,S3,S4,S5,S6,S7,S8 --benchmark-max-time=0.05 --benchmark-min-rounds=3 --benchmark-disable-gc
-gpu_step profile 60 ncu --set full --kernel-name "regex:lcs_conv|cosine|softmax" --launch-count 12 \
+gpu_step profile 45 ncu --set full --kernel-name "regex:convolve|kernel_grad|product|softmax|mark|_lcs|_cosine|_kernel" --launch-count 12 \
     --export "$out/profile" --force-overwrite "$python" benchmarks/small_calls.py S3
 rm -rf "$site"
 printf '%s\n' "${summary[@]}" | tee "$out/summary.txt"

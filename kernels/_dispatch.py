@@ -137,7 +137,8 @@ def under_autocast(*args: Tensor, to: torch.dtype | None = None):
     autocast would run in full precision). float64 is left alone, as autocast does.
     """
     device = args[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # named, because torch 2.11's Dynamo cannot trace torch.amp.is_autocast_available
+    if device not in ("cpu", "cuda", "xpu", "mps") or not torch.is_autocast_enabled(device):
         return args, nullcontext()
     target = to or torch.get_autocast_dtype(device)
     cast = tuple(arg.to(target) if arg.is_floating_point() and arg.dtype != torch.float64 else arg for arg in args)

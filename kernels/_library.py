@@ -32,7 +32,8 @@ def define(op: str, arguments: str, shape: Callable, room: str) -> None:
         torch.library.register_fake(f"fgaseg::{name}", shape)
 
     def launch(*args):
-        return getattr(importlib.import_module(".triton", room), op)(*args)
+        with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
+            return getattr(importlib.import_module(".triton", room), op)(*args)
 
     for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
         LIBRARY.impl(f"{op}_triton", launch, key)

@@ -75,6 +75,20 @@ FGASEG_INLINE void store(const Vector<T>& x, T* to) {
   std::memcpy(to, &x, sizeof x);
 }
 
+// Zeros, at addresses where no vector lies across two lines of the cache.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t n) : lines_((n + Vectors<T>::LANES - 1) / Vectors<T>::LANES) {}
+  T* data() { return lines_.data()->numbers; }
+
+ private:
+  struct alignas(64) Line {
+    T numbers[Vectors<T>::LANES];
+  };
+  std::vector<Line> lines_;
+};
+
 template <class T>
 constexpr ScalarType scalar_type() {
   return sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
@@ -99,7 +113,7 @@ T* mutable_data(Tensor& x) {
   return static_cast<T*>(x.mutable_data_ptr());
 }
 
-// out = beta * out + a * b for matrices of any strides. The dispatcher's stable ABI has no numbers of ATen's type Scalar.
+// out = beta * out + a * b for matrices of any strides. The dispatcher's stable ABI cannot pass beta, a Scalar.
 inline void add_product(const Tensor& a, const Tensor& b, double beta, const Tensor& out) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), beta, 1));
 }

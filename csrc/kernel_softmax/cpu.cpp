@@ -57,7 +57,7 @@ struct Bits<Vector<double>> {
 
 // For x <= 0, a number or a vector of them. NaN stays NaN.
 template <class T, class X>
-FGASEG_INLINE X exp_of(X x) {
+FGASEG_INLINE X exp_of(const X& x) {
   using E = Exp<T>;
   const X shifted = x * E::log2e + E::round;  // the low bits now hold n
   const X n = shifted - E::round;

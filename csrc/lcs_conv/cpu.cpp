@@ -4,7 +4,7 @@
 // read: the convolution is bound by arithmetic, and oneDNN, reached through ATen, runs it near the processor's peak.
 // PyTorch's softmax over K*K taps takes longer than that convolution, so the kernels are normalised by our own, a
 // bounded number of classes at a time: the normalised kernels of a whole batch never exist.
-// Small maps take less time than oneDNN needs to set itself up: plain loops then.
+// Small maps take less time than oneDNN needs to set itself up: plain loops then. Large kernels: spectral.h.
 #include "lcs_conv/conv.h"
 
 #include <array>
@@ -13,14 +13,17 @@
 #include <utility>
 
 #include "kernel_softmax/softmax.h"
+#include "lcs_conv/spectral.h"
 
 namespace fgaseg {
 namespace {
 
 // Normalised at a time: what the second-level caches hold, but enough classes for oneDNN to be efficient; measured.
 constexpr int64_t CHUNK_BYTES = 8 << 20, CHUNK_CLASSES = 128;
-// Products up to which the plain loops win: they run at a quarter of oneDNN's speed, without its set-up; measured.
-constexpr int64_t SMALL = 2 << 20;
+// Products up to which the plain loops win: they run at half of oneDNN's speed or less, without its set-up; measured.
+constexpr int64_t SMALL = 1 << 20;
+// So many times longer takes an operation of a transform than one of oneDNN's convolutions and its gradients; measured.
+constexpr double SPECTRAL_FORWARD = 6, SPECTRAL_BACKWARD = 4;
 
 using Ints = std::vector<int64_t>;
 using torch::stable::detail::from;
@@ -91,12 +94,16 @@ FGASEG_INLINE void small_sums(const Small& s, const T* maps, const T* kernels, i
   constexpr int64_t LANES = Vectors<T>::LANES;
   const int64_t k = s.kernel_size, weights = channels * k * k;
   Vector<T> sum[N][Small::WIDE] = {};
-  for (int64_t c = 0; c < channels; ++c)
+  for (int64_t c = 0; c < channels; ++c) {
+    Vector<T> part[N][Small::WIDE] = {};  // one long chain of additions would lose more digits than PyTorch's blocks
     for (int64_t tap = 0; tap < k * k; ++tap) {
-      const T* from = maps + c * s.plane + s.at(tap / k, tap % k);
+      const T *from = maps + c * s.plane + s.at(tap / k, tap % k), *kernel = kernels + c * k * k + tap;
       for (int n = 0; n < N; ++n)
-        for (int v = 0; v < Small::WIDE; ++v) sum[n][v] += load(from + v * LANES) * kernels[n * weights + c * k * k + tap];
+        for (int v = 0; v < Small::WIDE; ++v) part[n][v] += load(from + v * LANES) * kernel[n * weights];
     }
+    for (int n = 0; n < N; ++n)
+      for (int v = 0; v < Small::WIDE; ++v) sum[n][v] += part[n][v];
+  }
   std::memcpy(sums, sum, sizeof sum);
 }
 
@@ -171,14 +178,81 @@ void backward_small(const Convolution& conv, const T* grad, const T* pixels, con
   const int64_t lanes = (channels + Vectors<T>::LANES - 1) / Vectors<T>::LANES * Vectors<T>::LANES;
   forward_small(s, s.bordered(grad, classes).data(), turned(kernels, classes, channels, taps).data(), pixels_grad,
                 classes, channels);
-  std::vector<T> maps(s.plane * lanes), sums(taps * lanes);
+  Aligned<T> maps(s.plane * lanes), sums(taps * lanes);
   for (int64_t c = 0; c < channels; ++c)
-    s.for_each_pixel(border, [&](int64_t i, int64_t j) { maps[j * lanes + c] = pixels[c * conv.pixels() + i]; });
+    s.for_each_pixel(border, [&](int64_t i, int64_t j) { maps.data()[j * lanes + c] = pixels[c * conv.pixels() + i]; });
   for (int64_t t = 0; t < classes; ++t) {
     kernel_grad_small(s, grad + t * conv.pixels(), maps.data(), sums.data(), lanes);
     for (int64_t c = 0; c < channels; ++c)
-      for (int64_t i = 0; i < taps; ++i) kernels_grad[(t * channels + c) * taps + i] = sums[i * lanes + c];
+      for (int64_t i = 0; i < taps; ++i) kernels_grad[(t * channels + c) * taps + i] = sums.data()[i * lanes + c];
   }
+}
+
+// Whether transforms take less time, by the count of operations.
+bool is_spectral(const Convolution& c, int64_t classes, double factor) {
+  const double p = Spectral<float>::frame(c.height, c.kernel_size), q = Spectral<float>::frame(c.width, c.kernel_size);
+  const double transforms = (c.kernel_size * q + p * q) * std::log2(p * q) / 2 * (classes + 2);
+  return factor * transforms < double(classes * c.taps() * c.pixels());
+}
+
+#define FGASEG_FOR(T)                                                                                               \
+  FGASEG_CLONES void spectral_pixels(const Spectral<T>& s, const T* pixels, int64_t group, T* spectrum, T* work) {  \
+    s.pixels_in(pixels, group, spectrum, work);                                                                     \
+  }                                                                                                                 \
+  FGASEG_CLONES void spectral_forward(const Spectral<T>& s, const T* spectra, const T* kernels, const T* bias,      \
+                                      T* maps, int64_t classes, T* work) {                                          \
+    s.forward(spectra, kernels, bias, maps, classes, work);                                                         \
+  }                                                                                                                 \
+  FGASEG_CLONES void spectral_maps(const Spectral<T>& s, const T* grad, int64_t classes, T* out, T* work) {         \
+    s.maps_in(grad, classes, out, work);                                                                            \
+  }                                                                                                                 \
+  FGASEG_CLONES void spectral_backward(const Spectral<T>& s, const T* maps, const T* pixels, const T* kernels,      \
+                                       T* kernels_grad, T* pixels_grad, int64_t group, int64_t classes, T* work) {  \
+    s.backward(maps, pixels, kernels, kernels_grad, pixels_grad, group, classes, work);                             \
+  }
+FGASEG_FOR(float)
+FGASEG_FOR(double)
+#undef FGASEG_FOR
+
+// f(i, work) for 0 <= i < n, on all threads.
+template <class T, class F>
+void with_work(const Spectral<T>& s, int64_t n, const F& f) {
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    Aligned<T> work(s.work_size());
+    for (int64_t i = begin; i < end; ++i) f(i, work.data());
+  });
+}
+
+template <class T>
+void forward_spectral(const Convolution& conv, const T* pixels, const T* kernels, const T* bias, T* maps,
+                      int64_t classes) {
+  constexpr int64_t LANES = Vectors<T>::LANES;
+  const Spectral<T> s(conv);
+  Aligned<T> spectra(s.groups() * s.spectrum_size());
+  with_work(s, s.groups(), [&](int64_t group, T* work) {
+    spectral_pixels(s, pixels, group, spectra.data() + group * s.spectrum_size(), work);
+  });
+  with_work(s, (classes + LANES - 1) / LANES, [&](int64_t i, T* work) {
+    const int64_t t = i * LANES;
+    spectral_forward(s, spectra.data(), kernels + t * conv.weights(), bias + t, maps + t * conv.pixels(),
+                     std::min(LANES, classes - t), work);
+  });
+}
+
+template <class T>
+void backward_spectral(const Convolution& conv, const T* grad, const T* pixels, const T* kernels, T* kernels_grad,
+                       T* pixels_grad, int64_t classes) {
+  constexpr int64_t LANES = Vectors<T>::LANES;
+  const Spectral<T> s(conv);
+  const int64_t map_size = s.spectrum_size() / LANES;
+  std::vector<T> maps(classes * map_size);
+  with_work(s, (classes + LANES - 1) / LANES, [&](int64_t i, T* work) {
+    const int64_t t = i * LANES;
+    spectral_maps(s, grad + t * conv.pixels(), std::min(LANES, classes - t), &maps[t * map_size], work);
+  });
+  with_work(s, s.groups(), [&](int64_t group, T* work) {
+    spectral_backward(s, maps.data(), pixels, kernels, kernels_grad, pixels_grad, group, classes, work);
+  });
 }
 
 bool is_small(const Convolution& c, int64_t classes) { return classes * c.weights() * c.pixels() <= SMALL; }
@@ -202,6 +276,7 @@ void Convolution::forward(const T* x, const T* kernels, const T* bias, T* maps, 
     const Small s(*this);
     return forward_small(s, s.bordered(x, channels).data(), kernels, maps, channels, classes);
   }
+  if (is_spectral(*this, classes, SPECTRAL_FORWARD)) return forward_spectral(*this, x, kernels, bias, maps, classes);
   const Tensor y = conv2d(wrapped(x, {1, channels, height, width}),
                           wrapped(kernels, {classes, channels, kernel_size, kernel_size}), wrapped(bias, {classes}),
                           kernel_size / 2);
@@ -211,9 +286,11 @@ void Convolution::forward(const T* x, const T* kernels, const T* bias, T* maps, 
 template <class T>
 Tensor Convolution::backward(const T* grad, const T* x, const T* kernels, T* pixels_grad, int64_t classes) const {
   const Tensor w = wrapped(kernels, {classes, channels, kernel_size, kernel_size});
-  if (is_small(*this, classes)) {
+  const bool small = is_small(*this, classes);
+  if (small || is_spectral(*this, classes, SPECTRAL_BACKWARD)) {
     Tensor dw = torch::stable::new_empty(w, w.sizes());
-    backward_small(*this, grad, x, kernels, mutable_data<T>(dw), pixels_grad, classes);
+    const auto run = small ? backward_small<T> : backward_spectral<T>;
+    run(*this, grad, x, kernels, mutable_data<T>(dw), pixels_grad, classes);
     return dw;
   }
   const auto [dx, dw] = conv2d_backward(wrapped(grad, {1, classes, height, width}),

@@ -187,10 +187,11 @@ std::tuple<Tensor, Tensor> topk_classes(const Tensor& scores, int64_t k, std::st
 template <class F>
 void for_each_row(const Tensor& rows, int64_t total, int64_t bytes, const F& copy) {
   const int64_t* row = data<int64_t>(rows);
+  for (int64_t i = 0; i < rows.numel(); ++i)  // not in the threads: what they throw loses its words in torch 2.11
+    STD_TORCH_CHECK(row[i] >= 0 && row[i] < total, "row ", row[i], " of the selection is not in 0..", total - 1);
   const int64_t grain = 1 + 32768 / std::max<int64_t>(bytes, 1);
   torch::stable::parallel_for(0, rows.size(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      STD_TORCH_CHECK(row[i] >= 0 && row[i] < total, "row ", row[i], " of the selection is not in 0..", total - 1);
       copy(i, row[i]);
     }
   });

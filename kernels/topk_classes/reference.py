@@ -24,4 +24,4 @@ def gather_classes_reference(x: Tensor, rows: Tensor) -> Tensor:
 def scatter_classes_reference(y: Tensor, rows: Tensor, batch: int, classes: int, fill: float) -> Tensor:
     """y [R, ...] back at its places in [B, T, ...], ``fill`` elsewhere."""
     full = y.new_full((batch * classes, *y.shape[1:]), fill)
-    return full.index_copy(0, rows, y).unflatten(0, (batch, classes))
+    return full.index_copy(0, rows, y).view(batch, classes, *y.shape[1:])

@@ -1,0 +1,372 @@
+// Large kernels as products of spectra. A K x K kernel on an H x W map takes K*K*H*W products a channel. In a frame of
+// P x Q >= (H + K/2) x (W + K/2), powers of 2, the kernel's transform takes (K*Q + P*Q) * log2(P*Q) / 2 steps of a few
+// operations, its product with the pixels' spectrum P*Q: K = 11 on 24x24, framed by 32x32, needs an eighth of the work.
+//
+// Two channels make one complex number, z = k_a + i*k_b and u = x_a + i*x_b, so that the real part of conj(z)*u is
+// k_a*x_a + k_b*x_b: sums over channels are taken of spectra, and no symmetry of real spectra is needed. 2*LANES
+// channels go through a transform side by side, a pair a lane. Pixels stand K/2 from the frame's corner, kernels and
+// maps in it:
+//
+//     maps = real(sum_c conj(z) u)      kernels' gradient = conj(g) u      pixels' gradient = sum_t z g
+//
+// all with the same spectra; what wraps around the frame meets zeros. Spectra are in bit-reversed order throughout,
+// which products do not mind. Errors are a few roundings of the largest number; a NaN spreads over its whole image.
+#pragma once
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "lcs_conv/conv.h"
+
+namespace fgaseg {
+
+template <class T>
+struct Complex {
+  Vector<T> re, im;
+  static constexpr int64_t LANES = Vectors<T>::LANES, SIZE = 2 * LANES;  // in memory: LANES real parts, then imaginary
+
+  FGASEG_INLINE static Complex at(const T* x) { return {load(x), load(x + LANES)}; }
+  FGASEG_INLINE void put(T* x) const {
+    store<T>(re, x);
+    store<T>(im, x + LANES);
+  }
+  FGASEG_INLINE Complex operator+(const Complex& b) const { return {re + b.re, im + b.im}; }
+  FGASEG_INLINE Complex operator-(const Complex& b) const { return {re - b.re, im - b.im}; }
+  FGASEG_INLINE Complex times_i() const { return {-im, re}; }
+  template <class X>
+  FGASEG_INLINE Complex times(const X& c, const X& s) const {  // c + i*s
+    return {re * c - im * s, re * s + im * c};
+  }
+  template <class X>
+  FGASEG_INLINE Complex conj_times(const X& c, const X& s) const {  // c - i*s
+    return {re * c + im * s, im * c - re * s};
+  }
+};
+
+// Transforms of n = 2^m >= 4 numbers in steps of four.
+template <class T>
+class Fourier {
+  using C = Complex<T>;
+
+ public:
+  explicit Fourier(int64_t n) : n_(n), cos_(n), sin_(n) {
+    for (int64_t k = 0; k < n; ++k) {
+      cos_[k] = T(std::cos(2 * M_PI * k / n));
+      sin_[k] = T(std::sin(2 * M_PI * k / n));
+    }
+  }
+  int64_t size() const { return n_; }
+
+  // x -> its spectrum in bit-reversed order; numbers from `count` on are zero.
+  FGASEG_INLINE void forward(T* x, int64_t count) const {
+    const int64_t n = n_;  // the compiler cannot know that the numbers written are not n_
+    int64_t quarter = n / 4;
+    if (count <= n / 2)
+      forward_steps<true>(x, n, quarter);
+    else
+      forward_steps<false>(x, n, quarter);
+    for (quarter /= 4; quarter > 0; quarter /= 4) forward_steps<false>(x, n, quarter);
+    if (odd()) pairs(x, n);
+  }
+
+  // The way back, times n.
+  FGASEG_INLINE void inverse(T* x) const {
+    const int64_t n = n_;
+    if (odd()) pairs(x, n);
+    for (int64_t quarter = odd() ? 2 : 1; quarter < n; quarter *= 4)
+      for (int64_t i = 0; i < quarter; ++i) {
+        const Turns w(*this, i * (n / (4 * quarter)));
+        for (int64_t j = i; j < n; j += 4 * quarter) inverse_step(x + j * C::SIZE, quarter * C::SIZE, w);
+      }
+  }
+
+ private:
+  struct Turns {  // exp(2 pi i m k / n) for m = 1, 2, 3
+    T cos1, sin1, cos2, sin2, cos3, sin3;
+    FGASEG_INLINE Turns(const Fourier& f, int64_t k)
+        : cos1(f.cos_[k]),
+          sin1(f.sin_[k]),
+          cos2(f.cos_[2 * k]),
+          sin2(f.sin_[2 * k]),
+          cos3(f.cos_[3 * k]),
+          sin3(f.sin_[3 * k]) {}
+  };
+
+  bool odd() const { return (n_ & 0x5555555555555555) == 0; }
+
+  template <bool HALF>
+  FGASEG_INLINE void forward_steps(T* x, int64_t n, int64_t quarter) const {
+    for (int64_t i = 0; i < quarter; ++i) {
+      const Turns w(*this, i * (n / (4 * quarter)));
+      for (int64_t j = i; j < n; j += 4 * quarter) forward_step<HALF>(x + j * C::SIZE, quarter * C::SIZE, w);
+    }
+  }
+
+  // Two steps of two; the second half is zero if HALF.
+  template <bool HALF>
+  FGASEG_INLINE static void forward_step(T* x, int64_t stride, const Turns& w) {
+    const C a = C::at(x), b = C::at(x + stride);
+    const C c = HALF ? C{} : C::at(x + 2 * stride), d = HALF ? C{} : C::at(x + 3 * stride);
+    const C sum = HALF ? a : a + c, other = HALF ? b : b + d;
+    const C difference = HALF ? a : a - c, turned = (HALF ? b : b - d).times_i();
+    (sum + other).put(x);
+    (sum - other).conj_times(w.cos2, w.sin2).put(x + stride);
+    (difference - turned).conj_times(w.cos1, w.sin1).put(x + 2 * stride);
+    (difference + turned).conj_times(w.cos3, w.sin3).put(x + 3 * stride);
+  }
+
+  FGASEG_INLINE static void inverse_step(T* x, int64_t stride, const Turns& w) {
+    const C a = C::at(x), b = C::at(x + stride).times(w.cos2, w.sin2);
+    const C c = C::at(x + 2 * stride).times(w.cos1, w.sin1), d = C::at(x + 3 * stride).times(w.cos3, w.sin3);
+    const C sum = a + b, other = a - b, difference = c + d, turned = (c - d).times_i();
+    (sum + difference).put(x);
+    (other + turned).put(x + stride);
+    (sum - difference).put(x + 2 * stride);
+    (other - turned).put(x + 3 * stride);
+  }
+
+  FGASEG_INLINE static void pairs(T* x, int64_t n) {
+    for (int64_t i = 0; i < n; i += 2) {
+      const C a = C::at(x + i * C::SIZE), b = C::at(x + (i + 1) * C::SIZE);
+      (a + b).put(x + i * C::SIZE);
+      (a - b).put(x + (i + 1) * C::SIZE);
+    }
+  }
+
+  int64_t n_;
+  std::vector<T> cos_, sin_;
+};
+
+// Transforms of frames of P rows and Q columns of which only rows [above, above + rows) are not zero, or are wanted.
+// In between stand `lines`, [Q][rows]. A spectrum is [Q][P].
+template <class T>
+class Frames {
+  using C = Complex<T>;
+
+ public:
+  Frames(int64_t height, int64_t width) : rows_(width), columns_(height) {}
+  int64_t height() const { return columns_.size(); }
+  int64_t width() const { return rows_.size(); }
+  int64_t size() const { return height() * width(); }
+
+  // fill(y, row) writes the first `count` numbers of a row of the frame.
+  template <class F>
+  FGASEG_INLINE void rows_forward(T* lines, int64_t rows, int64_t count, T* row, const F& fill) const {
+    const int64_t q = width();
+    for (int64_t y = 0; y < rows; ++y) {
+      std::fill(row, row + q * C::SIZE, T(0));
+      fill(y, row);
+      rows_.forward(row, count);
+      for (int64_t x = 0; x < q; ++x) C::at(row + x * C::SIZE).put(lines + (x * rows + y) * C::SIZE);
+    }
+  }
+
+  FGASEG_INLINE void column_forward(const T* lines, int64_t x, int64_t above, int64_t rows, T* column) const {
+    std::fill(column, column + height() * C::SIZE, T(0));
+    std::copy(lines + x * rows * C::SIZE, lines + (x + 1) * rows * C::SIZE, column + above * C::SIZE);
+    columns_.forward(column, above + rows);
+  }
+
+  // Overwrites the column.
+  FGASEG_INLINE void column_inverse(T* lines, int64_t x, int64_t above, int64_t rows, T* column) const {
+    columns_.inverse(column);
+    std::copy(column + above * C::SIZE, column + (above + rows) * C::SIZE, lines + x * rows * C::SIZE);
+  }
+
+  // use(y, row), times size()
+  template <class F>
+  FGASEG_INLINE void rows_inverse(const T* lines, int64_t rows, T* row, const F& use) const {
+    const int64_t q = width();
+    for (int64_t y = 0; y < rows; ++y) {
+      for (int64_t x = 0; x < q; ++x) C::at(lines + (x * rows + y) * C::SIZE).put(row + x * C::SIZE);
+      rows_.inverse(row);
+      use(y, row);
+    }
+  }
+
+ private:
+  Fourier<T> rows_, columns_;
+};
+
+// The convolution of one image by spectra. `work` of every function has work_size() numbers.
+template <class T>
+class Spectral {
+  using C = Complex<T>;
+
+ public:
+  explicit Spectral(const Convolution& conv)
+      : conv_(conv),
+        h_(conv.kernel_size / 2),
+        groups_((conv.channels + C::SIZE - 1) / C::SIZE),
+        frames_(frame(conv.height, conv.kernel_size), frame(conv.width, conv.kernel_size)),
+        p_(frames_.height()),
+        q_(frames_.width()) {}
+
+  static int64_t frame(int64_t size, int64_t kernel_size) {
+    int64_t n = 4;
+    while (n < size + kernel_size / 2) n *= 2;
+    return n;
+  }
+
+  int64_t groups() const { return groups_; }
+  int64_t spectrum_size() const { return p_ * q_ * C::SIZE; }
+  int64_t work_size() const { return (2 + FEW) * spectrum_size() + (2 * p_ + q_ + conv_.taps()) * C::SIZE; }
+
+  // Spectrum of the pixels of 2*LANES channels.
+  FGASEG_INLINE void pixels_in(const T* pixels, int64_t group, T* spectrum, T* work) const {
+    const Work w(*this, work);
+    const int64_t height = conv_.height, width = conv_.width;
+    frames_.rows_forward(w.lines, height, h_ + width, w.row, [&](int64_t y, T* row) {
+      lanes_in(pixels + group * C::SIZE * height * width + y * width, height * width, width, channels(group),
+               row + h_ * C::SIZE);
+    });
+    for (int64_t x = 0; x < q_; ++x) frames_.column_forward(w.lines, x, h_, height, spectrum + x * p_ * C::SIZE);
+  }
+
+  // Maps of up to LANES classes, one a lane; spectra [groups][Q][P] of the pixels.
+  FGASEG_INLINE void forward(const T* spectra, const T* kernels, const T* bias, T* maps, int64_t classes,
+                             T* work) const {
+    const Work w(*this, work);
+    const int64_t height = conv_.height, width = conv_.width;
+    std::fill(w.sums, w.sums + spectrum_size(), T(0));
+    for (int64_t t = 0; t < classes; t += FEW) few_classes(spectra, kernels, t, std::min(FEW, classes - t), w);
+    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, 0, height, w.sums + x * p_ * C::SIZE);
+    const T scale = T(1) / T(frames_.size());
+    frames_.rows_inverse(w.lines, height, w.row, [&](int64_t y, const T* row) {
+      for (int64_t t = 0; t < classes; ++t)
+        for (int64_t x = 0; x < width; ++x) maps[(t * height + y) * width + x] = bias[t] + scale * row[x * C::SIZE + t];
+    });
+  }
+
+  // Spectra of up to LANES maps' gradients, a plain complex number each: out [classes][2][Q*P].
+  FGASEG_INLINE void maps_in(const T* grad, int64_t classes, T* out, T* work) const {
+    const Work w(*this, work);
+    const int64_t height = conv_.height, width = conv_.width;
+    frames_.rows_forward(w.lines, height, width, w.row, [&](int64_t y, T* row) {
+      lanes_in(grad + y * width, height * width, width, classes, row);
+    });
+    for (int64_t x = 0; x < q_; ++x) {
+      frames_.column_forward(w.lines, x, 0, height, w.column);
+      for (int64_t t = 0; t < classes; ++t)
+        for (int64_t part = 0; part < 2; ++part)
+          for (int64_t y = 0; y < p_; ++y)
+            out[((2 * t + part) * q_ + x) * p_ + y] = w.column[y * C::SIZE + part * C::LANES + t];
+    }
+  }
+
+  // Gradients for 2*LANES channels of all classes; maps [classes][2][Q*P] as maps_in leaves them.
+  FGASEG_INLINE void backward(const T* maps, const T* pixels, const T* kernels, T* kernels_grad, T* pixels_grad,
+                              int64_t group, int64_t classes, T* work) const {
+    const Work w(*this, work);
+    const int64_t height = conv_.height, width = conv_.width;
+    pixels_in(pixels, group, w.spectrum(), work);
+    std::fill(w.sums, w.sums + spectrum_size(), T(0));
+    for (int64_t t = 0; t < classes; ++t) {
+      const T* map = maps + 2 * t * q_ * p_;
+      one_kernel_backward(map, kernels + t * conv_.weights(), kernels_grad + t * conv_.weights(), group, w);
+    }
+    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, h_, height, w.sums + x * p_ * C::SIZE);
+    const T scale = T(1) / T(frames_.size());
+    const int64_t n = channels(group);
+    frames_.rows_inverse(w.lines, height, w.row, [&](int64_t y, const T* row) {
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t x = 0; x < width; ++x)
+          pixels_grad[((group * C::SIZE + i) * height + y) * width + x] += scale * row[(x + h_) * C::SIZE + i];
+    });
+  }
+
+ private:
+  static constexpr int64_t FEW = 2;  // classes whose sums the second-level cache holds; measured
+
+  struct Work {
+    T *sums, *lines, *few, *row, *column, *other, *taps;
+    T* spectrum() const { return few; }  // forward needs the one, backward the other
+    FGASEG_INLINE Work(const Spectral& s, T* work)
+        : sums(work),
+          lines(sums + s.spectrum_size()),
+          few(lines + s.spectrum_size()),
+          row(few + FEW * s.spectrum_size()),
+          column(row + s.q_ * C::SIZE),
+          other(column + s.p_ * C::SIZE),
+          taps(other + s.p_ * C::SIZE) {}
+  };
+
+  int64_t channels(int64_t group) const { return std::min(C::SIZE, conv_.channels - group * C::SIZE); }
+
+  // out[x][i] = in[i][x]
+  FGASEG_INLINE static void lanes_in(const T* in, int64_t stride, int64_t width, int64_t lanes, T* out) {
+    for (int64_t i = 0; i < lanes; ++i)
+      for (int64_t x = 0; x < width; ++x) out[x * C::SIZE + i] = in[i * stride + x];
+  }
+
+  // Rows of the transform of 2*LANES channels of a kernel.
+  FGASEG_INLINE void kernel_rows(const T* kernel, int64_t group, T* lines, const Work& w) const {
+    const int64_t k = conv_.kernel_size;
+    if (channels(group) < C::SIZE) std::fill(w.taps, w.taps + k * k * C::SIZE, T(0));  // what other kernels left
+    lanes_in(kernel + group * C::SIZE * k * k, k * k, k * k, channels(group), w.taps);
+    frames_.rows_forward(lines, k, k, w.row, [&](int64_t y, T* row) {
+      std::copy(w.taps + y * k * C::SIZE, w.taps + (y + 1) * k * C::SIZE, row);
+    });
+  }
+
+  // Lanes [t, t + n) of w.sums = sum_c conj(z) u. A few classes together, while the pixels' spectrum is in the cache.
+  FGASEG_INLINE void few_classes(const T* spectra, const T* kernels, int64_t t, int64_t n, const Work& w) const {
+    const int64_t size = spectrum_size(), column = p_ * C::SIZE;
+    std::fill(w.few, w.few + n * size, T(0));
+    for (int64_t group = 0; group < groups_; ++group)
+      for (int64_t i = 0; i < n; ++i) {
+        kernel_rows(kernels + (t + i) * conv_.weights(), group, w.lines, w);
+        for (int64_t x = 0; x < q_; ++x) {
+          frames_.column_forward(w.lines, x, 0, conv_.kernel_size, w.column);
+          add_products(w.column, spectra + group * size + x * column, column, w.few + i * size + x * column);
+        }
+      }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < size; j += C::LANES) {
+        T sum = 0;
+        _Pragma("omp simd reduction(+ : sum)") for (int64_t l = 0; l < C::LANES; ++l) sum += w.few[i * size + j + l];
+        w.sums[j + t + i] = sum;
+      }
+  }
+
+  // sums += conj(z) u
+  FGASEG_INLINE static void add_products(const T* z, const T* u, int64_t size, T* sums) {
+    for (int64_t i = 0; i < size; i += C::SIZE) {
+      const C factor = C::at(z + i);
+      (C::at(sums + i) + C::at(u + i).conj_times(factor.re, factor.im)).put(sums + i);
+    }
+  }
+
+  // w.sums += z g and kernel_grad = conj(g) u
+  FGASEG_INLINE void one_kernel_backward(const T* map, const T* kernel, T* kernel_grad, int64_t group,
+                                         const Work& w) const {
+    const int64_t p = p_, q = q_, k = conv_.kernel_size;
+    T* lines = w.lines;
+    kernel_rows(kernel, group, lines, w);
+    for (int64_t x = 0; x < q; ++x) {
+      const T *re = map + x * p, *im = re + q * p, *u = w.spectrum() + x * p * C::SIZE;
+      T* sums = w.sums + x * p * C::SIZE;
+      frames_.column_forward(lines, x, 0, k, w.column);
+      for (int64_t y = 0; y < p; ++y) {
+        const int64_t i = y * C::SIZE;
+        (C::at(sums + i) + C::at(w.column + i).times(re[y], im[y])).put(sums + i);
+        C::at(u + i).conj_times(re[y], im[y]).put(w.other + i);
+      }
+      frames_.column_inverse(lines, x, 0, k, w.other);
+    }
+    frames_.rows_inverse(lines, k, w.row, [&](int64_t y, const T* row) {
+      std::copy(row, row + k * C::SIZE, w.taps + y * k * C::SIZE);
+    });
+    const T scale = T(1) / T(frames_.size());
+    T* to = kernel_grad + group * C::SIZE * k * k;
+    for (int64_t i = 0; i < channels(group); ++i)
+      for (int64_t x = 0; x < k * k; ++x) to[i * k * k + x] = scale * w.taps[x * C::SIZE + i];
+  }
+
+  Convolution conv_;
+  int64_t h_, groups_;
+  Frames<T> frames_;
+  int64_t p_, q_;
+};
+
+}  // namespace fgaseg
