@@ -46,7 +46,7 @@ def run(ops: Sequence[str], out: Path, shapes: str, dtype: str | None, as_json: 
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        show(rows, Console())
+        show(rows, Console(width=None if sys.stdout.isatty() else 160))
     return rows
 
 

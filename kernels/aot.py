@@ -202,7 +202,7 @@ def accept(rows: list[Row]) -> None:
         writer.writerow([*KEY, "registers", "shared", "spilled", "matrix", "note"])
         for row in sorted(rows, key=lambda r: (r.backend, r.kernel, r.configuration, len(r.arch), r.arch)):
             key = (row.kernel, row.backend, row.configuration, row.arch)
-            note = old.get(key, {}).get("note", "")
+            note = old.get(key, {}).get("note", "") if row.spilled else ""
             writer.writerow([*key, -(-row.registers // 8) * 8, row.shared, row.spilled, row.matrix, note])
     partial.replace(BUDGET)
 
