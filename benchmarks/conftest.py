@@ -254,7 +254,7 @@ def pytest_sessionfinish(session):
             row["speedup"] = round(min(others) / row[clock], 2) if others and clock in row else ""
     partial = target.with_suffix(".tmp")
     with open(partial, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in ROWS for name in row)))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in ROWS for name in row)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(ROWS)
     partial.replace(target)

@@ -14,7 +14,7 @@ DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and
 DEMO = """\
 Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs it has never seen, and write a picture
 with photos, labels and pseudo-masks. The encoders start from a small file in the package (configs/demo_encoder.yaml
-says how it was made), the head from scratch. Needs no download and about two minutes on two CPU cores.
+says how it was made), the head from scratch. Needs no download and about three minutes on two CPU cores.
 
   fgaseg demo                       the demo; results in runs/demo
   fgaseg demo --seed 1 --json       another seed, figures as JSON

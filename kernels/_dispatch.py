@@ -61,6 +61,8 @@ def _why_not(name: str, args: tuple) -> str:
 def _why_not_this_gpu(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
+    if not torch.cuda.is_available():
+        return "torch finds no GPU here"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
 

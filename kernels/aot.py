@@ -198,7 +198,7 @@ def accept(rows: list[Row]) -> None:
     old = read_budget()
     partial = BUDGET.with_suffix(".tmp")
     with open(partial, "w", newline="") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*KEY, "registers", "shared", "spilled", "matrix", "note"])
         for row in sorted(rows, key=lambda r: (r.backend, r.kernel, r.configuration, len(r.arch), r.arch)):
             key = (row.kernel, row.backend, row.configuration, row.arch)

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, from start to picture; the slowest test of all (about four minutes on two cores)."""
+"""The demo as a user runs it, from start to picture; the slowest test of all (about three minutes on two cores)."""
 
 import json
 
@@ -12,8 +12,8 @@ def test_demo_learns_and_every_part_matters(tmp_path, capsys):
     results = json.loads(capsys.readouterr().out)
     run = results["runs"][0]
     assert run["before"]["seen"] < 0.1 and run["before"]["unseen"] < 0.1
-    # one seed, any number of threads; the means of three seeds are in benchmarks/results/demo.json
-    assert run["after"]["seen"] >= 0.65 and run["after"]["unseen"] >= 0.45, run["after"]
+    # three seeds gave 0.74 to 0.75 and 0.54 to 0.56 (benchmarks/results/demo.json)
+    assert run["after"]["seen"] >= 0.7 and run["after"]["unseen"] >= 0.5, run["after"]
     # replacing S_g, S_l or γ by zero visibly changes labels: none of the three stages is a bystander
     assert set(run["changed_by_zero"]) == {"S_g", "S_l", "γ"}
     assert all(share > 0.01 for share in run["changed_by_zero"].values()), run["changed_by_zero"]

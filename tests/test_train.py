@@ -68,7 +68,7 @@ def configure(data, out, overrides=()):
         model=TINY_MODEL,
         data={"images": data / "images", "labels": data / "labels", "names": data / "names.txt", "crop": 32,
               "val_count": 3, "scale": (0.8, 1.5)},
-        train={"out": out, "steps": STEPS, "batch": 4, "lr": 1e-3, "encoder_lr_factor": 0.5, "clip_norm": None,
+        train={"out": out, "steps": STEPS, "batch": 4, "lr": 1e-4, "encoder_lr_factor": 0.5, "clip_norm": None,
                "save_every": 2, "eval_every": 4, "log_every": 1, "classes_per_step": 5, "tensorboard": False},
     )  # fmt: skip
     return config.override(list(overrides))
@@ -120,10 +120,10 @@ def test_a_run_learns_and_leaves_a_model(uninterrupted, data):
 
 def test_loss_falls(data, tmp_path):
     losses = []
-    config = configure(data, tmp_path, ["train.steps=40", "train.lr=3e-3", "train.eval_every=0", "train.save_every=0"])
+    config = configure(data, tmp_path, ["train.steps=100", "train.lr=5e-4", "train.eval_every=0", "train.save_every=0"])
     train(config, progress=False, callback=lambda event: losses.append(event.get("seg")))
     losses = [loss for loss in losses if loss is not None]
-    assert len(losses) == 40 and np.mean(losses[-8:]) < 0.85 * np.mean(losses[:8])
+    assert len(losses) == 100 and np.mean(losses[-8:]) < 0.85 * np.mean(losses[:8])
 
 
 def test_only_what_should_train_does(uninterrupted):

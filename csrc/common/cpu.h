@@ -7,7 +7,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 // Plain loops, compiled once per instruction set; the loader picks the best that the processor has.
@@ -17,11 +16,6 @@
 #define FGASEG_CLONES
 #endif
 #define FGASEG_INLINE inline __attribute__((always_inline))
-
-// Vectors of 64 bytes are only passed between functions that are inlined.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"
-#endif
 
 namespace fgaseg {
 
@@ -53,38 +47,23 @@ void for_compute_type(const Tensor& x, const F& f) {
     f(float());
 }
 
-// 64 bytes of numbers: one register with AVX-512, two or four without. For sums that have to stay in registers: the
-// compiler keeps arrays in memory.
+// Numbers in 64 bytes: a register with AVX-512, two or four without. Loops over so many neighbouring numbers are what the
+// compiler turns into vectors of any instruction set; its own vector types of 64 bytes are 5 times slower with AVX2.
 template <class T>
-struct Vectors {
-  typedef T Type __attribute__((vector_size(64)));
-  static constexpr int64_t LANES = 64 / sizeof(T);
-};
-template <class T>
-using Vector = typename Vectors<T>::Type;
+constexpr int64_t LANES = 64 / sizeof(T);
 
-template <class T>
-FGASEG_INLINE Vector<T> load(const T* from) {
-  Vector<T> x;
-  std::memcpy(&x, from, sizeof x);
-  return x;
-}
-
-template <class T>
-FGASEG_INLINE void store(const Vector<T>& x, T* to) {
-  std::memcpy(to, &x, sizeof x);
-}
+inline int64_t whole_vectors(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
 
 // Zeros, at addresses where no vector lies across two lines of the cache.
 template <class T>
 class Aligned {
  public:
-  explicit Aligned(int64_t n) : lines_((n + Vectors<T>::LANES - 1) / Vectors<T>::LANES) {}
+  explicit Aligned(int64_t n) : lines_((n + LANES<T> - 1) / LANES<T>) {}
   T* data() { return lines_.data()->numbers; }
 
  private:
   struct alignas(64) Line {
-    T numbers[Vectors<T>::LANES];
+    T numbers[LANES<T>];
   };
   std::vector<Line> lines_;
 };

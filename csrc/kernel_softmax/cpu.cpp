@@ -5,7 +5,6 @@
 // memory already has that layout, with K*K lanes; several channels side by side make the lanes long enough.
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "kernel_softmax/softmax.h"
@@ -22,56 +21,37 @@ struct Exp;  // exp(x) = 2^n exp(r), |r| <= ln(2)/2, by a Taylor polynomial
 
 template <>
 struct Exp<float> {
+  using Bits = uint32_t;
   static constexpr float round = 0x1.8p23f, log2e = 0x1.715476p0f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
   static constexpr float lowest = -87.3f;  // below, the result would be subnormal: 0
-  static constexpr int mantissa = 23, degree = 7;
-  static constexpr uint32_t one = 127u << 23;  // the bits of 1
+  static constexpr int mantissa = 23, bias = 127, degree = 7;
 };
 
 template <>
 struct Exp<double> {
+  using Bits = uint64_t;
   static constexpr double round = 0x1.8p52, log2e = 0x1.71547652b82fep0, ln2_high = 0x1.62e42fee00000p-1,
                           ln2_low = 0x1.a39ef35793c76p-33, lowest = -708.3;
-  static constexpr int mantissa = 52, degree = 13;
-  static constexpr uint64_t one = 1023ull << 52;
+  static constexpr int mantissa = 52, bias = 1023, degree = 13;
 };
 
-template <class X>
-struct Bits;  // unsigned integers of the same size
-template <>
-struct Bits<float> {
-  using Type = uint32_t;
-};
-template <>
-struct Bits<double> {
-  using Type = uint64_t;
-};
-template <>
-struct Bits<Vector<float>> {
-  using Type = Vector<uint32_t>;
-};
-template <>
-struct Bits<Vector<double>> {
-  using Type = Vector<uint64_t>;
-};
-
-// For x <= 0, a number or a vector of them. NaN stays NaN.
-template <class T, class X>
-FGASEG_INLINE X exp_of(const X& x) {
+// For x <= 0. NaN stays NaN.
+template <class T>
+FGASEG_INLINE T exp_of(T x) {
   using E = Exp<T>;
-  const X shifted = x * E::log2e + E::round;  // the low bits now hold n
-  const X n = shifted - E::round;
-  const X r = (x - n * E::ln2_high) - n * E::ln2_low;
+  const T shifted = x * E::log2e + E::round;  // the low bits now hold n
+  const T n = shifted - E::round;
+  const T r = (x - n * E::ln2_high) - n * E::ln2_low;
   T inverse_factorial[E::degree + 1] = {1};
   for (int i = 1; i <= E::degree; ++i) inverse_factorial[i] = inverse_factorial[i - 1] / i;  // folded by the compiler
-  X p = X{} + inverse_factorial[E::degree];
+  T p = inverse_factorial[E::degree];
   for (int i = E::degree; i-- > 0;) p = p * r + inverse_factorial[i];
-  typename Bits<X>::Type bits;
+  typename E::Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << E::mantissa) + E::one;
-  X scale;
+  bits = (bits << E::mantissa) + (typename E::Bits(E::bias) << E::mantissa);
+  T scale;
   std::memcpy(&scale, &bits, sizeof scale);
-  return x < E::lowest ? X{} : p * scale;
+  return x < E::lowest ? T(0) : p * scale;
 }
 
 // Lanes that are `period` apart belong to one softmax: combine them, and give the result to all of them.
@@ -93,7 +73,7 @@ FGASEG_INLINE void columns(const T* x, T* y, int64_t rows, int64_t lanes, int64_
   std::fill(sum, sum + lanes, T(0));
   for (int64_t i = 0; i < rows; ++i)
     _Pragma("omp simd") for (int64_t j = 0; j < lanes; ++j) {
-      const T e = exp_of<T>(x[i * lanes + j] - top[j]);
+      const T e = exp_of(x[i * lanes + j] - top[j]);
       y[i * lanes + j] = e;
       sum[j] += e;
     }
@@ -115,66 +95,46 @@ FGASEG_INLINE void columns_backward(const T* p, const T* g, T* y, int64_t rows, 
     }
 }
 
-template <class T>
-FGASEG_INLINE T largest(const Vector<T>& x) {
-  T lanes[Vectors<T>::LANES], top = x[0];
-  store<T>(x, lanes);
-  _Pragma("omp simd reduction(max : top)") for (int64_t i = 0; i < Vectors<T>::LANES; ++i) {
-    top = lanes[i] > top ? lanes[i] : top;
-  }
-  return top;
+// f(index, lane, first visit) over n >= WIDE numbers in whole vectors; the last one overlaps the one before it. The rest
+// of a plain loop, up to 15 numbers one at a time, would take as long as all of its vectors.
+template <class F>
+FGASEG_INLINE void vectors(int64_t n, F f) {
+  const int64_t whole = n / WIDE * WIDE;
+  for (int64_t i = 0; i < whole; i += WIDE)
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(i + j, j, true);
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(n - WIDE + j, j, n - WIDE + j >= whole);
 }
 
-template <class T>
-FGASEG_INLINE T total(const Vector<T>& x) {
-  T lanes[Vectors<T>::LANES], sum = 0;
-  store<T>(x, lanes);
-  _Pragma("omp simd reduction(+ : sum)") for (int64_t i = 0; i < Vectors<T>::LANES; ++i) sum += lanes[i];
-  return sum;
+template <class T, class F>
+FGASEG_INLINE T combined(const T* lanes, F f) {
+  T part[4];
+  for (int64_t j = 0; j < 4; ++j) part[j] = f(f(lanes[j], lanes[j + 4]), f(lanes[j + 8], lanes[j + 12]));
+  return f(f(part[0], part[1]), f(part[2], part[3]));
 }
 
-// The last vector of n >= LANES numbers; its lanes that the vector before it has already are set to `other`.
-template <class T>
-FGASEG_INLINE Vector<T> load_last(const T* x, int64_t n, T other) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
-  T lanes[LANES];
-  for (int64_t i = 0; i < LANES; ++i) lanes[i] = T(i);
-  const Vector<T> v = load(x + n - LANES);
-  return load(lanes) < T((LANES - n % LANES) % LANES) ? Vector<T>{} + other : v;
-}
-
-// The same for one run of n >= LANES neighbouring numbers, in whole vectors. `space` holds n numbers.
+// The same for one run of n >= WIDE neighbouring numbers. `space` holds n numbers.
 template <class T>
 FGASEG_INLINE void row(const T* x, T* y, int64_t n, T* space) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
-  const int64_t whole = n / LANES * LANES;
-  const Vector<T> last = load_last(x, n, -std::numeric_limits<T>::infinity());
-  Vector<T> tops = last;
-  for (int64_t i = 0; i < whole; i += LANES) tops = load(x + i) > tops ? load(x + i) : tops;
-  const T top = largest<T>(tops);
-  const Vector<T> last_e = exp_of<T>(last - top);
-  Vector<T> sums = whole < n ? last_e : Vector<T>{};
-  for (int64_t i = 0; i < whole; i += LANES) {
-    const Vector<T> e = exp_of<T>(load(x + i) - top);
-    store<T>(e, space + i);
-    sums += e;
-  }
-  const T inverse = T(1) / total<T>(sums);
-  store<T>(last_e * inverse, y + n - LANES);
-  for (int64_t i = 0; i < whole; i += LANES) store<T>(load(space + i) * inverse, y + i);
+  T tops[WIDE], sums[WIDE] = {};
+  std::copy(x, x + WIDE, tops);
+  vectors(n, [&](int64_t i, int64_t j, bool) { tops[j] = x[i] > tops[j] ? x[i] : tops[j]; });
+  const T top = combined(tops, [](T a, T b) { return b > a ? b : a; });
+  vectors(n, [&](int64_t i, int64_t j, bool first) {
+    const T e = exp_of(x[i] - top);
+    space[i] = e;
+    sums[j] += first ? e : T(0);
+  });
+  const T inverse = T(1) / combined(sums, [](T a, T b) { return a + b; });
+  vectors(n, [&](int64_t i, int64_t, bool) { y[i] = space[i] * inverse; });
 }
 
 template <class T>
-FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
-  const int64_t whole = n / LANES * LANES;
-  const Vector<T> last_p = load_last(p, n, T(0)), last_g = load(g + n - LANES);
-  Vector<T> dots = whole < n ? last_p * last_g : Vector<T>{};
-  for (int64_t i = 0; i < whole; i += LANES) dots += load(p + i) * load(g + i);
-  const T dot = total<T>(dots);
-  const Vector<T> last = load(p + n - LANES) * (last_g - dot);
-  for (int64_t i = 0; i < whole; i += LANES) store<T>(load(p + i) * (load(g + i) - dot), y + i);
-  store<T>(last, y + n - LANES);
+FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n, T* space) {
+  T dots[WIDE] = {};
+  vectors(n, [&](int64_t i, int64_t j, bool first) { dots[j] += first ? p[i] * g[i] : T(0); });
+  const T dot = combined(dots, [](T a, T b) { return a + b; });
+  vectors(n, [&](int64_t i, int64_t, bool) { space[i] = p[i] * (g[i] - dot); });
+  std::memcpy(y, space, n * sizeof(T));  // y may be g
 }
 
 // x [n][taps] -> y [taps][BLOCK]; the lanes from n on are zero.
@@ -224,7 +184,7 @@ FGASEG_INLINE void one_class_backward(Norm norm, const T* p, const T* g, T* y, i
                                       int64_t wide, T* scratch) {
   if (norm == Norm::channels) return columns_backward(p, g, y, channels / wide, wide * taps, taps, scratch);
   if (taps >= LONG) {
-    for (int64_t c = 0; c < channels; ++c) row_backward(p + c * taps, g + c * taps, y + c * taps, taps);
+    for (int64_t c = 0; c < channels; ++c) row_backward(p + c * taps, g + c * taps, y + c * taps, taps, scratch);
     return;
   }
   T *blocks_p = scratch + 2 * BLOCK, *blocks_g = blocks_p + taps * BLOCK;

@@ -56,10 +56,9 @@ std::pair<Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& pixe
   return {torch::stable::contiguous(to<Tensor>(stack[0])), torch::stable::contiguous(to<Tensor>(stack[1]))};
 }
 
-// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map by `shift(i, j)` numbers; what
-// is computed for the border is dropped. Where channels are the lanes, they are filled up to whole vectors.
+// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map; what is computed for the border
+// is dropped. Sums are in the first-level cache, so four products are added at once.
 struct Small {
-  static constexpr int64_t WIDE = 2;  // vectors of pixels side by side
   int64_t height, width, kernel_size, pitch, plane;
 
   explicit Small(const Convolution& c)
@@ -70,7 +69,6 @@ struct Small {
         plane((height + kernel_size - 1) * pitch) {}
 
   int64_t at(int64_t y, int64_t x) const { return y * pitch + x; }
-  int64_t span() const { return at(height - 1, width); }  // from the first pixel of a map to behind its last
 
   // Calls f(number within the map, number within the bordered one) for every pixel.
   template <class F>
@@ -80,55 +78,45 @@ struct Small {
   }
 
   template <class T>
-  std::vector<T> bordered(const T* maps, int64_t channels) const {
-    std::vector<T> out(channels * plane + WIDE * Vectors<T>::LANES);  // the last vectors reach beyond the last map
+  Aligned<T> bordered(const T* maps, int64_t channels) const {
+    Aligned<T> out(channels * plane + LANES<T>);  // the last vector reaches beyond the last map
     for (int64_t c = 0; c < channels; ++c)
-      for_each_pixel(kernel_size / 2, [&](int64_t i, int64_t j) { out[c * plane + j] = maps[c * height * width + i]; });
+      for_each_pixel(kernel_size / 2, [&](int64_t i, int64_t j) {
+        out.data()[c * plane + j] = maps[c * height * width + i];
+      });
     return out;
   }
 };
 
-// sums[n][] = N classes at WIDE vectors of neighbouring pixels; maps [channels][plane], kernels [N][channels][K*K].
-template <class T, int N>
-FGASEG_INLINE void small_sums(const Small& s, const T* maps, const T* kernels, int64_t channels, T* sums) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
-  const int64_t k = s.kernel_size, weights = channels * k * k;
-  Vector<T> sum[N][Small::WIDE] = {};
-  for (int64_t c = 0; c < channels; ++c) {
-    Vector<T> part[N][Small::WIDE] = {};  // one long chain of additions would lose more digits than PyTorch's blocks
-    for (int64_t tap = 0; tap < k * k; ++tap) {
-      const T *from = maps + c * s.plane + s.at(tap / k, tap % k), *kernel = kernels + c * k * k + tap;
-      for (int n = 0; n < N; ++n)
-        for (int v = 0; v < Small::WIDE; ++v) part[n][v] += load(from + v * LANES) * kernel[n * weights];
+// sums[i] += sum_n factors[n] * x[offset(n) + i] for n < count, i < size
+template <class T, class F>
+FGASEG_INLINE void add_multiples(const T* x, const T* factors, int64_t count, const F& offset, T* sums, int64_t size) {
+  int64_t n = 0;
+  for (; n + 4 <= count; n += 4) {
+    const T *a = x + offset(n), *b = x + offset(n + 1), *c = x + offset(n + 2), *d = x + offset(n + 3), *f = factors + n;
+    _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) {
+      sums[i] += (f[0] * a[i] + f[1] * b[i]) + (f[2] * c[i] + f[3] * d[i]);
     }
-    for (int n = 0; n < N; ++n)
-      for (int v = 0; v < Small::WIDE; ++v) sum[n][v] += part[n][v];
   }
-  std::memcpy(sums, sum, sizeof sum);
-}
-
-template <class T, int N>
-FGASEG_INLINE void small_classes(const Small& s, const T* maps, const T* kernels, int64_t channels, T* out) {
-  constexpr int64_t STEP = Small::WIDE * Vectors<T>::LANES;
-  T sums[N * STEP];
-  for (int64_t first = 0; first < s.span(); first += STEP) {
-    small_sums<T, N>(s, maps + first, kernels, channels, sums);
-    for (int n = 0; n < N; ++n)
-      for (int64_t i = 0; i < STEP; ++i) {
-        const int64_t y = (first + i) / s.pitch, x = (first + i) % s.pitch;
-        if (y < s.height && x < s.width) out[(n * s.height + y) * s.width + x] += sums[n * STEP + i];
-      }
+  for (; n < count; ++n) {
+    const T *a = x + offset(n), f = factors[n];
+    _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) sums[i] += f * a[i];
   }
 }
 
-// out [classes, H, W] += convolution of bordered maps
+// out [classes, H, W] += convolution of bordered maps; `sums` holds a map with its border on one side, in whole vectors.
 template <class T>
-FGASEG_INLINE void small_forward(const Small& s, const T* maps, const T* kernels, T* out, int64_t channels,
+FGASEG_INLINE void small_forward(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t channels,
                                  int64_t classes) {
-  const int64_t weights = channels * s.kernel_size * s.kernel_size, size = s.height * s.width;
-  int64_t t = 0;
-  for (; t + 4 <= classes; t += 4) small_classes<T, 4>(s, maps, kernels + t * weights, channels, out + t * size);
-  for (; t < classes; ++t) small_classes<T, 1>(s, maps, kernels + t * weights, channels, out + t * size);
+  const int64_t k = s.kernel_size, size = whole_vectors(s.at(s.height - 1, s.width), LANES<T>);
+  for (int64_t t = 0; t < classes; ++t, out += s.height * s.width) {
+    std::fill(sums, sums + size, T(0));
+    for (int64_t c = 0; c < channels; ++c, kernels += k * k)
+      for (int64_t i = 0; i < k; ++i)
+        add_multiples(maps + c * s.plane + i * s.pitch, kernels + i * k, k, [](int64_t n) { return n; }, sums, size);
+    for (int64_t y = 0; y < s.height; ++y)
+      for (int64_t x = 0; x < s.width; ++x) out[y * s.width + x] += sums[s.at(y, x)];
+  }
 }
 
 // sums [tap][lanes] = sum over pixels of grad [H*W] * maps [plane][lanes], shifted by the tap
@@ -137,19 +125,16 @@ FGASEG_INLINE void small_kernel_grad(const Small& s, const T* grad, const T* map
   std::fill(sums, sums + s.kernel_size * s.kernel_size * lanes, T(0));
   for (int64_t i = 0; i < s.kernel_size; ++i)
     for (int64_t j = 0; j < s.kernel_size; ++j, sums += lanes)
-      for (int64_t c = 0; c < lanes; c += Vectors<T>::LANES) {
-        Vector<T> sum = {};
-        for (int64_t y = 0; y < s.height; ++y)
-          for (int64_t x = 0; x < s.width; ++x)
-            sum += load(maps + s.at(y + i, x + j) * lanes + c) * grad[y * s.width + x];
-        store<T>(sum, sums + c);
-      }
+      for (int64_t y = 0; y < s.height; ++y)
+        add_multiples(maps + s.at(y + i, j) * lanes, grad + y * s.width, s.width,
+                      [lanes](int64_t n) { return n * lanes; }, sums, lanes);
 }
 
 // target_clones needs functions that are not templates.
 #define FGASEG_FOR(T)                                                                                             \
-  FGASEG_CLONES void forward_small(const Small& s, const T* maps, const T* kernels, T* out, int64_t c, int64_t n) { \
-    small_forward(s, maps, kernels, out, c, n);                                                                   \
+  FGASEG_CLONES void forward_small(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t c,     \
+                                   int64_t n) {                                                                   \
+    small_forward(s, maps, kernels, out, sums, c, n);                                                             \
   }                                                                                                               \
   FGASEG_CLONES void kernel_grad_small(const Small& s, const T* grad, const T* maps, T* sums, int64_t lanes) {    \
     small_kernel_grad(s, grad, maps, sums, lanes);                                                                \
@@ -157,6 +142,12 @@ FGASEG_INLINE void small_kernel_grad(const Small& s, const T* grad, const T* map
 FGASEG_FOR(float)
 FGASEG_FOR(double)
 #undef FGASEG_FOR
+
+template <class T>
+void convolve_small(const Small& s, const T* maps, const T* kernels, T* out, int64_t channels, int64_t classes) {
+  Aligned<T> bordered = s.bordered(maps, channels), sums(s.plane + LANES<T>);
+  forward_small(s, bordered.data(), kernels, out, sums.data(), channels, classes);
+}
 
 // Kernels [classes][channels][taps] -> [channels][classes][taps], every kernel turned by 180 degrees.
 template <class T>
@@ -175,9 +166,8 @@ void backward_small(const Convolution& conv, const T* grad, const T* pixels, con
                     T* pixels_grad, int64_t classes) {
   const Small s(conv);
   const int64_t channels = conv.channels, taps = conv.taps(), border = conv.kernel_size / 2;
-  const int64_t lanes = (channels + Vectors<T>::LANES - 1) / Vectors<T>::LANES * Vectors<T>::LANES;
-  forward_small(s, s.bordered(grad, classes).data(), turned(kernels, classes, channels, taps).data(), pixels_grad,
-                classes, channels);
+  const int64_t lanes = whole_vectors(channels, LANES<T>);
+  convolve_small(s, grad, turned(kernels, classes, channels, taps).data(), pixels_grad, classes, channels);
   Aligned<T> maps(s.plane * lanes), sums(taps * lanes);
   for (int64_t c = 0; c < channels; ++c)
     s.for_each_pixel(border, [&](int64_t i, int64_t j) { maps.data()[j * lanes + c] = pixels[c * conv.pixels() + i]; });
@@ -226,29 +216,27 @@ void with_work(const Spectral<T>& s, int64_t n, const F& f) {
 template <class T>
 void forward_spectral(const Convolution& conv, const T* pixels, const T* kernels, const T* bias, T* maps,
                       int64_t classes) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
   const Spectral<T> s(conv);
   Aligned<T> spectra(s.groups() * s.spectrum_size());
   with_work(s, s.groups(), [&](int64_t group, T* work) {
     spectral_pixels(s, pixels, group, spectra.data() + group * s.spectrum_size(), work);
   });
-  with_work(s, (classes + LANES - 1) / LANES, [&](int64_t i, T* work) {
-    const int64_t t = i * LANES;
+  with_work(s, (classes + LANES<T> - 1) / LANES<T>, [&](int64_t i, T* work) {
+    const int64_t t = i * LANES<T>;
     spectral_forward(s, spectra.data(), kernels + t * conv.weights(), bias + t, maps + t * conv.pixels(),
-                     std::min(LANES, classes - t), work);
+                     std::min(LANES<T>, classes - t), work);
   });
 }
 
 template <class T>
 void backward_spectral(const Convolution& conv, const T* grad, const T* pixels, const T* kernels, T* kernels_grad,
                        T* pixels_grad, int64_t classes) {
-  constexpr int64_t LANES = Vectors<T>::LANES;
   const Spectral<T> s(conv);
-  const int64_t map_size = s.spectrum_size() / LANES;
+  const int64_t map_size = s.spectrum_size() / LANES<T>;
   std::vector<T> maps(classes * map_size);
-  with_work(s, (classes + LANES - 1) / LANES, [&](int64_t i, T* work) {
-    const int64_t t = i * LANES;
-    spectral_maps(s, grad + t * conv.pixels(), std::min(LANES, classes - t), &maps[t * map_size], work);
+  with_work(s, (classes + LANES<T> - 1) / LANES<T>, [&](int64_t i, T* work) {
+    const int64_t t = i * LANES<T>;
+    spectral_maps(s, grad + t * conv.pixels(), std::min(LANES<T>, classes - t), &maps[t * map_size], work);
   });
   with_work(s, s.groups(), [&](int64_t group, T* work) {
     spectral_backward(s, maps.data(), pixels, kernels, kernels_grad, pixels_grad, group, classes, work);
@@ -273,8 +261,7 @@ template <class T>
 void Convolution::forward(const T* x, const T* kernels, const T* bias, T* maps, int64_t classes) const {
   if (is_small(*this, classes)) {
     for (int64_t t = 0; t < classes; ++t) std::fill(maps + t * pixels(), maps + (t + 1) * pixels(), bias[t]);
-    const Small s(*this);
-    return forward_small(s, s.bordered(x, channels).data(), kernels, maps, channels, classes);
+    return convolve_small(Small(*this), x, kernels, maps, channels, classes);
   }
   if (is_spectral(*this, classes, SPECTRAL_FORWARD)) return forward_spectral(*this, x, kernels, bias, maps, classes);
   const Tensor y = conv2d(wrapped(x, {1, channels, height, width}),

@@ -13,41 +13,27 @@
 // which products do not mind. Errors are a few roundings of the largest number; a NaN spreads over its whole image.
 #pragma once
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "lcs_conv/conv.h"
 
 namespace fgaseg {
 
+// LANES complex numbers in memory: their real parts, then the imaginary parts. Inside the loops over lanes, real and
+// imaginary parts are numbers of their own: the compiler does not make vectors of structures.
 template <class T>
-struct Complex {
-  Vector<T> re, im;
-  static constexpr int64_t LANES = Vectors<T>::LANES, SIZE = 2 * LANES;  // in memory: LANES real parts, then imaginary
+constexpr int64_t SIZE = 2 * LANES<T>;
 
-  FGASEG_INLINE static Complex at(const T* x) { return {load(x), load(x + LANES)}; }
-  FGASEG_INLINE void put(T* x) const {
-    store<T>(re, x);
-    store<T>(im, x + LANES);
-  }
-  FGASEG_INLINE Complex operator+(const Complex& b) const { return {re + b.re, im + b.im}; }
-  FGASEG_INLINE Complex operator-(const Complex& b) const { return {re - b.re, im - b.im}; }
-  FGASEG_INLINE Complex times_i() const { return {-im, re}; }
-  template <class X>
-  FGASEG_INLINE Complex times(const X& c, const X& s) const {  // c + i*s
-    return {re * c - im * s, re * s + im * c};
-  }
-  template <class X>
-  FGASEG_INLINE Complex conj_times(const X& c, const X& s) const {  // c - i*s
-    return {re * c + im * s, im * c - re * s};
-  }
-};
+// *to = x * (c - i*s), of one lane
+template <class T>
+FGASEG_INLINE void put_turned_back(T re, T im, T c, T s, T* to) {
+  to[0] = re * c + im * s;
+  to[LANES<T>] = im * c - re * s;
+}
 
 // Transforms of n = 2^m >= 4 numbers in steps of four.
 template <class T>
 class Fourier {
-  using C = Complex<T>;
-
  public:
   explicit Fourier(int64_t n) : n_(n), cos_(n), sin_(n) {
     for (int64_t k = 0; k < n; ++k) {
@@ -76,7 +62,7 @@ class Fourier {
     for (int64_t quarter = odd() ? 2 : 1; quarter < n; quarter *= 4)
       for (int64_t i = 0; i < quarter; ++i) {
         const Turns w(*this, i * (n / (4 * quarter)));
-        for (int64_t j = i; j < n; j += 4 * quarter) inverse_step(x + j * C::SIZE, quarter * C::SIZE, w);
+        for (int64_t j = i; j < n; j += 4 * quarter) inverse_step(x + j * SIZE<T>, quarter * SIZE<T>, w);
       }
   }
 
@@ -98,39 +84,57 @@ class Fourier {
   FGASEG_INLINE void forward_steps(T* x, int64_t n, int64_t quarter) const {
     for (int64_t i = 0; i < quarter; ++i) {
       const Turns w(*this, i * (n / (4 * quarter)));
-      for (int64_t j = i; j < n; j += 4 * quarter) forward_step<HALF>(x + j * C::SIZE, quarter * C::SIZE, w);
+      for (int64_t j = i; j < n; j += 4 * quarter) forward_step<HALF>(x + j * SIZE<T>, quarter * SIZE<T>, w);
     }
   }
 
   // Two steps of two; the second half is zero if HALF.
   template <bool HALF>
   FGASEG_INLINE static void forward_step(T* x, int64_t stride, const Turns& w) {
-    const C a = C::at(x), b = C::at(x + stride);
-    const C c = HALF ? C{} : C::at(x + 2 * stride), d = HALF ? C{} : C::at(x + 3 * stride);
-    const C sum = HALF ? a : a + c, other = HALF ? b : b + d;
-    const C difference = HALF ? a : a - c, turned = (HALF ? b : b - d).times_i();
-    (sum + other).put(x);
-    (sum - other).conj_times(w.cos2, w.sin2).put(x + stride);
-    (difference - turned).conj_times(w.cos1, w.sin1).put(x + 2 * stride);
-    (difference + turned).conj_times(w.cos3, w.sin3).put(x + 3 * stride);
+    constexpr int64_t IM = LANES<T>;
+    T *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
+    _Pragma("omp simd") for (int64_t l = 0; l < LANES<T>; ++l) {
+      const T a = x[l], a_i = x[l + IM], b = x1[l], b_i = x1[l + IM];
+      const T c = HALF ? T(0) : x2[l], c_i = HALF ? T(0) : x2[l + IM];
+      const T d = HALF ? T(0) : x3[l], d_i = HALF ? T(0) : x3[l + IM];
+      const T sum = a + c, sum_i = a_i + c_i, other = b + d, other_i = b_i + d_i;
+      const T difference = a - c, difference_i = a_i - c_i, turned = d_i - b_i, turned_i = b - d;  // i * (b - d)
+      x[l] = sum + other;
+      x[l + IM] = sum_i + other_i;
+      put_turned_back(sum - other, sum_i - other_i, w.cos2, w.sin2, x1 + l);
+      put_turned_back(difference - turned, difference_i - turned_i, w.cos1, w.sin1, x2 + l);
+      put_turned_back(difference + turned, difference_i + turned_i, w.cos3, w.sin3, x3 + l);
+    }
   }
 
   FGASEG_INLINE static void inverse_step(T* x, int64_t stride, const Turns& w) {
-    const C a = C::at(x), b = C::at(x + stride).times(w.cos2, w.sin2);
-    const C c = C::at(x + 2 * stride).times(w.cos1, w.sin1), d = C::at(x + 3 * stride).times(w.cos3, w.sin3);
-    const C sum = a + b, other = a - b, difference = c + d, turned = (c - d).times_i();
-    (sum + difference).put(x);
-    (other + turned).put(x + stride);
-    (sum - difference).put(x + 2 * stride);
-    (other - turned).put(x + 3 * stride);
+    constexpr int64_t IM = LANES<T>;
+    T *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
+    _Pragma("omp simd") for (int64_t l = 0; l < LANES<T>; ++l) {
+      const T a = x[l], a_i = x[l + IM];
+      const T b = x1[l] * w.cos2 - x1[l + IM] * w.sin2, b_i = x1[l + IM] * w.cos2 + x1[l] * w.sin2;
+      const T c = x2[l] * w.cos1 - x2[l + IM] * w.sin1, c_i = x2[l + IM] * w.cos1 + x2[l] * w.sin1;
+      const T d = x3[l] * w.cos3 - x3[l + IM] * w.sin3, d_i = x3[l + IM] * w.cos3 + x3[l] * w.sin3;
+      const T sum = a + b, sum_i = a_i + b_i, other = a - b, other_i = a_i - b_i;
+      const T difference = c + d, difference_i = c_i + d_i, turned = d_i - c_i, turned_i = c - d;  // i * (c - d)
+      x[l] = sum + difference;
+      x[l + IM] = sum_i + difference_i;
+      x1[l] = other + turned;
+      x1[l + IM] = other_i + turned_i;
+      x2[l] = sum - difference;
+      x2[l + IM] = sum_i - difference_i;
+      x3[l] = other - turned;
+      x3[l + IM] = other_i - turned_i;
+    }
   }
 
   FGASEG_INLINE static void pairs(T* x, int64_t n) {
-    for (int64_t i = 0; i < n; i += 2) {
-      const C a = C::at(x + i * C::SIZE), b = C::at(x + (i + 1) * C::SIZE);
-      (a + b).put(x + i * C::SIZE);
-      (a - b).put(x + (i + 1) * C::SIZE);
-    }
+    for (int64_t i = 0; i < n; i += 2, x += 2 * SIZE<T>)
+      _Pragma("omp simd") for (int64_t l = 0; l < SIZE<T>; ++l) {
+        const T a = x[l], b = x[l + SIZE<T>];
+        x[l] = a + b;
+        x[l + SIZE<T>] = a - b;
+      }
   }
 
   int64_t n_;
@@ -141,8 +145,6 @@ class Fourier {
 // In between stand `lines`, [Q][rows]. A spectrum is [Q][P].
 template <class T>
 class Frames {
-  using C = Complex<T>;
-
  public:
   Frames(int64_t height, int64_t width) : rows_(width), columns_(height) {}
   int64_t height() const { return columns_.size(); }
@@ -154,23 +156,27 @@ class Frames {
   FGASEG_INLINE void rows_forward(T* lines, int64_t rows, int64_t count, T* row, const F& fill) const {
     const int64_t q = width();
     for (int64_t y = 0; y < rows; ++y) {
-      std::fill(row, row + q * C::SIZE, T(0));
+      std::fill(row, row + q * SIZE<T>, T(0));
       fill(y, row);
       rows_.forward(row, count);
-      for (int64_t x = 0; x < q; ++x) C::at(row + x * C::SIZE).put(lines + (x * rows + y) * C::SIZE);
+      for (int64_t x = 0; x < q; ++x) copy(row + x * SIZE<T>, lines + (x * rows + y) * SIZE<T>);
     }
   }
 
   FGASEG_INLINE void column_forward(const T* lines, int64_t x, int64_t above, int64_t rows, T* column) const {
-    std::fill(column, column + height() * C::SIZE, T(0));
-    std::copy(lines + x * rows * C::SIZE, lines + (x + 1) * rows * C::SIZE, column + above * C::SIZE);
+    std::fill(column, column + height() * SIZE<T>, T(0));
+    std::copy(lines + x * rows * SIZE<T>, lines + (x + 1) * rows * SIZE<T>, column + above * SIZE<T>);
     columns_.forward(column, above + rows);
+  }
+
+  FGASEG_INLINE static void copy(const T* from, T* to) {
+    _Pragma("omp simd") for (int64_t l = 0; l < SIZE<T>; ++l) to[l] = from[l];
   }
 
   // Overwrites the column.
   FGASEG_INLINE void column_inverse(T* lines, int64_t x, int64_t above, int64_t rows, T* column) const {
     columns_.inverse(column);
-    std::copy(column + above * C::SIZE, column + (above + rows) * C::SIZE, lines + x * rows * C::SIZE);
+    std::copy(column + above * SIZE<T>, column + (above + rows) * SIZE<T>, lines + x * rows * SIZE<T>);
   }
 
   // use(y, row), times size()
@@ -178,7 +184,7 @@ class Frames {
   FGASEG_INLINE void rows_inverse(const T* lines, int64_t rows, T* row, const F& use) const {
     const int64_t q = width();
     for (int64_t y = 0; y < rows; ++y) {
-      for (int64_t x = 0; x < q; ++x) C::at(lines + (x * rows + y) * C::SIZE).put(row + x * C::SIZE);
+      for (int64_t x = 0; x < q; ++x) copy(lines + (x * rows + y) * SIZE<T>, row + x * SIZE<T>);
       rows_.inverse(row);
       use(y, row);
     }
@@ -191,13 +197,11 @@ class Frames {
 // The convolution of one image by spectra. `work` of every function has work_size() numbers.
 template <class T>
 class Spectral {
-  using C = Complex<T>;
-
  public:
   explicit Spectral(const Convolution& conv)
       : conv_(conv),
         h_(conv.kernel_size / 2),
-        groups_((conv.channels + C::SIZE - 1) / C::SIZE),
+        groups_((conv.channels + SIZE<T> - 1) / SIZE<T>),
         frames_(frame(conv.height, conv.kernel_size), frame(conv.width, conv.kernel_size)),
         p_(frames_.height()),
         q_(frames_.width()) {}
@@ -209,18 +213,18 @@ class Spectral {
   }
 
   int64_t groups() const { return groups_; }
-  int64_t spectrum_size() const { return p_ * q_ * C::SIZE; }
-  int64_t work_size() const { return (2 + FEW) * spectrum_size() + (2 * p_ + q_ + conv_.taps()) * C::SIZE; }
+  int64_t spectrum_size() const { return p_ * q_ * SIZE<T>; }
+  int64_t work_size() const { return (2 + FEW) * spectrum_size() + (2 * p_ + q_ + conv_.taps()) * SIZE<T>; }
 
   // Spectrum of the pixels of 2*LANES channels.
   FGASEG_INLINE void pixels_in(const T* pixels, int64_t group, T* spectrum, T* work) const {
     const Work w(*this, work);
     const int64_t height = conv_.height, width = conv_.width;
     frames_.rows_forward(w.lines, height, h_ + width, w.row, [&](int64_t y, T* row) {
-      lanes_in(pixels + group * C::SIZE * height * width + y * width, height * width, width, channels(group),
-               row + h_ * C::SIZE);
+      lanes_in(pixels + group * SIZE<T> * height * width + y * width, height * width, width, channels(group),
+               row + h_ * SIZE<T>);
     });
-    for (int64_t x = 0; x < q_; ++x) frames_.column_forward(w.lines, x, h_, height, spectrum + x * p_ * C::SIZE);
+    for (int64_t x = 0; x < q_; ++x) frames_.column_forward(w.lines, x, h_, height, spectrum + x * p_ * SIZE<T>);
   }
 
   // Maps of up to LANES classes, one a lane; spectra [groups][Q][P] of the pixels.
@@ -230,11 +234,11 @@ class Spectral {
     const int64_t height = conv_.height, width = conv_.width;
     std::fill(w.sums, w.sums + spectrum_size(), T(0));
     for (int64_t t = 0; t < classes; t += FEW) few_classes(spectra, kernels, t, std::min(FEW, classes - t), w);
-    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, 0, height, w.sums + x * p_ * C::SIZE);
+    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, 0, height, w.sums + x * p_ * SIZE<T>);
     const T scale = T(1) / T(frames_.size());
     frames_.rows_inverse(w.lines, height, w.row, [&](int64_t y, const T* row) {
       for (int64_t t = 0; t < classes; ++t)
-        for (int64_t x = 0; x < width; ++x) maps[(t * height + y) * width + x] = bias[t] + scale * row[x * C::SIZE + t];
+        for (int64_t x = 0; x < width; ++x) maps[(t * height + y) * width + x] = bias[t] + scale * row[x * SIZE<T> + t];
     });
   }
 
@@ -250,7 +254,7 @@ class Spectral {
       for (int64_t t = 0; t < classes; ++t)
         for (int64_t part = 0; part < 2; ++part)
           for (int64_t y = 0; y < p_; ++y)
-            out[((2 * t + part) * q_ + x) * p_ + y] = w.column[y * C::SIZE + part * C::LANES + t];
+            out[((2 * t + part) * q_ + x) * p_ + y] = w.column[y * SIZE<T> + part * LANES<T> + t];
     }
   }
 
@@ -265,13 +269,13 @@ class Spectral {
       const T* map = maps + 2 * t * q_ * p_;
       one_kernel_backward(map, kernels + t * conv_.weights(), kernels_grad + t * conv_.weights(), group, w);
     }
-    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, h_, height, w.sums + x * p_ * C::SIZE);
+    for (int64_t x = 0; x < q_; ++x) frames_.column_inverse(w.lines, x, h_, height, w.sums + x * p_ * SIZE<T>);
     const T scale = T(1) / T(frames_.size());
     const int64_t n = channels(group);
     frames_.rows_inverse(w.lines, height, w.row, [&](int64_t y, const T* row) {
       for (int64_t i = 0; i < n; ++i)
         for (int64_t x = 0; x < width; ++x)
-          pixels_grad[((group * C::SIZE + i) * height + y) * width + x] += scale * row[(x + h_) * C::SIZE + i];
+          pixels_grad[((group * SIZE<T> + i) * height + y) * width + x] += scale * row[(x + h_) * SIZE<T> + i];
     });
   }
 
@@ -286,32 +290,32 @@ class Spectral {
           lines(sums + s.spectrum_size()),
           few(lines + s.spectrum_size()),
           row(few + FEW * s.spectrum_size()),
-          column(row + s.q_ * C::SIZE),
-          other(column + s.p_ * C::SIZE),
-          taps(other + s.p_ * C::SIZE) {}
+          column(row + s.q_ * SIZE<T>),
+          other(column + s.p_ * SIZE<T>),
+          taps(other + s.p_ * SIZE<T>) {}
   };
 
-  int64_t channels(int64_t group) const { return std::min(C::SIZE, conv_.channels - group * C::SIZE); }
+  int64_t channels(int64_t group) const { return std::min(SIZE<T>, conv_.channels - group * SIZE<T>); }
 
   // out[x][i] = in[i][x]
   FGASEG_INLINE static void lanes_in(const T* in, int64_t stride, int64_t width, int64_t lanes, T* out) {
     for (int64_t i = 0; i < lanes; ++i)
-      for (int64_t x = 0; x < width; ++x) out[x * C::SIZE + i] = in[i * stride + x];
+      for (int64_t x = 0; x < width; ++x) out[x * SIZE<T> + i] = in[i * stride + x];
   }
 
   // Rows of the transform of 2*LANES channels of a kernel.
   FGASEG_INLINE void kernel_rows(const T* kernel, int64_t group, T* lines, const Work& w) const {
     const int64_t k = conv_.kernel_size;
-    if (channels(group) < C::SIZE) std::fill(w.taps, w.taps + k * k * C::SIZE, T(0));  // what other kernels left
-    lanes_in(kernel + group * C::SIZE * k * k, k * k, k * k, channels(group), w.taps);
+    if (channels(group) < SIZE<T>) std::fill(w.taps, w.taps + k * k * SIZE<T>, T(0));  // what other kernels left
+    lanes_in(kernel + group * SIZE<T> * k * k, k * k, k * k, channels(group), w.taps);
     frames_.rows_forward(lines, k, k, w.row, [&](int64_t y, T* row) {
-      std::copy(w.taps + y * k * C::SIZE, w.taps + (y + 1) * k * C::SIZE, row);
+      std::copy(w.taps + y * k * SIZE<T>, w.taps + (y + 1) * k * SIZE<T>, row);
     });
   }
 
   // Lanes [t, t + n) of w.sums = sum_c conj(z) u. A few classes together, while the pixels' spectrum is in the cache.
   FGASEG_INLINE void few_classes(const T* spectra, const T* kernels, int64_t t, int64_t n, const Work& w) const {
-    const int64_t size = spectrum_size(), column = p_ * C::SIZE;
+    const int64_t size = spectrum_size(), column = p_ * SIZE<T>;
     std::fill(w.few, w.few + n * size, T(0));
     for (int64_t group = 0; group < groups_; ++group)
       for (int64_t i = 0; i < n; ++i) {
@@ -322,18 +326,21 @@ class Spectral {
         }
       }
     for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = 0; j < size; j += C::LANES) {
+      for (int64_t j = 0; j < size; j += LANES<T>) {
         T sum = 0;
-        _Pragma("omp simd reduction(+ : sum)") for (int64_t l = 0; l < C::LANES; ++l) sum += w.few[i * size + j + l];
+        _Pragma("omp simd reduction(+ : sum)") for (int64_t l = 0; l < LANES<T>; ++l) sum += w.few[i * size + j + l];
         w.sums[j + t + i] = sum;
       }
   }
 
   // sums += conj(z) u
   FGASEG_INLINE static void add_products(const T* z, const T* u, int64_t size, T* sums) {
-    for (int64_t i = 0; i < size; i += C::SIZE) {
-      const C factor = C::at(z + i);
-      (C::at(sums + i) + C::at(u + i).conj_times(factor.re, factor.im)).put(sums + i);
+    for (int64_t i = 0; i < size; i += SIZE<T>) {
+      _Pragma("omp simd") for (int64_t l = i; l < i + LANES<T>; ++l) {
+        const T re = z[l], im = z[l + LANES<T>];
+        sums[l] += u[l] * re + u[l + LANES<T>] * im;
+        sums[l + LANES<T>] += u[l + LANES<T>] * re - u[l] * im;
+      }
     }
   }
 
@@ -344,23 +351,27 @@ class Spectral {
     T* lines = w.lines;
     kernel_rows(kernel, group, lines, w);
     for (int64_t x = 0; x < q; ++x) {
-      const T *re = map + x * p, *im = re + q * p, *u = w.spectrum() + x * p * C::SIZE;
-      T* sums = w.sums + x * p * C::SIZE;
+      const T *re = map + x * p, *im = re + q * p, *u = w.spectrum() + x * p * SIZE<T>;
+      T* sums = w.sums + x * p * SIZE<T>;
       frames_.column_forward(lines, x, 0, k, w.column);
       for (int64_t y = 0; y < p; ++y) {
-        const int64_t i = y * C::SIZE;
-        (C::at(sums + i) + C::at(w.column + i).times(re[y], im[y])).put(sums + i);
-        C::at(u + i).conj_times(re[y], im[y]).put(w.other + i);
+        const T c = re[y], s = im[y];
+        _Pragma("omp simd") for (int64_t l = y * SIZE<T>; l < y * SIZE<T> + LANES<T>; ++l) {
+          const T re = w.column[l], im = w.column[l + LANES<T>];
+          sums[l] += re * c - im * s;
+          sums[l + LANES<T>] += im * c + re * s;
+          put_turned_back(u[l], u[l + LANES<T>], c, s, w.other + l);
+        }
       }
       frames_.column_inverse(lines, x, 0, k, w.other);
     }
     frames_.rows_inverse(lines, k, w.row, [&](int64_t y, const T* row) {
-      std::copy(row, row + k * C::SIZE, w.taps + y * k * C::SIZE);
+      std::copy(row, row + k * SIZE<T>, w.taps + y * k * SIZE<T>);
     });
     const T scale = T(1) / T(frames_.size());
-    T* to = kernel_grad + group * C::SIZE * k * k;
+    T* to = kernel_grad + group * SIZE<T> * k * k;
     for (int64_t i = 0; i < channels(group); ++i)
-      for (int64_t x = 0; x < k * k; ++x) to[i * k * k + x] = scale * w.taps[x * C::SIZE + i];
+      for (int64_t x = 0; x < k * k; ++x) to[i * k * k + x] = scale * w.taps[x * SIZE<T> + i];
   }
 
   Convolution conv_;

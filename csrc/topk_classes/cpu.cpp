@@ -51,13 +51,15 @@ FGASEG_INLINE void fill_keys(const T* scores, int64_t classes, int64_t n, int64_
 // count[j] = the number of classes of pixel j whose key is at least limit[j]
 template <class K>
 FGASEG_INLINE void count_keys(const K* keys, int64_t classes, const K* limit, K* count) {
-  constexpr int64_t LANES = Vectors<K>::LANES;
-  for (int64_t j = 0; j < BLOCK; j += LANES) {
-    const Vector<K> low = load(limit + j);
-    Vector<K> sum = {};
-    for (int64_t t = 0; t < classes; ++t) sum -= (Vector<K>)(load(keys + t * BLOCK + j) >= low);  // true is -1
-    store<K>(sum, count + j);
-  }
+  std::fill(count, count + BLOCK, K(0));
+  int64_t t = 0;
+  for (; t + 4 <= classes; t += 4, keys += 4 * BLOCK)  // four at once: the counts are in memory
+    _Pragma("omp simd") for (int64_t j = 0; j < BLOCK; ++j) {
+      count[j] += K(keys[j] >= limit[j]) + K(keys[BLOCK + j] >= limit[j]) + K(keys[2 * BLOCK + j] >= limit[j]) +
+                  K(keys[3 * BLOCK + j] >= limit[j]);
+    }
+  for (; t < classes; ++t, keys += BLOCK)
+    _Pragma("omp simd") for (int64_t j = 0; j < BLOCK; ++j) count[j] += keys[j] >= limit[j];
 }
 
 // limit[j] = the k-th largest key of pixel j, or less if no other key lies between; 0 if it has fewer than k.
