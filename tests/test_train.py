@@ -33,6 +33,7 @@ TINY_MODEL = {
 NAMES = ["grass", "red star", "blue ring", "sky", "wooden floor", "cat"]
 PICTURES = 10
 STEPS = 8  # with a batch of 4, more than three epochs: batches straddle their ends
+LR = 1e-4  # low: Adam blows rounding up to full steps where a gradient is nearly zero
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def configure(data, out, overrides=()):
         model=TINY_MODEL,
         data={"images": data / "images", "labels": data / "labels", "names": data / "names.txt", "crop": 32,
               "val_count": 3, "scale": (0.8, 1.5)},
-        train={"out": out, "steps": STEPS, "batch": 4, "lr": 1e-4, "encoder_lr_factor": 0.5, "clip_norm": None,
+        train={"out": out, "steps": STEPS, "batch": 4, "lr": LR, "encoder_lr_factor": 0.5, "clip_norm": None,
                "save_every": 2, "eval_every": 4, "log_every": 1, "classes_per_step": 5, "tensorboard": False},
     )  # fmt: skip
     return config.override(list(overrides))
@@ -148,7 +149,7 @@ def test_first_step_has_the_learning_rates_and_the_clipped_gradient(data, tmp_pa
     moved = {key: float((trained[key] - fresh[key]).abs().max()) for key in fresh if "running" not in key}
     clip = max(value for key, value in moved.items() if key.startswith("clip."))
     head = max(value for key, value in moved.items() if key.startswith("head.") and "num_batches" not in key)
-    assert head == pytest.approx(1e-3, rel=0.01) and clip == pytest.approx(0.5e-3, rel=0.05)  # Adam's first step is lr
+    assert head == pytest.approx(LR, rel=0.01) and clip == pytest.approx(LR / 2, rel=0.05)  # Adam's first step is lr
     gradients = [values["exp_avg"] / 0.1 for values in state(tmp_path)["optimizer"]["state"].values()]
     assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(0.01, rel=1e-3)
     assert summary.losses["gradient_norm"] > 0.1  # the norm that is reported is the one before clipping
@@ -281,7 +282,7 @@ def test_runs_outside_the_main_thread(data, tmp_path):
 def test_resuming_another_configuration_is_refused(uninterrupted, data):
     out, _ = uninterrupted
     before = weights(out)
-    with pytest.raises(CheckpointError, match=r"train\.lr was 0\.001, now 0\.1"):
+    with pytest.raises(CheckpointError, match=r"train\.lr was 0\.0001, now 0\.1"):
         train(configure(data, out, ["train.lr=0.1"]), progress=False)
     with pytest.raises(CheckpointError, match="do not fit"):
         train(configure(data, out, ["model.hidden=64"]), progress=False)
@@ -324,7 +325,7 @@ def test_nan_loss_stops_with_the_step_and_keeps_the_checkpoint(uninterrupted, da
             train(config, progress=False)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
-    for part in ("step 4", "seg nan", "checkpoint of step 2", str(tmp_path), "train.lr (now 0.001)", "train.amp"):
+    for part in ("step 4", "seg nan", "checkpoint of step 2", str(tmp_path), f"train.lr (now {LR})", "train.amp"):
         assert part in message
     assert all(torch.isfinite(value).all() for value in weights(tmp_path).values())
     train(config, progress=False)
@@ -625,7 +626,7 @@ def test_lines_callback_and_tensorboard(data, tmp_path, capfd):
     lines = [line for line in captured.err.splitlines() if line.startswith("step")]
     assert [line.split()[1] for line in lines] == ["2/4", "4/4", "4/4"]
     assert "loss" in lines[0] and "images/s" in lines[0] and "left" in lines[0] and "mIoU" in lines[2]
-    rates = [1e-3 * learning_rate_factor(step - 1, config) for step in (2, 4)]
+    rates = [LR * learning_rate_factor(step - 1, config) for step in (2, 4)]
     assert [event["lr"] for event in events[:2]] == pytest.approx(rates)
     assert [event["step"] for event in events] == [2, 4, 4] and events[2]["val"]["miou_gt"] >= 0
     accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
