@@ -47,8 +47,8 @@ void for_compute_type(const Tensor& x, const F& f) {
     f(float());
 }
 
-// Numbers in 64 bytes: a register with AVX-512, two or four without. Loops over so many neighbouring numbers are what the
-// compiler turns into vectors of any instruction set; its own vector types of 64 bytes are 5 times slower with AVX2.
+// Numbers in 64 bytes: a register with AVX-512, two or four without. Loops over so many neighbours are what the compiler
+// turns into vectors of any instruction set; its own vector types of 64 bytes are 5 times slower with AVX2.
 template <class T>
 constexpr int64_t LANES = 64 / sizeof(T);
 

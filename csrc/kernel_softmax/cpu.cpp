@@ -95,8 +95,8 @@ FGASEG_INLINE void columns_backward(const T* p, const T* g, T* y, int64_t rows, 
     }
 }
 
-// f(index, lane, first visit) over n >= WIDE numbers in whole vectors; the last one overlaps the one before it. The rest
-// of a plain loop, up to 15 numbers one at a time, would take as long as all of its vectors.
+// f(index, lane, first visit) over n >= WIDE numbers in whole vectors; the last one overlaps the one before it. The
+// rest of a plain loop, up to 15 numbers one at a time, would take as long as all of its vectors.
 template <class F>
 FGASEG_INLINE void vectors(int64_t n, F f) {
   const int64_t whole = n / WIDE * WIDE;

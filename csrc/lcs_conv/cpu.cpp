@@ -56,8 +56,8 @@ std::pair<Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& pixe
   return {torch::stable::contiguous(to<Tensor>(stack[0])), torch::stable::contiguous(to<Tensor>(stack[1]))};
 }
 
-// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map; what is computed for the border
-// is dropped. Sums are in the first-level cache, so four products are added at once.
+// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map; what is computed for the
+// border is dropped. Sums are in the first-level cache, so four products are added at once.
 struct Small {
   int64_t height, width, kernel_size, pitch, plane;
 
@@ -93,7 +93,8 @@ template <class T, class F>
 FGASEG_INLINE void add_multiples(const T* x, const T* factors, int64_t count, const F& offset, T* sums, int64_t size) {
   int64_t n = 0;
   for (; n + 4 <= count; n += 4) {
-    const T *a = x + offset(n), *b = x + offset(n + 1), *c = x + offset(n + 2), *d = x + offset(n + 3), *f = factors + n;
+    const T *a = x + offset(n), *b = x + offset(n + 1), *c = x + offset(n + 2), *d = x + offset(n + 3);
+    const T* f = factors + n;
     _Pragma("omp simd") for (int64_t i = 0; i < size; ++i) {
       sums[i] += (f[0] * a[i] + f[1] * b[i]) + (f[2] * c[i] + f[3] * d[i]);
     }
@@ -104,7 +105,7 @@ FGASEG_INLINE void add_multiples(const T* x, const T* factors, int64_t count, co
   }
 }
 
-// out [classes, H, W] += convolution of bordered maps; `sums` holds a map with its border on one side, in whole vectors.
+// out [classes, H, W] += convolution of bordered maps; `sums` holds H rows of the bordered map's pitch, in whole vectors.
 template <class T>
 FGASEG_INLINE void small_forward(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t channels,
                                  int64_t classes) {
