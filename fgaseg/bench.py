@@ -82,8 +82,13 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
             lines[row["op"], axis][row["provider"]].append((int(value), ms))
     if not lines:
         return
-    figure, axes = pyplot.subplots(1, len(lines), figsize=(4 * len(lines), 3.5), squeeze=False, layout="constrained")
-    for one, ((op, axis), providers) in zip(axes[0], lines.items(), strict=True):
+    columns = min(len(lines), 4)
+    size = (columns, -(-len(lines) // columns))
+    figure, axes = pyplot.subplots(size[1], size[0], figsize=(4 * size[0], 3.2 * size[1]), squeeze=False)
+    figure.set_layout_engine("constrained")
+    for blank in axes.flat[len(lines) :]:
+        blank.set_axis_off()
+    for one, ((op, axis), providers) in zip(axes.flat, lines.items(), strict=False):
         for provider, points in providers.items():
             one.loglog(*zip(*sorted(points), strict=True), marker="o", label=provider)
         one.set(title=op, xlabel=axis, ylabel="ms, forward")
