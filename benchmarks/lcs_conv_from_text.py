@@ -28,7 +28,7 @@ def form(provider: str, k: int):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", providers("linear, then lcs_conv", "linear, then loop of conv2d"))
+@pytest.mark.parametrize("provider", providers("auto", "linear, then lcs_conv", "linear, then loop of conv2d"))
 def test_lcs_conv_from_text(measure, new, shape, gradient, provider):
     b, c, t, h, w, k = SHAPES[shape]
     texts, pixels = (F.normalize(x, dim=d) for x, d in ((new(b, t, c), 2), (new(b, c, h, w), 1)))

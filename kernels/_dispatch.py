@@ -17,21 +17,28 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run an op: ``why_not(*args)`` is "" when it can run that call, else the reason."""
+    """A way to run an op: ``why_not(*args)`` is "" when it can run that call, else the reason.
+
+    ``slow(*args)`` is the reason for which "auto" leaves a call that it could run to the reference, or "".
+    """
 
     name: str
     why_not: Callable[..., str]
     run: Callable[..., Any]
+    slow: Callable[..., str] = lambda *_: ""
 
 
 OPS: dict[str, tuple[Backend, ...]] = {}
 _told: set[str] = set()
 
 
-def register(op: str, reference: Callable, **limits: Callable[..., str]) -> None:
+def register(
+    op: str, reference: Callable, slow: dict[str, Callable[..., str]] | None = None, **limits: Callable[..., str]
+) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
 
     ``limits`` are reasons of single backends against single calls: cuda=lambda scores, k, union: "k is ..." or "".
+    ``slow`` likewise: calls for which the reference was measured to be faster than the backend.
     Until a GPU has measured them, Triton, whose compiler places the barriers, comes before our own CUDA.
     """
 
@@ -39,7 +46,8 @@ def register(op: str, reference: Callable, **limits: Callable[..., str]) -> None
         limit = limits.get(name, lambda *_: "")
         return lambda *args: _why_not(name, args) or limit(*args)
 
-    compiled = [Backend(name, why_not(name), overload(op, name)) for name in BACKENDS]
+    slow = slow or {}
+    compiled = [Backend(n, why_not(n), overload(op, n), slow.get(n, lambda *_: "")) for n in BACKENDS]
     OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 
 
@@ -80,8 +88,14 @@ def explain(op: str, *args) -> str:
         raise ValueError(f"no op '{op}' in fgaseg.kernels; there are {', '.join(OPS)}")
     args = tuple(getattr(arg, "rows", arg) for arg in args)  # of a Selection
     call = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}" for t in tensors(args))
-    lines = [f"  {backend.name:<10}{backend.why_not(*args) or 'can run'}" for backend in OPS[op]]
+    lines = [f"  {backend.name:<10}{_verdict(backend, args)}" for backend in OPS[op]]
     return "\n".join([f"{op}({call})", *lines])
+
+
+def _verdict(backend: Backend, args: tuple) -> str:
+    why = backend.why_not(*args)
+    slow = "" if why else backend.slow(*args)
+    return why or (f"can run, but auto takes the reference: {slow}" if slow else "can run")
 
 
 def run(op: str, backend: str, *args):
@@ -92,6 +106,8 @@ def run(op: str, backend: str, *args):
             b for b in OPS[op] if device != "cpu" or b.name not in emulated
         )  # emulation is only ever asked for by name
         chosen = next(candidate for candidate in usable if not candidate.why_not(*args))
+        if chosen.slow(*args):  # a choice, not a fallback: nothing to tell
+            return OPS[op][-1].run(*args)
         if chosen.name == "reference" and device != "meta":  # on meta there is nothing to compute
             reasons = ((b.name, b.why_not(*args)) for b in OPS[op])
             tell(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))

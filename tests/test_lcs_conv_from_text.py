@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,18 @@ def test_op_contract(backend):
     opcheck(overload("lcs_conv_from_text", backend), (*args, 3, "taps"))
     grad = random(2, 3, 3, 2)
     opcheck(overload("lcs_conv_from_text_backward", backend), (grad, *(v.detach() for v in args), 3, "taps"))
+
+
+@needs_cpp
+@pytest.mark.parametrize("kept, limit", [(True, 2**25), (False, 0)])
+def test_auto_keeps_small_logits_for_the_backward_pass(kept, limit, monkeypatch):
+    monkeypatch.setattr(sys.modules[lcs_conv_from_text.__module__], "KEPT_LOGITS", limit)
+    args = [v.requires_grad_() for v in inputs(2, 3, 4, 2, 3, 2, 3)]
+    maps = lcs_conv_from_text(*args, 3)
+    assert ("lcs_conv_from_text" in maps.grad_fn.name()) != kept
+    fused = lcs_conv_from_text(*args, 3, backend="cpp")
+    for got, same in zip(*(torch.autograd.grad(y.square().sum(), args) for y in (maps, fused)), strict=True):
+        torch.testing.assert_close(got, same)
 
 
 @needs_cpp

@@ -13,7 +13,7 @@ namespace fgaseg {
 namespace {
 
 constexpr int64_t BLOCK = 64;  // channels that are transposed together
-constexpr int64_t LONG = 49;   // so many taps (K = 7) fill vectors of their own; measured
+constexpr int64_t LONG = 25;   // so many taps (K = 5) fill vectors of their own; measured
 constexpr int64_t WIDE = 16;   // at most so many channels side by side
 
 template <class T>
@@ -95,14 +95,13 @@ FGASEG_INLINE void columns_backward(const T* p, const T* g, T* y, int64_t rows, 
     }
 }
 
-// f(index, lane, first visit) over n >= WIDE numbers in whole vectors; the last one overlaps the one before it. The
-// rest of a plain loop, up to 15 numbers one at a time, would take as long as all of its vectors.
+// f(first index) for the whole vectors of n numbers. The rest of a plain loop, up to 15 numbers one at a time, would take
+// as long as all of its vectors: the caller keeps the last WIDE numbers, which overlap them, in a vector of its own.
 template <class F>
-FGASEG_INLINE void vectors(int64_t n, F f) {
+FGASEG_INLINE int64_t vectors(int64_t n, F f) {
   const int64_t whole = n / WIDE * WIDE;
-  for (int64_t i = 0; i < whole; i += WIDE)
-    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(i + j, j, true);
-  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) f(n - WIDE + j, j, n - WIDE + j >= whole);
+  for (int64_t i = 0; i < whole; i += WIDE) f(i);
+  return whole;
 }
 
 template <class T, class F>
@@ -112,29 +111,48 @@ FGASEG_INLINE T combined(const T* lanes, F f) {
   return f(f(part[0], part[1]), f(part[2], part[3]));
 }
 
-// The same for one run of n >= WIDE neighbouring numbers. `space` holds n numbers.
+// The same for one run of n >= WIDE neighbouring numbers; y may be x.
 template <class T>
-FGASEG_INLINE void row(const T* x, T* y, int64_t n, T* space) {
-  T tops[WIDE], sums[WIDE] = {};
-  std::copy(x, x + WIDE, tops);
-  vectors(n, [&](int64_t i, int64_t j, bool) { tops[j] = x[i] > tops[j] ? x[i] : tops[j]; });
-  const T top = combined(tops, [](T a, T b) { return b > a ? b : a; });
-  vectors(n, [&](int64_t i, int64_t j, bool first) {
-    const T e = exp_of(x[i] - top);
-    space[i] = e;
-    sums[j] += first ? e : T(0);
+FGASEG_INLINE void row(const T* x, T* y, int64_t n) {
+  T tail[WIDE], tops[WIDE], sums[WIDE] = {};
+  std::copy(x + n - WIDE, x + n, tail);
+  std::copy(tail, tail + WIDE, tops);
+  vectors(n, [&](int64_t i) {
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) tops[j] = x[i + j] > tops[j] ? x[i + j] : tops[j];
   });
+  const T top = combined(tops, [](T a, T b) { return b > a ? b : a; });
+  const int64_t whole = vectors(n, [&](int64_t i) {
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) {
+      const T e = exp_of(x[i + j] - top);
+      y[i + j] = e;
+      sums[j] += e;
+    }
+  });
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) {
+    tail[j] = exp_of(tail[j] - top);
+    sums[j] += n - WIDE + j >= whole ? tail[j] : T(0);
+  }
   const T inverse = T(1) / combined(sums, [](T a, T b) { return a + b; });
-  vectors(n, [&](int64_t i, int64_t, bool) { y[i] = space[i] * inverse; });
+  vectors(n, [&](int64_t i) { _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) y[i + j] *= inverse; });
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) y[n - WIDE + j] = tail[j] * inverse;
 }
 
+// y may be g.
 template <class T>
-FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n, T* space) {
-  T dots[WIDE] = {};
-  vectors(n, [&](int64_t i, int64_t j, bool first) { dots[j] += first ? p[i] * g[i] : T(0); });
+FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n) {
+  T tail[WIDE], dots[WIDE] = {};
+  std::copy(g + n - WIDE, g + n, tail);
+  const int64_t whole = vectors(n, [&](int64_t i) {
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) dots[j] += p[i + j] * g[i + j];
+  });
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) {
+    dots[j] += n - WIDE + j >= whole ? p[n - WIDE + j] * tail[j] : T(0);
+  }
   const T dot = combined(dots, [](T a, T b) { return a + b; });
-  vectors(n, [&](int64_t i, int64_t, bool) { space[i] = p[i] * (g[i] - dot); });
-  std::memcpy(y, space, n * sizeof(T));  // y may be g
+  vectors(n, [&](int64_t i) {
+    _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) y[i + j] = p[i + j] * (g[i + j] - dot);
+  });
+  _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) y[n - WIDE + j] = p[n - WIDE + j] * (tail[j] - dot);
 }
 
 // x [n][taps] -> y [taps][BLOCK]; the lanes from n on are zero.
@@ -167,7 +185,7 @@ FGASEG_INLINE void one_class(Norm norm, const T* x, T* y, int64_t channels, int6
     return columns(x, y, channels / wide, lanes, taps, scratch, scratch + lanes);
   }
   if (taps >= LONG) {
-    for (int64_t c = 0; c < channels; ++c) row(x + c * taps, y + c * taps, taps, scratch);
+    for (int64_t c = 0; c < channels; ++c) row(x + c * taps, y + c * taps, taps);
     return;
   }
   T* block = scratch + 2 * BLOCK;
@@ -184,7 +202,7 @@ FGASEG_INLINE void one_class_backward(Norm norm, const T* p, const T* g, T* y, i
                                       int64_t wide, T* scratch) {
   if (norm == Norm::channels) return columns_backward(p, g, y, channels / wide, wide * taps, taps, scratch);
   if (taps >= LONG) {
-    for (int64_t c = 0; c < channels; ++c) row_backward(p + c * taps, g + c * taps, y + c * taps, taps, scratch);
+    for (int64_t c = 0; c < channels; ++c) row_backward(p + c * taps, g + c * taps, y + c * taps, taps);
     return;
   }
   T *blocks_p = scratch + 2 * BLOCK, *blocks_g = blocks_p + taps * BLOCK;

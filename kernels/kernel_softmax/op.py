@@ -36,7 +36,23 @@ define("kernel_softmax", "(Tensor kernel_logits, int kernel_size, str norm) -> T
 define("kernel_softmax_backward", "(Tensor grad, Tensor kernels, str norm) -> Tensor", _shape_backward, __package__)
 differentiate("kernel_softmax", _save, _backward)
 first_order_only("kernel_softmax_backward")
-register("kernel_softmax", kernel_softmax_reference)
+
+
+def _few(kernel_logits: Tensor, kernel_size: int, norm: str) -> str:
+    """Where PyTorch's own softmax, whose call costs less, was faster (one core with AVX-512, K = 1 to 15).
+
+    Over 9 numbers it is slow, and over 25 and more fast; most of a call of ours with a gradient is autograd in Python.
+    """
+    if kernel_size < 5:
+        limit = 2**10
+    else:
+        limit = 2**14 if norm == "taps" else 2**12
+        if torch.is_grad_enabled() and kernel_logits.requires_grad:
+            limit *= 8 if norm == "taps" else 4
+    return f"it is faster up to {limit} numbers" if kernel_logits.numel() <= limit else ""
+
+
+register("kernel_softmax", kernel_softmax_reference, slow={"cpp": _few})
 
 
 def check_kernels(op: str, kernel_logits: Tensor, kernel_size: int, norm: str) -> None:
