@@ -20,12 +20,17 @@ class SharedConv(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x [B·T, inputs, H, W], guidance [B, guidance, H, W]."""
         own, shared = self.conv.weight.split([self.inputs, self.conv.in_channels - self.inputs], dim=1)
-        x = F.conv2d(x, own, padding=1).unflatten(0, (len(guidance), -1))
-        return (x + F.conv2d(guidance, shared, padding=1)[:, None]).flatten(0, 1)
+        x = F.conv2d(x, own, padding=1)
+        x.unflatten(0, (len(guidance), -1)).add_(F.conv2d(guidance, shared, padding=1)[:, None])
+        return x
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16, channels)
+
+
+def _relu(x: Tensor) -> Tensor:
+    return F.relu(x, inplace=True)  # x is a norm's output, which nobody else reads and no gradient needs
 
 
 class UpStage(nn.Module):
@@ -41,8 +46,8 @@ class UpStage(nn.Module):
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """x [B·T, H, W, inputs], guidance [B, guidance, 2H, 2W] → [B·T, 2H, 2W, outputs]."""
-        x = F.relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), guidance)))
-        return F.relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), guidance)))
+        return _relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
 
 
 class LocalUp(nn.Module):
@@ -57,8 +62,8 @@ class LocalUp(nn.Module):
         self.norm2 = _norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)))))
-        return F.relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)))))
+        return _relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
 
 
 class MapHead(nn.Module):

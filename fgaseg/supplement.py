@@ -1,6 +1,7 @@
 """Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import lcs_conv_from_text
@@ -32,7 +33,11 @@ class Fusion(nn.Module):
         self.linear = nn.Linear(2 * channels, channels) if mode == "cat" else None
 
     def forward(self, x: Tensor, local: Tensor) -> Tensor:
-        return x + local if self.linear is None else self.linear(torch.cat([x, local], dim=-1))
+        if self.linear is None:
+            return x + local
+        own, other = self.linear.weight.chunk(2, dim=1)  # W [x; l] = W_x x + W_l l: the two are never joined
+        out = F.linear(x, own, self.linear.bias).flatten(0, -2)
+        return torch.addmm(out, local.flatten(0, -2), other.T).view(x.shape)
 
 
 class MapEmbedding(nn.Module):
