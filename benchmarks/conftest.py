@@ -83,7 +83,7 @@ def measure(benchmark):
             "provider": provider,
         }
         if not why:
-            row |= _timing(benchmark, step) | {"peak_mb": round(_peak(step) / 1e6, 2)}
+            row |= _timing(benchmark, step) | {"peak_mb": round(peak(step) / 1e6, 2)}
             seconds = row["device_ms" if DEVICE == "cuda" else "ms_p50"] / 1e3
             row |= {
                 "gb_s": round(nbytes * passes / seconds / 1e9, 2),
@@ -177,7 +177,7 @@ def _device_ms(step: Callable, repeats: int = 20) -> float:
     return statistics.median(times)
 
 
-def _peak(step: Callable) -> float:
+def peak(step: Callable) -> float:
     """Bytes that one step needs above what is resident before it."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -18,7 +18,7 @@ from .aggregation import AggregationLayer, ClassAttention, SwinBlock
 from .decoder import Decoder, LocalUp, SharedConv, UpStage
 from .encoder import ImageFeatures, run_block
 from .kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
-from .model import DROPPED, FGASeg, Head, strongest_classes
+from .model import DROPPED, FGASeg, Head, Output, strongest_classes
 from .supplement import Fusion
 from .text import TextEncoder
 
@@ -157,26 +157,40 @@ def run_head(head: Head, features: ImageFeatures, texts: Tensor) -> Tensor:
     kept = torch.arange(len(texts), device=texts.device)
     if head.config.class_cap is not None and len(texts) > head.config.class_cap:
         kept = strongest_classes(gcs[None], head.config.class_cap).rows
-    x = head.embed_global(gcs[kept])
-    local = None if lcs is None or head.embed_local is None else head.embed_local(lcs[kept])
-    x = fuse(head.fuse, x, local)
-    image = F.relu(head.image_guidance(features.embedding))[0].permute(1, 2, 0)
-    guidance = F.relu(head.text_guidance(unit_texts[kept]))
-    for layer in cast(Iterable[AggregationLayer], head.layers):
-        normed = layer.guidance_norm(image)
-        x = swin_block(layer.block2, swin_block(layer.block1, x, normed), normed)
-        x = across_classes(layer, x, guidance, head.config.class_pooling_eval)
-    early = F.relu(head.early_guidance(head.early_up(features.early)))
-    late = F.relu(head.late_guidance(head.late_up(features.late)))
-    logits = decoder(head.decoder, x, local, early, late)
+    logits = propagate(head, features, unit_texts[kept], gcs[kept], None if lcs is None else lcs[kept])
     out = logits.new_full((1, len(texts), *logits.shape[1:]), DROPPED)
     out[0, kept] = logits
     return out
 
 
+def propagate(head: Head, features: ImageFeatures, texts: Tensor, gcs: Tensor, lcs: Tensor | None) -> Tensor:
+    """Aggregation and decoding of one image's maps S_g and S_l [T, H, W]: logits [T, 4H, 4W]; texts V_emb [T, C]."""
+    local = None if lcs is None or head.embed_local is None else head.embed_local(lcs)
+    x = fuse(head.fuse, head.embed_global(gcs), local)
+    image = F.relu(head.image_guidance(features.embedding))[0].permute(1, 2, 0)
+    guidance = F.relu(head.text_guidance(texts))
+    pooling = head.config.class_pooling if head.training else head.config.class_pooling_eval
+    for layer in cast(Iterable[AggregationLayer], head.layers):
+        normed = layer.guidance_norm(image)
+        x = swin_block(layer.block2, swin_block(layer.block1, x, normed), normed)
+        x = across_classes(layer, x, guidance, pooling)
+    early = F.relu(head.early_guidance(head.early_up(features.early)))
+    late = F.relu(head.late_guidance(head.late_up(features.late)))
+    return decoder(head.decoder, x, local, early, late)
+
+
 def run(model: FGASeg, pixels: Tensor, texts: Tensor) -> Tensor:
     """Logits [B, T, 4H, 4W], image after image."""
     return torch.cat([run_head(model.head, model.image_encoder(image[None]), texts) for image in pixels])
+
+
+def train(model: FGASeg, pixels: Tensor, texts: Tensor) -> Output:
+    """What a training step computes of one image: logits and, with T2P, the maps of its loss."""
+    features, head = model.image_encoder(pixels), model.head
+    aligned = head.p2t(features.embedding, texts)
+    align = None if head.t2p is None else head.t2p(features.embedding, aligned)
+    gcs = torch.zeros(0)  # the losses do not read it
+    return Output(run_head(head, features, texts), gcs, None, align, [], None)
 
 
 def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:

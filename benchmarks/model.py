@@ -1,0 +1,273 @@
+"""The whole model: its plain form, the accelerated one, and options of it, stage by stage, over vocabulary sizes.
+
+    python benchmarks/model.py --csv FILE [--classes 20,150] [--batch 1,4] [--forms plain,accelerated] [--passes text]
+
+`fgaseg bench model` runs it and prints one table. Random weights of ViT-B/16 in the released preset, 384×384 pixels.
+Passes: "inference" from pixels to labels at 480×640 with the vocabulary embedded before; "text" embeds it; "training"
+is one step, forward and backward, text tower included. Rows are written as they are measured. A run that needs more
+memory than there is gets a row with the bytes that it would take in place of a time.
+"""
+
+import argparse
+import contextlib
+import csv
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from conftest import machine, peak
+from rich.progress import Progress
+from shapes import DEVICE
+from torch import Tensor
+
+import fgaseg
+from fgaseg import aggregation, alignment, decoder, encoder, plain, segment, supplement
+from fgaseg.losses import segmentation_losses
+from fgaseg.text import Vocabulary
+
+SIZE, PHOTO = 384, (480, 640)
+CLASSES = (20, 150, 171, 459, 847, 2000, 10_000)
+FORMS = ("plain", "accelerated", "bfloat16", "compiled", "fast")
+TRAINED = 171  # the largest vocabulary that a training step is measured with
+SECONDS, ROUNDS = 30, 5  # a row repeats until it has taken so long, or so often
+
+# (where a stage's function is, its name, the stage). Time inside an inner stage counts for the inner one only.
+STAGES = [
+    (encoder.ImageEncoder, "__call__", "image encoder"),
+    (alignment.P2Tformer, "forward", "P2Tformer"),
+    (supplement.LocalSupplement, "forward", "similarity"),
+    (fgaseg.model, "cosine_cost_volume", "similarity"),
+    (supplement.MapEmbedding, "forward", "embedding and fusion"),
+    (supplement.Fusion, "forward", "embedding and fusion"),
+    (aggregation.SwinBlock, "forward", "Swin blocks"),
+    (aggregation.ClassAttention, "forward", "class attention"),
+    (decoder.UpStage, "forward", "decoder"),
+    (decoder.LocalUp, "forward", "decoder"),
+    (decoder.MapHead, "forward", "decoder"),
+    (segment, "label", "tail"),
+    (plain, "similarity", "similarity"),
+    (plain, "fuse", "embedding and fusion"),
+    (plain, "swin_block", "Swin blocks"),
+    (plain, "class_attention", "class attention"),
+    (plain, "up_stage", "decoder"),
+    (plain, "local_up", "decoder"),
+    (plain, "labels", "tail"),
+]
+
+
+@contextlib.contextmanager
+def stage_seconds() -> Iterator[Counter[str]]:
+    """Seconds spent in every stage while the context lasts."""
+    seconds: Counter[str] = Counter()
+    inner = [0.0]  # of the stages called by each stage that is running
+
+    def timed(function: Callable, stage: str) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            inner.append(0.0)
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize()
+                took = time.perf_counter() - begin
+                seconds[stage] += took - inner.pop()
+                inner[-1] += took
+
+        return run
+
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in STAGES]
+    for owner, name, stage in STAGES:
+        setattr(owner, name, timed(getattr(owner, name), stage))
+    try:
+        yield seconds
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+class Bench:
+    """The models, and one function a pass and form that runs it once."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = self.build()
+        self.fast: fgaseg.FGASeg | None = None
+        self.head = self.model.head
+        self.compiled: Any = None
+
+    def build(self, **switches: Any) -> fgaseg.FGASeg:
+        encoder = {"name": "ViT-B-16-quickgelu", "pretrained": None}
+        model = fgaseg.FGASeg(fgaseg.ModelConfig(preset="released", encoder=encoder, **switches))
+        return model.to(DEVICE).eval()
+
+    def inputs(self, classes: int, batch: int) -> tuple[Tensor, Vocabulary]:
+        generator = torch.Generator().manual_seed(classes)
+        pixels = torch.randn(batch, 3, SIZE, SIZE, generator=generator).to(DEVICE)
+        texts = F.normalize(torch.randn(classes, 512, generator=generator), dim=-1).to(DEVICE)
+        return pixels, Vocabulary(tuple(f"thing number {i}" for i in range(classes)), texts)
+
+    def step(self, passed: str, form: str, classes: int, batch: int) -> Callable[[], Any]:
+        pixels, vocabulary = self.inputs(classes, batch)
+        if passed == "text":
+            return lambda: self.embed(form, list(vocabulary.names))
+        if passed == "training":
+            labels = torch.randint(0, classes, (batch, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+            return lambda: self.train(form, pixels, vocabulary, labels.to(DEVICE))
+        return lambda: self.infer(form, pixels, vocabulary)
+
+    @torch.inference_mode()
+    def embed(self, form: str, names: list[str]) -> Tensor:
+        text = self.model.text_encoder
+        if form == "plain":
+            return plain.text_tower(text, [text.templates[0].format(text.subject(name)) for name in names])
+        with self.precision(form):
+            return text._embed(tuple(names))
+
+    @torch.inference_mode()
+    def infer(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
+        if form == "plain":
+            logits = plain.run(self.model, pixels, vocabulary.embeddings)
+            return torch.stack([plain.labels(one[None], PHOTO) for one in logits])
+        model = self.fast_model() if form == "fast" else self.model
+        with self.precision(form), self.compiled_head(form):
+            return segment.label(model, pixels, vocabulary, PHOTO)[0]
+
+    def train(self, form: str, pixels: Tensor, vocabulary: Vocabulary, labels: Tensor) -> Tensor:
+        self.model.train().zero_grad(set_to_none=True)
+        try:
+            with self.precision(form):
+                out = self.forward(form, pixels, vocabulary)
+            loss = segmentation_losses(out, labels, self.model.config.loss)["loss"]
+            loss.backward()
+        finally:
+            self.model.eval()
+        return loss.detach()
+
+    def forward(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> fgaseg.Output:
+        if form != "plain":
+            return self.model(pixels, self.model.encode(vocabulary.names))
+        text = self.model.text_encoder
+        texts = plain.text_tower(text, [text.templates[0].format(text.subject(name)) for name in vocabulary.names])
+        return plain.train(self.model, pixels, texts)
+
+    def precision(self, form: str) -> Any:
+        return torch.autocast(DEVICE, torch.bfloat16, enabled=form == "bfloat16")
+
+    @contextlib.contextmanager
+    def compiled_head(self, form: str) -> Iterator[None]:
+        if form == "compiled":
+            self.compiled = self.compiled or torch.compile(self.head)
+            self.model.head = self.compiled
+        try:
+            yield
+        finally:
+            self.model.head = self.head
+
+    def fast_model(self) -> fgaseg.FGASeg:
+        self.fast = self.fast or self.build(fast=True, top_k=1)
+        return self.fast
+
+
+def needed_bytes(passed: str, form: str, classes: int, batch: int) -> float:
+    """What a pass holds at its peak beside the model, in bytes: counted from the largest tensors of the stages."""
+    grid = (SIZE // 16) ** 2
+    rows = batch * min(max(classes, 256 if form == "plain" else 0), 256)
+    if passed == "text":
+        tokens = classes * 77 if form == "plain" else 256 * 20
+        return 4 * tokens * 512 * 8
+    if passed == "training":
+        return (
+            4 * rows * grid * 128 * (220 if form == "plain" else 130) + (classes * 77 if form == "plain" else 0) * 9e4
+        )
+    tail = 4 * classes * PHOTO[0] * PHOTO[1] if form == "plain" else 0
+    return 4 * rows * grid * 128 * (24 if form == "plain" else 3) + tail + 4 * batch * classes * grid * 16
+
+
+def available_bytes() -> float:
+    if DEVICE == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    with open("/proc/meminfo") as lines:
+        return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> list[dict[str, Any]]:
+    """One row for the whole pass and one for every stage of it."""
+    what = {"pass": passed, "form": form, "classes": classes, "batch": batch}
+    needed = needed_bytes(passed, form, classes, batch)
+    if needed > 0.9 * available_bytes():
+        return [what | {"stage": "all", "needed_gb": round(needed / 1e9, 1)}]
+    step = bench.step(passed, form, classes, batch)
+    memory = peak(step)  # and a warm-up
+    times, stages = [], Counter[str]()
+    while len(times) < ROUNDS and sum(times) < SECONDS:
+        with stage_seconds() if form != "compiled" else contextlib.nullcontext(Counter()) as now:
+            begin = time.perf_counter()
+            step()
+            synchronize()
+            times.append(time.perf_counter() - begin)
+        if times[-1] == min(times):
+            stages = now
+    total = {"stage": "all", "seconds": round(min(times), 4), "peak_mb": round(memory / 1e6), "rounds": len(times)}
+    if passed == "inference" and form not in ("plain", "accelerated"):
+        total["labels_changed"] = f"{changed(bench, step, classes, batch):.2e}"
+    rest = min(times) - sum(stages.values())
+    parts = {**stages, "rest": rest} if stages else {}
+    return [what | total, *(what | {"stage": s, "seconds": round(t, 4)} for s, t in parts.items())]
+
+
+def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) -> float:
+    """Share of the pixels that another label has than in float32."""
+    return float((step() != bench.step("inference", "accelerated", classes, batch)()).float().mean())
+
+
+def plan(options: argparse.Namespace) -> list[tuple[str, str, int, int]]:
+    """(pass, form, classes, batch) of every measurement."""
+    out = []
+    for passed in options.passes:
+        for classes in options.classes:
+            for batch in options.batch if passed == "inference" else [1]:
+                for form in options.forms:
+                    used = passed == "inference" or form in ("plain", "accelerated", "bfloat16")
+                    if used and not (passed == "training" and classes > TRAINED):
+                        out.append((passed, form, classes, batch))
+    return out
+
+
+def main() -> None:
+    def several(of: type) -> Callable[[str], list]:
+        return lambda text: [of(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, required=True)
+    parser.add_argument("--classes", type=several(int), default=list(CLASSES))
+    parser.add_argument("--batch", type=several(int), default=[1, 4])
+    parser.add_argument("--forms", type=several(str), default=list(FORMS))
+    parser.add_argument("--passes", type=several(str), default=["inference", "text", "training"])
+    options = parser.parse_args()
+    bench, todo = Bench(), plan(options)
+    fields = ["pass", "form", "classes", "batch", "stage", "seconds", "peak_mb", "needed_gb", "rounds",
+              "labels_changed", *machine()]  # fmt: skip
+    options.csv.parent.mkdir(parents=True, exist_ok=True)
+    with open(options.csv, "w", newline="") as file, Progress(transient=True) as progress:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        task = progress.add_task("", total=len(todo))
+        for one in todo:
+            progress.update(task, description=" ".join(map(str, one)))
+            writer.writerows(row | machine() for row in measure(bench, *one))
+            file.flush()
+            progress.advance(task)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
