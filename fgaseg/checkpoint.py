@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -125,6 +126,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
     path     a .safetensors file; a torch.save file (.pt, .pth, .bin, .ckpt) holding a state dict, at the top or under
              "model", "state_dict" or "module"; or a folder with model.safetensors. The content decides, not the suffix.
+    NumPy arrays of numbers, which detectron2 may leave in a file, are read as tensors.
     Raises CheckpointError, naming the file, when it is missing, empty, truncated, something else, or holds objects
     other than plain data and tensors (a pickle can run code; such a file is refused unread).
     """
@@ -141,12 +143,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
     # safetensors: eight bytes of header length, then JSON. torch.save: a zip archive, or (before 1.6) a pickle
     if start[4:] == b"\0\0\0\0{":
-        tensors = _read_safetensors(path)
-    elif start.startswith((b"PK\3\4", b"\x80")):
-        tensors = _read_torch(path)
-    else:
-        raise CheckpointError(f"{path}: neither a safetensors nor a torch.save file (it starts with {start!r})")
-    return {key.removeprefix("module."): value for key, value in tensors.items()}
+        return state_dict(_read_safetensors(path), path)
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return state_dict(read_torch(path), path)
+    raise CheckpointError(f"{path}: neither a safetensors nor a torch.save file (it starts with {start!r})")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -156,15 +156,61 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged or truncated safetensors file ({error}); fetch it again") from None
 
 
+class _Dtype:
+    """Stands for a numpy.dtype in a file: its letters and byte order, nothing that NumPy would have to trust."""
+
+    def __init__(self, name: str, *_: Any):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def decode(self, data: Any, shape: tuple[int, ...], fortran: bool) -> Tensor:
+        if self.name not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1") or not isinstance(data, bytes):
+            raise CheckpointError(f"holds a NumPy array of type {self.name}, and only numbers are read: refused")
+        values = np.frombuffer(data, (self.order if self.order in "<>" else "=") + self.name)
+        values = values.reshape(shape, order="F" if fortran else "C")
+        return torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+
+
+class _Array:
+    """Stands for a numpy.ndarray in a file."""
+
+    tensor: Tensor
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.tensor = dtype.decode(data, shape, fortran)
+
+
+def _empty_array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Tensor:
+    return dtype.decode(data, (), False)
+
+
+# names that NumPy's pickles call, old and new, and what is called here in their place
+NUMPY_STAND_INS: list[Any] = [
+    (_Dtype, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
 def read_torch(path: str | Path) -> Any:
     """torch.load with weights_only=True on the CPU; CheckpointError naming the file and the reason when it fails."""
     try:
-        with warnings.catch_warnings():  # torch comments on what is then refused
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_STAND_INS):
+            warnings.simplefilter("ignore")  # torch comments on what is then refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen kinds for damaged files
         text = str(error)
-        if refused := re.search(r"GLOBAL (\S+)", text):
+        if isinstance(error, CheckpointError):
+            reason = text
+        elif refused := re.search(r"GLOBAL (\S+)", text):
             reason = f"holds the Python object {refused[1]}, which could run code: refused, nothing of it was run"
         elif "TorchScript" in text:
             reason = "is a TorchScript archive, not a state dict"
@@ -173,18 +219,29 @@ def read_torch(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, safetensors if you can") from None
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    data = read_torch(path)
+def state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
+    """The tensors of what a file held: names to tensors, at the top or under "model", "state_dict" or "module".
+
+    Raises CheckpointError naming `source` and the first entry that is not a tensor (or a NumPy array of numbers).
+    """
     for key in ("model", "state_dict", "module"):
-        if isinstance(data, dict) and isinstance(data.get(key), dict):
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
             break
-    if not isinstance(data, dict) or not data:
-        raise CheckpointError(f"{path}: not a state dict (names to tensors), at the top or under model or state_dict")
-    for key, value in data.items():
+    if not isinstance(data, Mapping) or not data:
+        raise CheckpointError(f"{source}: not a state dict (names to tensors), at the top or under model or state_dict")
+    tensors = {key: _as_tensor(value) for key, value in data.items()}
+    for key, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: not a state dict: {key!r} is of type {type(value).__name__}, not a tensor")
-    return dict(data)
+            kind = type(value).__name__
+            raise CheckpointError(f"{source}: not a state dict: {key!r} is of type {kind}, not a tensor")
+    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value)
+    return value.tensor if isinstance(value, _Array) else value
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:

@@ -1,7 +1,7 @@
 """FGASeg: photo and class names to per-class logits. Every stage of the paper in the order it is computed."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -17,6 +17,7 @@ from .decoder import Decoder, MapHead
 from .encoder import EncoderError, ImageEncoder, ImageFeatures, build_clip, guidance_blocks
 from .images import CLIP_MEAN, CLIP_STD, ImageSource, read_image
 from .kernels import Selection, cosine_cost_volume, gather_classes, scatter_classes, topk_classes
+from .released import load as load_released
 from .segment import Result, predict
 from .supplement import Fusion, LocalSupplement, MapEmbedding
 from .text import TextEncoder, Vocabulary, VocabularyError
@@ -380,6 +381,17 @@ class FGASeg(nn.Module):
         model = cls(ModelConfig.from_json(json.dumps(data), str(path)))
         model.load_weights(directory / "model.safetensors")
         return model.eval()
+
+    @classmethod
+    def from_released(cls, source: str | Path | Mapping[str, Any], **switches: Any) -> "FGASeg":
+        """Load a checkpoint of the released FGAseg code or of CAT-Seg, in evaluation mode.
+
+        source    a file (.pth, .safetensors), or the state dict that it holds
+        switches  of ModelConfig, over what keys and shapes tell and, for the rest, the `released` preset
+
+        Raises CheckpointError naming every key that does not fit. `fgaseg convert` also reports what was assumed.
+        """
+        return load_released(cls, source, [f"{key}={json.dumps(value)}" for key, value in switches.items()])[0]
 
     def load_weights(self, path: str | Path) -> None:
         """Fill every weight from a safetensors (or weights-only torch) file; keys that do not fit are an error."""
