@@ -1,4 +1,4 @@
-"""`fgaseg demo | train | eval | segment | bench | info`: thin commands over the library."""
+"""`fgaseg demo | train | eval | segment | convert | parity | bench | info`: thin commands over the library."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,23 @@ Label photos with the names you give.
   fgaseg segment photos/*.jpg --model runs/mine/model --names names.txt --out labelled/
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
+"""
+
+CONVERT = """\
+Turn a checkpoint of the released FGAseg code or of CAT-Seg into a folder that FGASeg.from_pretrained loads, or back.
+What its keys tell (decoder mode, encoder, K, depths) is read off; the rest is as in the released preset, and listed.
+
+  fgaseg convert model_final.pth --out models/released
+  fgaseg convert model_final.pth --out models/released top_k=8      a switch that the keys do not tell
+  fgaseg convert models/released --to-released --out model.pth
+"""
+
+PARITY = """\
+Compare the released preset with recorded tensors of the released code: every stage, loss and gradient.
+An error is the largest difference as a share of the recording's largest value. Exit status 1 if a case fails.
+
+  fgaseg parity --root ../shared/parity                       everything, about ten minutes on one core
+  fgaseg parity fast sliding --root ../shared/parity --json   cases whose names hold one of these words
 """
 
 BENCH = """\
@@ -125,7 +143,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgaseg", description=DESCRIPTION)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="demo | train | eval | segment | bench | info"
+        dest="command", required=True, metavar="demo | train | eval | segment | convert | parity | bench | info"
     )
 
     def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
@@ -170,6 +188,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     segment.add_argument("--compare", action="append", default=[], help="another model to draw beside (Fig. 7)")
     segment.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+
+    convert = command("convert", run_convert, CONVERT)
+    convert.add_argument("checkpoint", help=".pth or .safetensors file; with --to-released: a model's folder or hub id")
+    convert.add_argument("--out", type=Path, required=True, help="folder to write; with --to-released: .pth file")
+    convert.add_argument("--to-released", action="store_true", help="the other way: our model to the released keys")
+    convert.add_argument(
+        "--allow-foreign", action="store_true", help="leave keys that belong to no FGAseg aside instead of refusing"
+    )
+    convert.add_argument("overrides", nargs="*", metavar="key=value", help="switches of the model, e.g. top_k=8")
+
+    parity = command("parity", run_parity, PARITY)
+    parity.add_argument("cases", nargs="*", metavar="word", help="only cases whose names hold one of these")
+    parity.add_argument("--root", type=Path, default=Path("../shared/parity"), help="folder of the recordings")
+    parity.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of our model")
 
     bench = command("bench", run_bench, BENCH)
     bench.add_argument("ops", nargs="*", metavar="op", help="only these (default: all)")
@@ -283,6 +315,41 @@ def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Pat
         row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
         _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
     return row
+
+
+def run_convert(options: argparse.Namespace) -> None:
+    from .checkpoint import atomic_directory
+    from .model import FGASeg
+    from .released import load, save
+
+    if options.to_released:
+        if options.overrides or options.allow_foreign:
+            raise UsageError("--to-released takes the model as it is: leave key=value and --allow-foreign out")
+        report = save(FGASeg.from_pretrained(options.checkpoint), options.out)
+    else:
+        _check_replaceable(options.out)
+        model, report = load(FGASeg, options.checkpoint, options.overrides, options.allow_foreign)
+        with atomic_directory(options.out) as folder:
+            model.save_pretrained(folder)
+    if options.json:
+        print(json.dumps({"checkpoint": options.checkpoint, "out": str(options.out), **asdict(report)}))
+    else:
+        print("\n".join([*report.lines(), f"written: {options.out}"]))
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Only a model may be replaced: whatever else is in a folder would be lost."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out {folder}: a file; give a folder to write the model to")
+    others = {file.name for file in folder.glob("*")} - {"config.json", "model.safetensors"}
+    if others:
+        raise UsageError(f"--out {folder}: holds other files ({', '.join(sorted(others)[:3])}); give a new folder")
+
+
+def run_parity(options: argparse.Namespace) -> int:
+    from .parity import run
+
+    return 0 if run(options.root, options.dtype, options.cases, options.json) else 1
 
 
 def run_bench(options: argparse.Namespace) -> None:

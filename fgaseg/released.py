@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, load_weights, read_weights, state_dict
+from .checkpoint import CheckpointError, atomic_write, load_weights, read_weights, state_dict
 from .config import ModelConfig
 
 if TYPE_CHECKING:
@@ -388,6 +389,15 @@ def to_released(model: FGASeg) -> tuple[dict[str, Tensor], Report]:
     masks = _shift_masks(config, model.patch)
     report = Report(**_described(config), mapped=list(tensors), computed=list(masks), different=_different(model))
     return {**tensors, **masks}, report
+
+
+def save(model: FGASeg, path: str | Path) -> Report:
+    """Write {"model": the released state dict} for torch.load, atomically. Raises as `to_released`, and OSError."""
+    tensors, report = to_released(model)
+    buffer = io.BytesIO()  # torch.save on a file turns a full disk into an internal error
+    torch.save({"model": tensors}, buffer)
+    atomic_write(path, lambda file: file.write(buffer.getbuffer()))
+    return report
 
 
 def _shift_masks(config: ModelConfig, patch: int) -> dict[str, Tensor]:
