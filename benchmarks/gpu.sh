@@ -37,7 +37,8 @@ gpu_step() {
 }
 
 ops=(tests/test_kernel_softmax.py tests/test_lcs_conv.py tests/test_lcs_conv_from_text.py
-    tests/test_cosine_cost_volume.py tests/test_topk_classes.py)
+    tests/test_cosine_cost_volume.py tests/test_topk_classes.py tests/test_upsample_argmax.py
+    tests/test_window_attention.py tests/test_class_attention.py)
 gpu_step machine 20 nvidia-smi
 step build 60 "$python" setup.py build_ext --inplace
 step tests 120 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider -k "${FGASEG_GPU_TESTS:-triton or cuda}" "${ops[@]}"
@@ -45,7 +46,7 @@ gpu_step memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 1 "$pyth
 gpu_step racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 1 "$python" benchmarks/small_calls.py cuda
 gpu_step bench 240 "$python" -m pytest -q -p no:cacheprovider benchmarks/ --csv "$out/gpu.csv" \
     --shapes S1,S2,S3,S4,S5,S6,S7,S8 --benchmark-max-time=0.05 --benchmark-min-rounds=3 --benchmark-disable-gc
-gpu_step profile 45 ncu --set full --kernel-name "regex:convolve|kernel_grad|product|softmax|mark|_lcs|_cosine|_kernel" --launch-count 12 \
+gpu_step profile 45 ncu --set full --kernel-name "regex:convolve|kernel_grad|product|softmax|mark|_lcs|_cosine|_kernel|_upsample|_window|_class" --launch-count 12 \
     --export "$out/profile" --force-overwrite "$python" benchmarks/small_calls.py S3
 rm -rf "$site"
 printf '%s\n' "${summary[@]}" | tee "$out/summary.txt"

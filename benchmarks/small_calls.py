@@ -22,15 +22,23 @@ def call(backend: str, shape: Shape, dtype: torch.dtype) -> None:
     selection = kernels.topk_classes(new(b, t, h, w), 2, backend=backend)
     maps = new(b, t, h * w)
     packed = kernels.gather_classes(maps, selection, backend=backend)
+    rows, offsets = new(t, h * w, 64), torch.tensor([0, t - 1, t], device="cuda")
+    class_maps, guide = new(b * t, h, w, 32), new(b, h, w, 32)
     results = [
+        # there is no CUDA form
+        kernels.class_attention(rows, rows, rows, new(t, 64), new(t, 64), offsets, 2, backend="triton"),
         kernels.kernel_softmax(logits, k, backend=backend),
         kernels.kernel_softmax(logits, k, "channels", backend=backend),
         kernels.lcs_conv(pixels, logits, new(b, t), k, backend=backend),
         kernels.lcs_conv_from_text(texts, weight, bias, pixels, k, backend="triton"),  # there is no CUDA form
         kernels.cosine_cost_volume(pixels, texts[:, :, None], backend=backend),
         kernels.scatter_classes(packed, selection, 0.0, backend=backend),
+        # nor of this
+        kernels.window_attention(class_maps, class_maps, class_maps, guide, guide, 2, 4, 2, backend="triton"),
     ]
     sum(y.float().square().sum() for y in results).backward()
+    kernels.upsample_argmax(new(b, t, h, w), (4 * h, 5 * w), total=True, backend="triton")
+    kernels.upsample_argmax_windows(new(5, t, h, w), 12, 8, (4 * h, 5 * w), backend="triton")
     torch.cuda.synchronize()
 
 

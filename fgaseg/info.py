@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fgaseg.kernels import Selection, _dispatch, _library
+from fgaseg.kernels.class_attention.reference import accumulator
 from fgaseg.kernels.labels.host import why_no_host
 
 PACKAGES = (
@@ -35,6 +36,15 @@ def _selection(device: str) -> Selection:
     return Selection(rows, torch.tensor([2], device=device), 1, 3)
 
 
+def _summary(new: Callable[..., Tensor], device: str) -> tuple:
+    return new(3, 2, 4), new(3, 2, 4), new(3, 4), torch.tensor([0, 3], device=device), 2
+
+
+def _lookup(new: Callable[..., Tensor], device: str) -> tuple:
+    summary, total = (x.to(accumulator(x.dtype)) for x in (new(1, 2, 2, 2, 2), new(1, 2, 2, 2)))
+    return new(3, 2, 4), new(3, 4), summary, total, torch.tensor([0, 3], device=device), 2, 1e-6
+
+
 # One representative call of each op: small, because only dtype and device matter to the choice.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
@@ -43,7 +53,12 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
     "topk_classes": lambda new, device: (new(1, 3, 4, 4), 1),
     "gather_classes": lambda new, device: (new(1, 3, 2), _selection(device)),
+    "class_summary": _summary,
+    "class_lookup": _lookup,
     "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
+    "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
+    "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
+    "window_attention": lambda new, device: (*(new(n, 3, 4, 2) for n in (2, 2, 2, 1, 1)), 1, 2, 1),
 }
 
 

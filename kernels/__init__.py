@@ -4,15 +4,21 @@
 """
 
 from ._dispatch import explain
+from .class_attention import class_attention, class_lookup, class_summary
 from .cosine_cost_volume import cosine_cost_volume
 from .kernel_softmax import kernel_softmax
 from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
 from .lcs_conv_from_text import lcs_conv_from_text
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
+from .upsample_argmax import upsample_argmax, upsample_argmax_windows
+from .window_attention import window_attention
 
 __all__ = [
     "Selection",
+    "class_attention",
+    "class_lookup",
+    "class_summary",
     "cosine_cost_volume",
     "decode_runs",
     "encode_runs",
@@ -24,4 +30,7 @@ __all__ = [
     "remap_labels",
     "scatter_classes",
     "topk_classes",
+    "upsample_argmax",
+    "upsample_argmax_windows",
+    "window_attention",
 ]

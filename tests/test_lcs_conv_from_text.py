@@ -73,9 +73,9 @@ def test_op_contract(backend):
 
 
 @needs_cpp
-@pytest.mark.parametrize("kept, limit", [(True, 2**25), (False, 0)])
-def test_auto_keeps_small_logits_for_the_backward_pass(kept, limit, monkeypatch):
-    monkeypatch.setattr(sys.modules[lcs_conv_from_text.__module__], "KEPT_LOGITS", limit)
+@pytest.mark.parametrize("kept, limits", [(True, (0, 2**25)), (False, (0, 0)), (False, (2**16, 2**25))])
+def test_auto_keeps_logits_of_middle_size_for_the_backward_pass(kept, limits, monkeypatch):
+    monkeypatch.setattr(sys.modules[lcs_conv_from_text.__module__], "KEPT_LOGITS", limits)
     args = [v.requires_grad_() for v in inputs(2, 3, 4, 2, 3, 2, 3)]
     maps = lcs_conv_from_text(*args, 3)
     assert ("lcs_conv_from_text" in maps.grad_fn.name()) != kept

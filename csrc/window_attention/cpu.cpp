@@ -1,0 +1,409 @@
+// window_attention on the CPU. The schema lives in kernels/window_attention/op.py.
+//
+// A window of one head is small: 144 tokens of 32 numbers are 18 KB. So everything happens on tiles in cache: q and k
+// are loaded with their guidance, wherever shift and window put them; 24 queries at a time get their scores, softmax and
+// sum of values, and no score is ever further away than the first-level cache. Padding is never loaded at all: a window
+// has as many tokens as it has pixels. Backward makes the scores again, 24 queries at a time as well.
+//
+// All matrix products are one loop: ROWS rows of up to three vectors are summed in registers, one operand lies along
+// the vectors and the other is read number by number, with any stride. Scores need keys along the vectors, so that
+// tile of k is transposed, and with it that of v for the gradient of the scores. Measured on one core with AVX-512,
+// 144 tokens of 32: 136 GFLOP/s for scores, 156 for sums of values; ROWS = 8 is slower, and spills with AVX2.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "common/cpu.h"
+#include "common/exp.h"
+
+namespace fgaseg {
+namespace {
+
+constexpr int64_t ROWS = 4;
+constexpr int64_t QUERIES = 24;
+
+// c = a * b, or c += a * b: a [rows][depth] with any strides, b [depth][lanes], c [rows][lanes].
+template <class T>
+struct Factor {
+  const T* at;
+  int64_t row, step;
+};
+
+template <int V, bool ADD, class T>
+FGASEG_INLINE void multiply_tile(const Factor<T>& a, const T* b, int64_t pitch_b, T* c, int64_t pitch_c,
+                                 int64_t depth) {
+  constexpr int64_t L = LANES<T>;
+  T sum[ROWS][V][L] = {};
+  for (int64_t k = 0; k < depth; ++k)
+    _Pragma("GCC unroll 4") for (int64_t i = 0; i < ROWS; ++i) {
+      const T factor = a.at[i * a.row + k * a.step];
+      _Pragma("GCC unroll 4") for (int64_t v = 0; v < V; ++v) {
+        _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) sum[i][v][j] += factor * b[k * pitch_b + v * L + j];
+      }
+    }
+  _Pragma("GCC unroll 4") for (int64_t i = 0; i < ROWS; ++i) {
+    _Pragma("GCC unroll 4") for (int64_t v = 0; v < V; ++v) {
+      T* to = c + i * pitch_c + v * L;
+      _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) to[j] = ADD ? to[j] + sum[i][v][j] : sum[i][v][j];
+    }
+  }
+}
+
+// rows is rounded up to a multiple of ROWS; lanes is a multiple of LANES.
+template <bool ADD, class T>
+FGASEG_INLINE void multiply(const Factor<T>& a, const T* b, int64_t pitch_b, T* c, int64_t pitch_c, int64_t rows,
+                            int64_t lanes, int64_t depth) {
+  for (int64_t i = 0; i < rows; i += ROWS) {
+    const Factor<T> from{a.at + i * a.row, a.row, a.step};
+    for (int64_t j = 0; j < lanes;) {
+      const int64_t left = (lanes - j) / LANES<T>;
+      T* to = c + i * pitch_c + j;
+      const int64_t taken = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+      if (taken == 1) multiply_tile<1, ADD>(from, b + j, pitch_b, to, pitch_c, depth);
+      if (taken == 2) multiply_tile<2, ADD>(from, b + j, pitch_b, to, pitch_c, depth);
+      if (taken == 3) multiply_tile<3, ADD>(from, b + j, pitch_b, to, pitch_c, depth);
+      j += taken * LANES<T>;
+    }
+  }
+}
+
+template <class T, class F>
+FGASEG_INLINE T combined(T* lanes, const F& f) {
+  for (int64_t half = LANES<T> / 2; half > 0; half /= 2)
+    _Pragma("omp simd") for (int64_t j = 0; j < half; ++j) lanes[j] = f(lanes[j], lanes[j + half]);
+  return lanes[0];
+}
+
+// scores = exp(scores + mask - the largest of them); returns 1 / their sum. n is a multiple of LANES.
+template <class T>
+FGASEG_INLINE T exponentials(T* scores, const T* mask, int64_t n) {
+  constexpr int64_t L = LANES<T>;
+  T tops[L], sums[L] = {};
+  std::fill(tops, tops + L, -std::numeric_limits<T>::infinity());
+  for (int64_t i = 0; i < n; i += L)
+    _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) {
+      const T x = scores[i + j] + mask[i + j];
+      scores[i + j] = x;
+      tops[j] = x > tops[j] ? x : tops[j];
+    }
+  const T top = combined(tops, [](T a, T b) { return a > b ? a : b; });
+  for (int64_t i = 0; i < n; i += L)
+    _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) {
+      const T e = exp_of(scores[i + j] - top);
+      scores[i + j] = e;
+      sums[j] += e;
+    }
+  return T(1) / combined(sums, [](T a, T b) { return a + b; });
+}
+
+// From the exponentials and the gradient of the weights to weights, in place, and the gradient of the scores, in place.
+template <class T>
+FGASEG_INLINE void softmax_backward(T* weights, T* grad, T inverse, int64_t n) {
+  constexpr int64_t L = LANES<T>;
+  T dots[L] = {};
+  for (int64_t i = 0; i < n; i += L)
+    _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) {
+      weights[i + j] *= inverse;
+      dots[j] += weights[i + j] * grad[i + j];
+    }
+  const T dot = combined(dots, [](T a, T b) { return a + b; });
+  for (int64_t i = 0; i < n; i += L)
+    _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) grad[i + j] = weights[i + j] * (grad[i + j] - dot);
+}
+
+// x [n][pitch_x] -> y [columns][pitch_y], n a multiple of ROWS
+template <class T>
+FGASEG_INLINE void transpose(const T* x, int64_t pitch_x, T* y, int64_t pitch_y, int64_t n, int64_t columns) {
+  for (int64_t i = 0; i < n; i += ROWS) {
+    const T* from = x + i * pitch_x;
+    for (int64_t c = 0; c < columns; ++c)
+      _Pragma("GCC unroll 4") for (int64_t j = 0; j < ROWS; ++j) y[c * pitch_y + i + j] = from[j * pitch_x + c];
+  }
+}
+
+// A pixel of a window, and which of the four regions that the shift makes there it belongs to.
+struct Token {
+  int64_t y, x, region;
+};
+
+// The pixels of every window of the grid, which is padded below and to the right and then moved by -shift.
+std::vector<std::vector<Token>> windows_of(int64_t height, int64_t width, int64_t window, int64_t shift) {
+  const int64_t down = (height + window - 1) / window, across = (width + window - 1) / window;
+  std::vector<std::vector<Token>> windows(down * across);
+  for (int64_t y = 0; y < height; ++y)
+    for (int64_t x = 0; x < width; ++x) {
+      const int64_t row = y < shift ? y - shift + down * window : y - shift;  // after the move
+      const int64_t column = x < shift ? x - shift + across * window : x - shift;
+      windows[row / window * across + column / window].push_back({y, x, 2 * (y < shift) + (x < shift)});
+    }
+  return windows;
+}
+
+// Maps [N, H, W, D], their last stride 1.
+template <class T>
+struct Maps {
+  T* at;
+  int64_t row, y, x;
+
+  Maps(T* numbers, const Tensor& of) : at(numbers), row(of.stride(0)), y(of.stride(1)), x(of.stride(2)) {}
+  FGASEG_INLINE T* pixel(int64_t n, const Token& t) const { return at + n * row + t.y * y + t.x * x; }
+};
+
+// What belongs to one window of one row, and what a head of it needs: tiles [tokens][width] and [size][length].
+template <class T>
+struct Work {
+  int64_t size, width, length;  // numbers of a token; in whole vectors; most tokens, in whole vectors
+  int64_t n = 0, lanes = 0;     // tokens of this window; in whole vectors
+  const std::vector<Token>* tokens = nullptr;
+  T *q, *k, *v, *k_across, *q_sum, *scores, *masks;
+  T *grad = nullptr, *v_across = nullptr, *k_sum = nullptr, *v_sum = nullptr, *scores_grad = nullptr;  // for backward
+
+  Work(int64_t size_, int64_t most, bool backward)
+      : size(size_),
+        width(whole_vectors(size, LANES<T>)),
+        length(whole_vectors(most, LANES<T>)),
+        space_((backward ? 8 : 4) * length * width + 2 * QUERIES * (length + width) + 4 * length) {
+    const int64_t tile = length * width;
+    T* from = space_.data();
+    const auto take = [&from](int64_t numbers) { return (from += numbers) - numbers; };
+    for (T** one : {&q, &k, &v, &k_across}) *one = take(tile);
+    q_sum = take(QUERIES * width);
+    scores = take(QUERIES * length);
+    masks = take(4 * length);
+    if (!backward) return;
+    for (T** one : {&grad, &v_across, &k_sum, &v_sum}) *one = take(tile);
+    scores_grad = take(QUERIES * length);
+  }
+
+  // -100 for keys of another region, -inf beyond the last token.
+  void enter(const std::vector<Token>& window) {
+    tokens = &window;
+    n = window.size();
+    lanes = whole_vectors(n, LANES<T>);
+    for (int64_t region = 0; region < 4; ++region)
+      for (int64_t i = 0; i < lanes; ++i)
+        masks[region * length + i] = i >= n ? -std::numeric_limits<T>::infinity()
+                                            : window[i].region == region ? T(0)
+                                                                         : T(-100);
+  }
+
+  const T* mask(int64_t query) { return masks + (*tokens)[query].region * length; }
+
+  // tile = f(token, number of the token), zeros beyond the last token
+  template <class F>
+  FGASEG_INLINE void fill(T* tile, const F& f) {
+    for (int64_t i = 0; i < n; ++i)
+      _Pragma("omp simd") for (int64_t c = 0; c < size; ++c) tile[i * width + c] = f((*tokens)[i], c);
+    std::fill(tile + n * width, tile + lanes * width, T(0));
+  }
+
+  FGASEG_INLINE void load(T* tile, const Maps<const T>& x, int64_t row, int64_t first) {
+    fill(tile, [&](const Token& t, int64_t c) { return x.pixel(row, t)[first + c]; });
+  }
+
+  FGASEG_INLINE void load(T* tile, const Maps<const T>& x, int64_t row, const Maps<const T>& guidance, int64_t image,
+                          int64_t first, T scale) {
+    fill(tile, [&](const Token& t, int64_t c) {
+      return scale * (x.pixel(row, t)[first + c] + guidance.pixel(image, t)[first + c]);
+    });
+  }
+
+  // Asks for what the next head will load, while this one is computed: a head is two lines of every pixel, too short for
+  // the processor to see a pattern. Without it loading takes a quarter of the time.
+  FGASEG_INLINE void fetch(const Maps<const T>& x, int64_t row, int64_t from, int64_t to, int64_t first) const {
+    for (int64_t i = from; i < to; ++i)
+      for (int64_t c = 0; c < size; c += LANES<T>) __builtin_prefetch(x.pixel(row, (*tokens)[i]) + first + c);
+  }
+
+  FGASEG_INLINE void store(const T* tile, T* to, T factor) const {
+    _Pragma("omp simd") for (int64_t c = 0; c < size; ++c) to[c] = factor * tile[c];
+  }
+
+ private:
+  Aligned<T> space_;
+};
+
+template <class T>
+struct Inputs {
+  Maps<const T> q, k, v, q_guidance, k_guidance;
+  int64_t classes, heads;
+  T scale;
+};
+
+template <class T>
+struct Gradients {
+  Maps<const T> out;
+  Maps<T> q, k, v;
+};
+
+// The tiles of one head, q scaled, and the transposed one of k.
+template <class T>
+FGASEG_INLINE void load_head(const Inputs<T>& in, int64_t row, int64_t first, Work<T>& w) {
+  const int64_t image = row / in.classes;
+  w.load(w.q, in.q, row, in.q_guidance, image, first, in.scale);
+  w.load(w.k, in.k, row, in.k_guidance, image, first, T(1));
+  w.load(w.v, in.v, row, first);
+  transpose(w.k, w.width, w.k_across, w.length, w.lanes, w.size);
+}
+
+template <class T>
+FGASEG_INLINE void window_forward(const Inputs<T>& in, const Maps<T>& out, int64_t row, Work<T>& w) {
+  T inverse[QUERIES];
+  for (int64_t first = 0; first < in.heads * w.size; first += w.size) {
+    load_head(in, row, first, w);
+    for (int64_t i = 0; i < w.n; i += QUERIES) {
+      const int64_t queries = std::min(QUERIES, w.n - i);
+      T* scores = w.scores;
+      for (const Maps<const T>* x : {&in.q, &in.k, &in.v}) w.fetch(*x, row, i, i + queries, first + w.size);
+      multiply<false>({w.q + i * w.width, w.width, 1}, w.k_across, w.length, scores, w.length, queries,
+                      w.lanes, w.size);
+      for (int64_t j = 0; j < queries; ++j)
+        inverse[j] = exponentials(scores + j * w.length, w.mask(i + j), w.lanes);
+      multiply<false>({scores, w.length, 1}, w.v, w.width, w.q_sum, w.width, queries, w.width, w.n);
+      for (int64_t j = 0; j < queries; ++j)
+        w.store(w.q_sum + j * w.width, out.pixel(row, (*w.tokens)[i + j]) + first, inverse[j]);
+    }
+  }
+}
+
+template <class T>
+FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grads, int64_t row, Work<T>& w) {
+  T *scores = w.scores, *scores_grad = w.scores_grad;
+  for (int64_t first = 0; first < in.heads * w.size; first += w.size) {
+    load_head(in, row, first, w);
+    w.load(w.grad, grads.out, row, first);
+    transpose(w.v, w.width, w.v_across, w.length, w.lanes, w.size);
+    std::fill(w.k_sum, w.k_sum + w.lanes * w.width, T(0));
+    std::fill(w.v_sum, w.v_sum + w.lanes * w.width, T(0));
+    for (int64_t i = 0; i < w.n; i += QUERIES) {
+      const int64_t queries = std::min(QUERIES, w.n - i);
+      const T *q = w.q + i * w.width, *grad = w.grad + i * w.width;
+      for (const Maps<const T>* x : {&in.q, &in.k, &in.v, &grads.out})
+        w.fetch(*x, row, i, i + queries, first + w.size);
+      multiply<false>({q, w.width, 1}, w.k_across, w.length, scores, w.length, queries, w.lanes, w.size);
+      multiply<false>({grad, w.width, 1}, w.v_across, w.length, scores_grad, w.length, queries, w.lanes,
+                      w.size);
+      for (int64_t j = 0; j < queries; ++j) {
+        const T inverse = exponentials(scores + j * w.length, w.mask(i + j), w.lanes);
+        softmax_backward(scores + j * w.length, scores_grad + j * w.length, inverse, w.lanes);
+      }
+      multiply<true>({scores, 1, w.length}, grad, w.width, w.v_sum, w.width, w.n, w.width, queries);
+      multiply<true>({scores_grad, 1, w.length}, q, w.width, w.k_sum, w.width, w.n, w.width, queries);
+      multiply<false>({scores_grad, w.length, 1}, w.k, w.width, w.q_sum, w.width, queries, w.width,
+                      w.n);
+      for (int64_t j = 0; j < queries; ++j)
+        w.store(w.q_sum + j * w.width, grads.q.pixel(row, (*w.tokens)[i + j]) + first, in.scale);
+    }
+    for (int64_t i = 0; i < w.n; ++i) {
+      w.store(w.k_sum + i * w.width, grads.k.pixel(row, (*w.tokens)[i]) + first, T(1));
+      w.store(w.v_sum + i * w.width, grads.v.pixel(row, (*w.tokens)[i]) + first, T(1));
+    }
+  }
+}
+
+// target_clones needs functions that are not templates.
+#define FGASEG_FOR(T)                                                                                     \
+  FGASEG_CLONES void forward(const Inputs<T>& in, const Maps<T>& out, int64_t row, Work<T>& work) {       \
+    window_forward(in, out, row, work);                                                                   \
+  }                                                                                                       \
+  FGASEG_CLONES void backward(const Inputs<T>& in, const Gradients<T>& grads, int64_t row, Work<T>& work) { \
+    window_backward(in, grads, row, work);                                                                \
+  }
+FGASEG_FOR(float)
+FGASEG_FOR(double)
+#undef FGASEG_FOR
+
+// x in its compute type, copied only if its last numbers are not neighbours.
+Tensor neighbouring(const Tensor& x) {
+  const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
+  return y.stride(3) == 1 ? y : torch::stable::contiguous(y);
+}
+
+// The inputs in their compute type, and every window of every row on all threads.
+struct Call {
+  Tensor q, k, v, q_guidance, k_guidance;
+  int64_t heads, size;
+  std::vector<std::vector<Token>> windows;
+
+  Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& q_guidance_, const Tensor& k_guidance_,
+       int64_t heads_, int64_t window, int64_t shift)
+      : q(neighbouring(q_)),
+        k(neighbouring(k_)),
+        v(neighbouring(v_)),
+        q_guidance(neighbouring(q_guidance_)),
+        k_guidance(neighbouring(k_guidance_)),
+        heads(heads_),
+        size(q.size(3) / heads),
+        windows(windows_of(q.size(1), q.size(2), window, shift)) {}
+
+  template <class T>
+  Inputs<T> inputs() const {
+    const auto maps = [](const Tensor& x) { return Maps<const T>(data<T>(x), x); };
+    const int64_t classes = q.size(0) / std::max<int64_t>(q_guidance.size(0), 1);
+    return {maps(q), maps(k), maps(v), maps(q_guidance), maps(k_guidance), classes, heads, 1 / std::sqrt(T(size))};
+  }
+
+  template <class T, class F>
+  void for_each_window(bool backward, const F& f) const {
+    size_t most = 0;
+    for (const auto& window : windows) most = std::max(most, window.size());
+    const int64_t count = windows.size(), grain = 1 + 16384 / (most * heads * size);
+    torch::stable::parallel_for(0, q.size(0) * count, grain, [&](int64_t begin, int64_t end) {
+      Work<T> work(size, most, backward);
+      for (int64_t i = begin; i < end; ++i) {
+        work.enter(windows[i % count]);
+        f(i / count, work);
+      }
+    });
+  }
+};
+
+Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
+                        const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
+  Tensor y = torch::stable::new_empty(call.q, call.q.sizes());
+  for_compute_type(y, [&](auto type) {
+    using T = decltype(type);
+    const Inputs<T> in = call.inputs<T>();
+    const Maps<T> out(mutable_data<T>(y), y);
+    call.for_each_window<T>(false, [&](int64_t row, Work<T>& work) { forward(in, out, row, work); });
+  });
+  return finished(y, q);
+}
+
+// The gradient of what is added to all classes of an image.
+Tensor over_classes(const Tensor& grad, int64_t images) {
+  const int64_t classes = grad.size(0) / std::max<int64_t>(images, 1);
+  const Tensor parts = torch::stable::view(grad, {images, classes, grad.size(1), grad.size(2), grad.size(3)});
+  const int64_t axis[] = {1};
+  return torch::stable::sum(parts, axis);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
+    const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
+    const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
+  const Tensor g = neighbouring(grad);
+  const auto like = [](const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); };
+  Tensor dq = like(call.q), dk = like(call.k), dv = like(call.v);
+  for_compute_type(g, [&](auto type) {
+    using T = decltype(type);
+    const Inputs<T> in = call.inputs<T>();
+    const Gradients<T> grads{{data<T>(g), g}, {mutable_data<T>(dq), dq}, {mutable_data<T>(dk), dk},
+                             {mutable_data<T>(dv), dv}};
+    call.for_each_window<T>(true, [&](int64_t row, Work<T>& work) { backward(in, grads, row, work); });
+  });
+  const int64_t images = q_guidance.size(0);
+  return {finished(dq, q), finished(dk, q), finished(dv, q), finished(over_classes(dq, images), q),
+          finished(over_classes(dk, images), q)};
+}
+
+}  // namespace
+}  // namespace fgaseg
+
+STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+  m.impl("window_attention_cpp", TORCH_BOX(&fgaseg::window_attention));
+  m.impl("window_attention_backward_cpp", TORCH_BOX(&fgaseg::window_attention_backward));
+}
