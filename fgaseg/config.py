@@ -161,6 +161,8 @@ class ModelConfig(_Section):
     guidance_hidden: tuple[PositiveInt, PositiveInt] = (32, 16)
     decoder_channels: tuple[PositiveInt, PositiveInt] = (64, 32)
     inference: Literal["whole", "windows"] = "whole"
+    class_maps_budget: NonNegativeFloat | None = None  # MB an image, at inference: beyond, class maps are made again
+    checkpointing: bool = False  # in training, aggregation and decoder are computed again for the backward pass
     loss: LossConfig = LossConfig()
 
     @model_validator(mode="after")
@@ -201,6 +203,8 @@ class ModelConfig(_Section):
             raise ValueError(f"top_k: {self.top_k} needs fast: true (only fast mode has the heads that choose classes)")
         if self.fast and not self.loss.aux_heads:
             raise ValueError("loss.aux_heads: 0 leaves fast mode without a head to choose classes by; give 1 to 3")
+        if self.class_maps_budget is not None and self.fast:
+            raise ValueError("class_maps_budget: fast mode chooses among the maps of all classes; give fast: false")
         if self.released_fast_scores and not self.fast:
             raise ValueError("released_fast_scores: needs fast: true")
         if self.hidden % self.heads:

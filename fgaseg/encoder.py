@@ -28,6 +28,10 @@ class ImageFeatures(NamedTuple):
     early: Tensor  # [B, D, H, W], raw output of the first guidance block
     late: Tensor  # [B, D, H, W], raw output of the second guidance block
 
+    def image(self, index: int) -> "ImageFeatures":
+        """Of one image, B = 1."""
+        return ImageFeatures(*(x[index : index + 1] for x in self))
+
 
 class SelfAttention(nn.Module):
     """nn.MultiheadAttention with q, k and v apart, so that q and v can train while k stays frozen.

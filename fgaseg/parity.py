@@ -33,7 +33,11 @@ from .released import our_key
 from .segment import sliding_scores
 
 WORST, MEDIAN = 1e-4, 1e-5  # largest error of any element of any stage; median over the stages of their largest
-MARGIN = 1e-4  # a choice between classes nearer than this is a tie: the released code in float64 may choose otherwise
+# of gradients: rounding alone moves the released code's own by up to 2.5e-4 (its float32 beside our float64; ours in
+# float32 by 2.3e-4), because sums over all pixels of all classes cancel and ReLU has a kink
+GRADIENT = 1e-3
+NOTHING = 1e-12  # a gradient below this share of the whole norm is rounding, such as that of the keys' bias
+MARGIN = 1e-4  # at a head, choices between classes nearer than this are ties (the recordings' README)
 PHOTO = 384
 
 
@@ -44,6 +48,10 @@ class Stage:
     name: str
     error: float | None
     note: str = ""
+
+    @property
+    def limit(self) -> float:
+        return GRADIENT if self.name.startswith("grad") else WORST
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,13 @@ class Case:
 
     @property
     def worst(self) -> float:
-        return max(self.errors, default=float("nan"))
+        """Without the gradients."""
+        return max((s.error for s in self.stages if s.error is not None and s.limit == WORST), default=float("nan"))
+
+    @property
+    def worst_gradient(self) -> float | None:
+        """None: the case has no gradients."""
+        return max((s.error for s in self.stages if s.error is not None and s.limit == GRADIENT), default=None)
 
     @property
     def median(self) -> float:
@@ -69,10 +83,11 @@ class Case:
     @property
     def passed(self) -> bool:
         """Within the limits; NaN and a case of which nothing was compared are not."""
-        return self.worst <= WORST and self.median <= MEDIAN
+        return self.median <= MEDIAN and all(s.error <= s.limit for s in self.stages if s.error is not None)
 
     def dump(self) -> dict[str, Any]:
-        return {**asdict(self), "worst": self.worst, "median": self.median, "passed": self.passed}
+        figures = {"worst": self.worst, "worst_gradient": self.worst_gradient, "median": self.median}
+        return {**asdict(self), **figures, "passed": self.passed}
 
 
 class Recording:
@@ -101,9 +116,12 @@ class Recording:
             raise ValueError(f"{name}: ours is {list(got.shape)}, recorded is {self.shape(name)}")
         stride = int(self.arrays[f"{name}__stride"])
         ours = got.detach().cpu().flatten()[::stride].double()
+        theirs = torch.from_numpy(self.arrays[name]).double()
         _, _, low, high, _ = self.arrays[f"{name}__stats"]
-        difference = (ours - torch.from_numpy(self.arrays[name]).double()).abs()[-(-skip // stride) :]
-        return float(difference.max() / max(abs(low), abs(high), np.finfo(np.float32).tiny))
+        largest = max(abs(low), abs(high), np.finfo(np.float32).tiny)
+        if low == model_module.DROPPED:  # no value that was computed
+            largest = theirs[theirs != low].abs().max()
+        return float((ours - theirs).abs()[-(-skip // stride) :].max() / largest)
 
 
 class Tape:
@@ -259,7 +277,7 @@ def _compare_one(name: str, recorded: Recording, tape: Tape, computed: dict[str,
 
 
 @contextlib.contextmanager
-def recorded_choices(recorded: Recording, levels: list[Tensor], stages: list[Stage]) -> Iterator[None]:
+def recorded_choices(levels: list[Tensor], stages: list[Stage]) -> Iterator[None]:
     """Class cap and pruning choose what was recorded, so that a tie does not spoil what follows; what ours would have
     chosen is compared instead. A class may differ where it is within rounding of the cut."""
     pruning = iter(range(1, len(levels)))
@@ -318,7 +336,9 @@ def different_labels(recorded: Recording, name: str, scores: Tensor) -> Stage:
     """Share of the pixels whose best class is another one although the best two are apart. scores [..., T, h, w]."""
     labels = torch.from_numpy(recorded[name].astype(np.int64))
     best = scores.topk(2, dim=-3)
-    clear = (best.values.select(-3, 0) - best.values.select(-3, 1)) > MEDIAN * scores[scores > -100].abs().max()
+    clear = (best.values.select(-3, 0) - best.values.select(-3, 1)) > MEDIAN * scores[
+        scores != model_module.DROPPED
+    ].abs().max()
     chosen = best.indices.select(-3, 0)
     wrong = (chosen != labels.reshape(chosen.shape)) & clear
     return Stage(name, float(wrong.double().mean()), f"{int((~clear).sum())} tied pixels left out")
@@ -413,7 +433,7 @@ def _infer(root: Root, described: Described, recorded: Recording) -> list[Stage]
     vocabulary, stages = model.encode(names), list[Stage]()
     levels = recorded_levels(recorded, 1, len(names))
     tape = Tape(levels)
-    with taped(tape, model), recorded_choices(recorded, levels, stages):
+    with taped(tape, model), recorded_choices(levels, stages):
         out = model(root.pixels(model), vocabulary)
         head, aligned = model.head, tape["p2t_out"]
         if head.t2p is not None:
@@ -442,7 +462,7 @@ def _sliding(root: Root, described: Described, recorded: Recording) -> list[Stag
     photo = torch.from_numpy(root.fill.image(height, width, 3)).to(root.dtype)
     tape = Tape([torch.arange(len(names)).expand(5, -1)])
     with taped(tape, model):
-        scores = sliding_scores(model, photo, model.encode(names))(slice(0, len(names)))
+        scores = sliding_scores(model, photo, model.encode(names))
     scores = F.interpolate(scores[None], size=(height, width), mode="bilinear", align_corners=False)[0]
     stages = list(compare(recorded, tape, {"sem_seg": scores}))
     return [*stages, different_labels(recorded, "argmax_sem_seg", scores)]
@@ -458,6 +478,7 @@ def _train(root: Root, described: Described, recorded: Recording) -> list[Stage]
         out = model(root.pixels(model), vocabulary)
     losses = segmentation_losses(out, labels, model.config.loss)
     losses["loss"].backward()
+    losses = {name: loss.detach() for name, loss in losses.items()}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
     buffers = dict(model.named_buffers())
@@ -479,20 +500,23 @@ def _gradient_norms(path: Path, gradients: dict[str, Tensor]) -> list[Stage]:
     recorded = json.loads(path.read_text())
     total = torch.stack([g.double().norm() for g in gradients.values()]).norm()
     stages = [Stage("gradient norm", abs(float(total) / recorded["total_grad_norm"] - 1))]
+    entries = {our_key(key) or key: (key, *values) for key, values in recorded["grads_norm_sum_first"].items()}
+    if alone := sorted(entries.keys() ^ gradients.keys()):
+        stages.append(Stage("gradients", float("nan"), "only ours or only recorded: " + ", ".join(alone)))
     kinds: dict[str, dict[str, float]] = {"norms": {}, "sums": {}, "first elements": {}}
-    unknown = set(gradients)
-    for key, (norm, summed, first) in recorded["grads_norm_sum_first"].items():
-        name = our_key(key) or key
-        unknown.discard(name)
+    for name in entries.keys() & gradients.keys():
+        key, norm, summed, first = entries[name]
         g = gradients[name].double()
-        scale = (norm, g.abs().sum(), g.abs().max())  # a sum cancels: what it can be wrong by is what it adds up
+        if max(norm, float(g.norm())) < NOTHING * recorded["total_grad_norm"]:
+            continue
+        scale = (g.norm(), g.abs().sum(), g.abs().max())  # a sum cancels: what it can be wrong by is what it adds up
         ours = (g.norm(), g.sum(), g.flatten()[0])
         for kind, x, y, largest in zip(kinds, ours, (norm, summed, first), scale, strict=True):
-            kinds[kind][key] = abs(float(x) - y) / float(largest) if largest else abs(y)
+            kinds[kind][key] = abs(float(x) - y) / max(float(largest), abs(y))
     for kind, errors in kinds.items():
         worst = max(errors, key=lambda key: errors[key])
-        stages.append(Stage(f"gradient {kind}", errors[worst], f"{len(errors)} of them, worst: {worst}"))
-    stages.append(Stage("gradients recorded", float(len(unknown)), ", ".join(sorted(unknown))))
+        note = f"{len(errors)} of {len(entries)}, the others are rounding; worst: {worst}"
+        stages.append(Stage(f"gradient {kind}", errors[worst], note))
     return stages
 
 
@@ -513,19 +537,22 @@ def run(root: Path, dtype: str, only: list[str], as_json: bool) -> bool:
         cases.append(run_case(recordings, path))
         if not as_json:
             Console().print(_table(cases[-1]))
-            print(_verdict(cases[-1]), flush=True)
+            print(verdict(cases[-1]), flush=True)
     passed = all(case.passed for case in cases)
     if as_json:
-        limits = {"worst": WORST, "median": MEDIAN}
+        limits = {"worst": WORST, "worst_gradient": GRADIENT, "median": MEDIAN}
         print(json.dumps({"passed": passed, "limits": limits, "dtype": dtype, "cases": [c.dump() for c in cases]}))
     else:
         print(f"{sum(case.passed for case in cases)} of {len(cases)} cases pass")
     return passed
 
 
-def _verdict(case: Case) -> str:
-    word = "passes" if case.passed else f"FAILS (limits {WORST:.0e} and {MEDIAN:.0e})"
-    return f"{case.name}: worst element {case.worst:.1e}, median stage {case.median:.1e}: {word}, {case.seconds:.0f} s"
+def verdict(case: Case) -> str:
+    """One line: the errors that decide, and the decision."""
+    word = "passes" if case.passed else f"FAILS (limits {WORST:.0e}, of gradients {GRADIENT:.0e}, median {MEDIAN:.0e})"
+    gradients = "" if case.worst_gradient is None else f" (of gradients {case.worst_gradient:.1e})"
+    return (f"{case.name}: worst element {case.worst:.1e}{gradients}, median stage {case.median:.1e}: {word}, "
+            f"{case.seconds:.0f} s")  # fmt: skip
 
 
 def _table(case: Case) -> Any:
@@ -534,5 +561,7 @@ def _table(case: Case) -> Any:
     table = Table("stage", "error / largest value", "", title=case.name, title_justify="left")
     for stage in case.stages:
         error = "-" if stage.error is None else f"{stage.error:.1e}"
-        table.add_row(stage.name, error, stage.note, style="red" if stage.error and not stage.error <= WORST else None)
+        table.add_row(
+            stage.name, error, stage.note, style="red" if stage.error and not stage.error <= stage.limit else None
+        )
     return table

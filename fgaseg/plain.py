@@ -7,6 +7,7 @@ the model's own; one image at a time.
 """
 
 from collections.abc import Iterable
+from math import isqrt
 from typing import cast
 
 import torch
@@ -18,7 +19,9 @@ from .aggregation import AggregationLayer, ClassAttention, SwinBlock
 from .decoder import Decoder, LocalUp, SharedConv, UpStage
 from .encoder import ImageFeatures, run_block
 from .kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
+from .kernels.upsample_argmax.reference import averaged_scores
 from .model import DROPPED, FGASeg, Head, Output, strongest_classes
+from .segment import STRIDE, WINDOW, _views
 from .supplement import Fusion
 from .text import TextEncoder
 
@@ -196,3 +199,10 @@ def train(model: FGASeg, pixels: Tensor, texts: Tensor) -> Output:
 def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [H, W] of one image: every class's map at the photo's size, then the largest."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def windows(model: FGASeg, photo: Tensor, texts: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels [H, W] of a photo [3, h, w] 0..255 by the released code's views, with every class's maps at every size."""
+    logits = run(model, _views(model, photo), texts)
+    scores = averaged_scores(logits, isqrt(len(logits) - 1), WINDOW, STRIDE, True)
+    return labels(scores[None], size)

@@ -370,7 +370,7 @@ def _assumed(config: ModelConfig) -> dict[str, Any]:
 
 
 def to_released(model: FGASeg) -> tuple[dict[str, Tensor], Report]:
-    """The state dict that the released code loads strictly, on the CPU (shift masks included), and a report.
+    """The state dict that the released code loads strictly (shift masks included), sharing memory, and a report.
 
     Raises CheckpointError for a model that has no counterpart there (`propagation: false`).
     """
@@ -385,7 +385,7 @@ def to_released(model: FGASeg) -> tuple[dict[str, Tensor], Report]:
         theirs = released_key(key)
         if theirs is None:
             raise CheckpointError(f"model: {key} has no counterpart in the released code")
-        tensors[theirs] = value.detach().cpu().reshape(1, 1, -1) if key.endswith(PADDING) else value.detach().cpu()
+        tensors[theirs] = value.detach().reshape(1, 1, -1) if key.endswith(PADDING) else value.detach()
     masks = _shift_masks(config, model.patch)
     report = Report(**_described(config), mapped=list(tensors), computed=list(masks), different=_different(model))
     return {**tensors, **masks}, report
@@ -395,7 +395,7 @@ def save(model: FGASeg, path: str | Path) -> Report:
     """Write {"model": the released state dict} for torch.load, atomically. Raises as `to_released`, and OSError."""
     tensors, report = to_released(model)
     buffer = io.BytesIO()  # torch.save on a file turns a full disk into an internal error
-    torch.save({"model": tensors}, buffer)
+    torch.save({"model": {key: value.cpu() for key, value in tensors.items()}}, buffer)
     atomic_write(path, lambda file: file.write(buffer.getbuffer()))
     return report
 

@@ -1,8 +1,9 @@
-"""From a photo to labels at its own size; score maps are streamed over classes, so that [T, H, W] never exists."""
+"""From a photo to labels at its own size; score maps are upsampled as they are compared: [T, H, W] never exists."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from math import isqrt
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -11,14 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from .images import to_pixels
+from .kernels import upsample_argmax, upsample_argmax_windows
 from .kernels.labels import encode_runs
+from .kernels.upsample_argmax.reference import averaged_scores
 from .text import Vocabulary
 
 if TYPE_CHECKING:
     from .model import FGASeg
 
 LONGEST_ASPECT = 4  # the long side is at most this many times image_size
-SCORES_PER_STEP = 2**25  # elements of upsampled score maps held at once
 WINDOWS_SIZE, WINDOW, STRIDE, LONGEST = 640, 384, 256, 2560  # the released evaluation (protocol)
 
 
@@ -100,12 +102,10 @@ def predict(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Resu
         raise RuntimeError("segment: the model is in training mode; call model.eval() first")
     size = (image.height, image.width)
     if model.config.inference == "windows":
-        chunks = _window_scores(model, image, vocabulary)
-        labels, scores = _best_class(chunks, size, len(vocabulary))
+        photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
+        labels, scores = by_windows(model, photo, vocabulary, size)
     else:
-        logits = model(_whole(model, image), vocabulary).logits[0]
-        labels, scores = _best_class(logits.__getitem__, size, len(vocabulary))
-        scores = _probability(model, logits, scores, size)
+        labels, scores = (x[0] for x in label(model, _whole(model, image), vocabulary, size))
     first: dict[str, int] = {}
     for i, name in enumerate(vocabulary.names):  # equal classes tie but for rounding: the first one has the pixel
         first.setdefault(model.text_encoder.subject(name), i)
@@ -122,73 +122,87 @@ def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _chunks(classes: int, size: tuple[int, int]) -> Iterator[slice]:
-    step = max(SCORES_PER_STEP // (size[0] * size[1]), 1)
-    for start in range(0, classes, step):
-        yield slice(start, min(start + step, classes))
+class Winners:
+    """The best class of every pixel, and its score, over parts of the classes; ties go to the class that came first."""
+
+    def __init__(self) -> None:
+        self.labels: Tensor | None = None
+
+    def add(self, classes: Tensor, labels: Tensor, scores: Tensor, total: Tensor | None = None) -> None:
+        """labels index classes [c]; total is the sum of exp(score - best) over these, as of ``upsample_argmax``."""
+        labels = classes[labels]
+        if self.labels is None:
+            self.labels, self.scores, self.total = labels, scores, total
+            return
+        wins = (scores > self.scores) | (scores.isnan() & ~self.scores.isnan())
+        best = torch.where(wins, scores, self.scores)
+        if total is not None and self.total is not None:
+            self.total = self.total * (self.scores - best).exp() + total * (scores - best).exp()
+        self.labels, self.scores = torch.where(wins, labels, self.labels), best
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        assert self.labels is not None  # a vocabulary is never empty
+        return self.labels, self.scores
 
 
-def _best_class(maps: Callable[[slice], Tensor], size: tuple[int, int], classes: int) -> tuple[Tensor, Tensor]:
-    """Winner and its value of score maps (maps(classes) [c, h, w]) upsampled to size; ties go to the lowest index."""
-    labels, best = None, None
-    for part in _chunks(classes, size):
-        value, index = _resize(maps(part).float(), size).max(dim=0)
-        if labels is None or best is None:
-            labels, best = index, value
-        else:
-            wins = value > best
-            labels = torch.where(wins, index + part.start, labels)
-            best = torch.where(wins, value, best)
-    assert labels is not None and best is not None  # a vocabulary is never empty
-    return labels, best
+def label(model: "FGASeg", pixels: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels and the winners' probabilities [B, H, W] at `size` of CLIP-normalised pixels [B, 3, h, w], seen whole.
+
+    No map of a class is ever at that size, and beyond `class_maps_budget` not all of them exist at any.
+    """
+    softmax = model.config.loss.seg == "ce" and not model.config.released_fast_scores
+    winners = Winners()
+    for classes, logits in model.stream(pixels, vocabulary):
+        winners.add(classes, *upsample_argmax(logits, size, total=softmax))
+    labels, scores = winners.best()
+    if softmax:
+        return labels, 1 / cast(Tensor, winners.total)
+    return labels, scores if model.config.released_fast_scores else scores.sigmoid()
 
 
-def _probability(model: "FGASeg", logits: Tensor, best: Tensor, size: tuple[int, int]) -> Tensor:
-    """Probability of the winner from its upsampled logit."""
-    if model.config.released_fast_scores:
-        return best
-    if model.config.loss.seg == "bce":
-        return best.sigmoid()
-    total = torch.zeros_like(best)
-    for part in _chunks(len(logits), size):
-        total += (_resize(logits[part].float(), size) - best).exp().sum(0)
-    return 1 / total
-
-
-def _window_scores(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Callable[[slice], Tensor]:
-    """Averaged scores [c, 640, 640] of any slice of classes, from five views computed once."""
-    photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
+def by_windows(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels and the winners' averaged scores [H, W] at `size` of a photo [3, h, w] 0..255, as `predict` says."""
     scale = min(WINDOWS_SIZE / min(photo.shape[1:]), LONGEST / max(photo.shape[1:]))
     photo = _resize(photo, tuple(max(round(n * scale), 1) for n in photo.shape[1:]))  # type: ignore[arg-type]
-    return sliding_scores(model, photo, vocabulary)
+    winners = Winners()
+    for classes, logits, activation in _view_scores(model, photo, vocabulary):
+        winners.add(classes, *upsample_argmax_windows(logits, WINDOW, STRIDE, size, activation))
+    return winners.best()
 
 
-def sliding_scores(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary) -> Callable[[slice], Tensor]:
-    """As the released code averages them; photo [3, h, w], RGB 0..255, any size."""
+def _views(model: "FGASeg", photo: Tensor) -> Tensor:
+    """The released code's views [5, 3, side, side] of a photo [3, h, w], RGB 0..255: four crops, then all of it."""
     squashed = _resize(photo, (WINDOWS_SIZE, WINDOWS_SIZE))
     starts = range(0, WINDOWS_SIZE - WINDOW + 1, STRIDE)
-    corners = [(y, x) for y in starts for x in starts]
-    views = [squashed[:, y : y + WINDOW, x : x + WINDOW] for y, x in corners]
+    views = [squashed[:, y : y + WINDOW, x : x + WINDOW] for y in starts for x in starts]
     views.append(_resize(photo, (WINDOW, WINDOW)))
     batch = (torch.stack(views) / 255 - model.mean[:, None, None]) / model.std[:, None, None]
     side = model.config.image_size // model.patch * model.patch
-    if side != WINDOW:
-        batch = F.interpolate(batch, size=(side, side), mode="bilinear", align_corners=False)
+    return batch if side == WINDOW else F.interpolate(batch, (side, side), mode="bilinear", align_corners=False)
+
+
+def _view_scores(
+    model: "FGASeg", photo: Tensor, vocabulary: Vocabulary
+) -> Iterator[tuple[Tensor, Tensor, Literal["sigmoid", "none"]]]:
+    """Classes [c], their logits [5, c, h, w] in every view, and what makes scores of these once they are resized.
+
+    Several parts come only beyond `class_maps_budget`, and not with a softmax, which is over all classes.
+    """
+    parts = model.stream(_views(model, photo), vocabulary)
+    if model.config.loss.seg == "ce":  # before the resize
+        classes, logits = (torch.cat(x, dim=d) for x, d in zip(zip(*parts, strict=True), (0, 1), strict=True))
+        yield classes, logits.float().softmax(dim=1), "none"
+    else:
+        for classes, logits in parts:
+            yield classes, logits, "sigmoid"
+
+
+def sliding_scores(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The released code's averaged scores [T, 640, 640], all in memory, to compare with it; photo [3, h, w] 0..255."""
+    views = _views(model, photo)
     together = model.config.fast and model.config.topk_union == "batch"  # the released union is over all views
-    logits = torch.cat([model(views, vocabulary).logits for views in batch.split(len(batch) if together else 1)])
-    softmax = model.config.loss.seg == "ce"
-    if softmax:  # over all classes, before the resize: afterwards only some classes are at hand
+    logits = torch.cat([model(part, vocabulary).logits for part in views.split(len(views) if together else 1)])
+    if model.config.loss.seg == "ce":
         logits = logits.float().softmax(dim=1)
-    done = softmax or model.config.released_fast_scores
-
-    def scores(part: slice) -> Tensor:
-        tiles = F.interpolate(logits[:, part].float(), size=(WINDOW, WINDOW), mode="bilinear", align_corners=False)
-        tiles = tiles if done else tiles.sigmoid()
-        summed = tiles.new_zeros(tiles.shape[1], WINDOWS_SIZE, WINDOWS_SIZE)
-        counts = tiles.new_zeros(WINDOWS_SIZE, WINDOWS_SIZE)
-        for (y, x), tile in zip(corners, tiles[:-1], strict=True):
-            summed[:, y : y + WINDOW, x : x + WINDOW] += tile
-            counts[y : y + WINDOW, x : x + WINDOW] += 1
-        return (summed / counts + _resize(tiles[-1], (WINDOWS_SIZE, WINDOWS_SIZE))) / 2
-
-    return scores
+    side = isqrt(len(views) - 1)
+    return averaged_scores(logits, side, WINDOW, STRIDE, model.config.loss.seg != "ce")

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_config, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgaseg.model
 from fgaseg import FGASeg, ModelConfig
@@ -74,8 +76,7 @@ def test_two_thousand_classes_in_pieces_equal_one_piece(monkeypatch):
     with torch.no_grad():
         vocabulary = model.encode(names)
         in_pieces = model(pixels(), vocabulary).logits
-        monkeypatch.setattr(fgaseg.model, "PIXELS_PER_STEP", 10**9)
-        monkeypatch.setattr(fgaseg.aggregation, "TOKENS_PER_STEP", 10**9)
+        monkeypatch.setitem(fgaseg.model.PIXELS_PER_STEP, "cpu", 10**9)
         whole = model(pixels(), vocabulary).logits
     assert in_pieces.shape[1] == 2000
     torch.testing.assert_close(in_pieces, whole, atol=1e-4, rtol=1e-4)
@@ -94,7 +95,7 @@ def test_pieces_do_not_leak_between_images(monkeypatch):
     with torch.no_grad():
         vocabulary = model.encode(THINGS)
         whole = model(plain_photos(3), vocabulary)
-        monkeypatch.setattr(fgaseg.model, "PIXELS_PER_STEP", 64)
+        monkeypatch.setitem(fgaseg.model.PIXELS_PER_STEP, "cpu", 64)
         pieces = model(plain_photos(3), vocabulary)
     assert len(set(whole.kept.sum(1).tolist())) > 1  # else this tests nothing
     assert torch.equal(whole.kept, pieces.kept)
@@ -274,19 +275,50 @@ def test_segment_takes_a_list_and_a_path(tmp_path):
     one.overlay().save(tmp_path / "out.png")
 
 
-def test_labels_are_the_argmax_of_upsampled_logits_whatever_the_chunk(monkeypatch):
+def test_labels_are_the_argmax_of_upsampled_logits():
     model = tiny_model()
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     full = model.segment(photo, NAMES)
-    monkeypatch.setattr(fgaseg.segment, "SCORES_PER_STEP", 1)
-    streamed = model.segment(photo, NAMES)
-    assert np.array_equal(full.labels, streamed.labels)
-    np.testing.assert_allclose(full.scores, streamed.scores, rtol=1e-5)
     with torch.no_grad():
         logits = model(fgaseg.segment._whole(model, photo), model.encode(NAMES)).logits
     up = torch.nn.functional.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)[0]
-    assert np.array_equal(full.labels, up.argmax(0).numpy())
+    first, second = up.topk(2, dim=0).values
+    clear = (first - second > 1e-5).numpy()  # elsewhere rounding decides
+    assert clear.mean() > 0.99 and np.array_equal(full.labels[clear], up.argmax(0).numpy()[clear])
     np.testing.assert_allclose(full.scores, up.softmax(0).amax(0).numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "released"}], ids=["softmax", "sigmoid"])
+def test_windows_are_labelled_by_the_scores_of_the_released_order(preset):
+    model = tiny_model(inference="windows", **preset)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    result = model.segment(photo, NAMES)
+    with torch.no_grad():
+        enlarged = fgaseg.segment._resize(torch.from_numpy(np.array(photo)).permute(2, 0, 1).float(), (640, 896))
+        scores = fgaseg.segment.sliding_scores(model, enlarged, model.encode(NAMES))
+    best, labels = fgaseg.segment._resize(scores, (50, 70)).max(0)
+    np.testing.assert_allclose(result.scores, best.numpy(), rtol=1e-4)
+    assert (result.labels == labels.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("mode", ["whole", "windows"])
+def test_memory_of_labelling_does_not_grow_with_the_photo_times_the_classes(mode):
+    """No tensor is made of even a quarter of [T, H, W]."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for x in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(x, torch.Tensor):
+                    self.elements = max(self.elements, x.numel())
+            return result
+
+    model, names = tiny_model(inference=mode), [f"class {i}" for i in range(100)]
+    with Largest() as largest:
+        model.segment(Image.new("RGB", (2000, 1500)), names)
+    assert largest.elements < 100 * 2000 * 1500 / 4
 
 
 def test_segment_refuses_training_mode():
@@ -427,3 +459,16 @@ def test_text_tower_must_match_the_image_tower(tmp_path):
     _archive(FGASeg(tiny_config(encoder={"architecture": other})), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="do not fit"):
         FGASeg(tiny_config(encoder={"pretrained": str(tmp_path / "other.pt")}))
+
+
+def test_a_compiled_head_gives_the_same():
+    model, compiled = tiny_model(), tiny_model()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.head.compile(backend=counter, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for classes in (5, 200):  # the second comes in pieces, the last of them shorter
+            vocabulary = model.encode([f"thing {i}" for i in range(classes)])
+            got, expected = (m(pixels(1), vocabulary).logits for m in (compiled, model))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert 0 < counter.frame_count <= 20

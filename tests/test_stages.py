@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
 
-from fgaseg.aggregation import ClassAttention, Guided, SwinBlock, window_mask
+from fgaseg.aggregation import ClassAttention, ClassSums, Guided, SwinBlock
 from fgaseg.alignment import P2Tformer, T2PProjector, sine_positions
 from fgaseg.config import LossConfig
 from fgaseg.decoder import SharedConv
@@ -38,6 +38,20 @@ def test_shared_convolution_is_a_convolution_of_both():
     same(layer(x, guidance), layer.conv(torch.cat([x, guidance.repeat_interleave(3, 0)], 1)))
 
 
+def by_images(layer, x, guidance):
+    """layer on rows [B, T, ...] packed, the classes of every image in two pieces whose sums are added."""
+    batch, classes = x.shape[:2]
+    offsets = torch.arange(batch + 1) * classes
+    whole = layer(x.flatten(0, 1), guidance.flatten(0, 1), offsets)
+    parts = [(p.flatten(0, 1), g.flatten(0, 1), torch.arange(batch + 1) * p.shape[1])
+             for p, g in zip(x.split(2, 1), guidance.split(2, 1), strict=True)]  # fmt: skip
+    sums = ClassSums(*(sum(s) for s in zip(*(layer.summarize(*part) for part in parts), strict=True)))
+    sums = layer.pad(sums, offsets.diff())
+    pieces = torch.cat([layer.attend(*part, sums).unflatten(0, (batch, -1)) for part in parts], 1)
+    same(pieces.flatten(0, 1), whole)
+    return whole.unflatten(0, (batch, classes))
+
+
 def test_pad_tokens_in_closed_form_equal_pad_tokens_in_the_sequence():
     padded, literal = ClassAttention(8, 6, 2, 9).double(), ClassAttention(8, 6, 2, 0).double()
     literal.load_state_dict({k: v for k, v in padded.state_dict().items() if not k.startswith("pad")})
@@ -47,9 +61,11 @@ def test_pad_tokens_in_closed_form_equal_pad_tokens_in_the_sequence():
     x, guidance = rand(2, 5, 3, 8), rand(2, 5, 6, seed=1)
     tokens = torch.cat([x, padded.pad_token.expand(2, 4, 3, 8)], 1)
     texts = torch.cat([guidance, padded.pad_guidance.expand(2, 4, 6)], 1)
-    same(padded(x, guidance), literal(tokens, texts)[:, :5])
-    assert not torch.allclose(padded(x, guidance), literal(x, guidance))  # padding does change the numbers
-    same(padded(tokens, texts), literal(tokens, texts))  # as many classes as places: nothing is padded
+    same(by_images(padded, x, guidance), by_images(literal, tokens, texts)[:, :5])
+    assert not torch.allclose(by_images(padded, x, guidance), by_images(literal, x, guidance))  # it changes the numbers
+    same(
+        by_images(padded, tokens, texts), by_images(literal, tokens, texts)
+    )  # as many classes as places: nothing is padded
 
 
 def test_class_attention_is_linear_attention_over_the_classes_of_a_pixel():
@@ -66,7 +82,7 @@ def test_class_attention_is_linear_attention_over_the_classes_of_a_pixel():
             out.append(weights / (weights.sum(1, keepdim=True) + 1e-6) @ v[:, h])
         y = x[0, :, p] + torch.cat(out, -1)
         expected[0, :, p] = y + layer.mlp(layer.norm2(y))
-    same(layer(x, guidance), expected)
+    same(by_images(layer, x, guidance), expected)
 
 
 def _plain_swin(block, x, guidance):
@@ -112,11 +128,6 @@ def test_swin_block_window_by_window(grid, shift):
     got = block(x, guidance)
     for row in range(4):
         same(got[row], _plain_swin(block, x[row], guidance[row // 2]))
-
-
-def test_no_mask_is_made_where_everything_may_attend():
-    assert window_mask((8, 8), 4, 0, torch.device("cpu")) is None
-    assert window_mask((8, 8), 4, 2, torch.device("cpu")).shape == (4, 16, 16)
 
 
 def test_sine_positions():
