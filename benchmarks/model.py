@@ -3,9 +3,11 @@
     python benchmarks/model.py --csv FILE [--classes 20,150] [--batch 1,4] [--forms plain,accelerated] [--passes text]
 
 `fgaseg bench model` runs it and prints one table. Random weights of ViT-B/16 in the released preset, 384×384 pixels.
-Passes: "inference" from pixels to labels at 480×640 with the vocabulary embedded before; "text" embeds it; "training"
-is one step, forward and backward, text tower included. Rows are written as they are measured. A run that needs more
-memory than there is gets a row with the bytes that it would take in place of a time.
+Passes: "inference" from pixels to labels at 480×640 with the vocabulary embedded before; "windows" from a photo of
+640×640, five views; "text" embeds the vocabulary; "training" is one step, forward and backward, text tower included.
+Forms: "fast" prunes to every pixel's best class where nine of ten classes are unlike the image; "uncapped" computes all
+classes, not the 256 strongest, and "budget" the same within 100 MB of class maps. Rows are written as they are
+measured. A run that needs more memory than there is gets a row with the bytes that it would take in place of a time.
 """
 
 import argparse
@@ -28,13 +30,27 @@ from torch import Tensor
 import fgaseg
 from fgaseg import aggregation, alignment, decoder, encoder, plain, segment, supplement
 from fgaseg.losses import segmentation_losses
+from fgaseg.model import Output
 from fgaseg.text import Vocabulary
 
 SIZE, PHOTO = 384, (480, 640)
 CLASSES = (20, 150, 171, 459, 847, 2000, 10_000)
-FORMS = ("plain", "accelerated", "bfloat16", "compiled", "fast")
+FORMS = {
+    "inference": ("plain", "accelerated", "bfloat16", "compiled", "fast", "uncapped", "budget"),
+    "windows": ("plain", "accelerated", "uncapped", "budget"),
+    "text": ("plain", "accelerated", "bfloat16"),
+    "training": ("plain", "accelerated", "checkpointing", "bfloat16"),
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "fast": {"fast": True, "top_k": 1, "loss": {"aux_heads": 1}},
+    "uncapped": {"class_cap": None},
+    "budget": {"class_cap": None, "class_maps_budget": 100},
+    "checkpointing": {"checkpointing": True},
+    "compiled": {},
+}
+UNCAPPED = 256  # up to so many classes the cap and a budget change nothing
 TRAINED = 171  # the largest vocabulary that a training step is measured with
-SECONDS, ROUNDS = 30, 5  # a row repeats until it has taken so long, or so often
+SECONDS, ROUNDS = 15, 5  # a row repeats until it has taken so long, or so often
 
 # (where a stage's function is, its name, the stage). Time inside an inner stage counts for the inner one only.
 STAGES = [
@@ -45,11 +61,12 @@ STAGES = [
     (supplement.MapEmbedding, "forward", "embedding and fusion"),
     (supplement.Fusion, "forward", "embedding and fusion"),
     (aggregation.SwinBlock, "forward", "Swin blocks"),
-    (aggregation.ClassAttention, "forward", "class attention"),
+    (aggregation.ClassAttention, "summarize", "class attention"),
+    (aggregation.ClassAttention, "attend", "class attention"),
     (decoder.UpStage, "forward", "decoder"),
     (decoder.LocalUp, "forward", "decoder"),
     (decoder.MapHead, "forward", "decoder"),
-    (segment, "label", "tail"),
+    (segment, "upsample_argmax", "tail"),
     (plain, "similarity", "similarity"),
     (plain, "fuse", "embedding and fusion"),
     (plain, "swin_block", "Swin blocks"),
@@ -101,9 +118,7 @@ class Bench:
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = self.build()
-        self.fast: fgaseg.FGASeg | None = None
-        self.head = self.model.head
-        self.compiled: Any = None
+        self.variants: dict[str, fgaseg.FGASeg] = {}
 
     def build(self, **switches: Any) -> fgaseg.FGASeg:
         encoder = {"name": "ViT-B-16-quickgelu", "pretrained": None}
@@ -116,13 +131,28 @@ class Bench:
         texts = F.normalize(torch.randn(classes, 512, generator=generator), dim=-1).to(DEVICE)
         return pixels, Vocabulary(tuple(f"thing number {i}" for i in range(classes)), texts)
 
+    @torch.inference_mode()
+    def separated(self, pixels: Tensor, vocabulary: Vocabulary) -> Vocabulary:
+        """The vocabulary with all but every tenth class turned away from the image, as most classes are in a photo."""
+        mean = F.normalize(self.model.image_encoder(pixels[:1]).embedding.mean((2, 3)), dim=-1)
+        texts = vocabulary.embeddings.clone()
+        away = torch.arange(len(texts)) % 10 != 0
+        texts[away] = F.normalize(texts[away] - 2 * mean, dim=-1)
+        return Vocabulary(vocabulary.names, texts)
+
     def step(self, passed: str, form: str, classes: int, batch: int) -> Callable[[], Any]:
         pixels, vocabulary = self.inputs(classes, batch)
+        self.variant(form)  # is built before its memory is measured
+        if form == "fast":
+            vocabulary = self.separated(pixels, vocabulary)
         if passed == "text":
             return lambda: self.embed(form, list(vocabulary.names))
         if passed == "training":
             labels = torch.randint(0, classes, (batch, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
             return lambda: self.train(form, pixels, vocabulary, labels.to(DEVICE))
+        if passed == "windows":
+            photo = torch.rand(3, 640, 640, generator=torch.Generator().manual_seed(0)) * 255
+            return lambda: self.by_windows(form, photo.to(DEVICE), vocabulary)
         return lambda: self.infer(form, pixels, vocabulary)
 
     @torch.inference_mode()
@@ -138,24 +168,32 @@ class Bench:
         if form == "plain":
             logits = plain.run(self.model, pixels, vocabulary.embeddings)
             return torch.stack([plain.labels(one[None], PHOTO) for one in logits])
-        model = self.fast_model() if form == "fast" else self.model
-        with self.precision(form), self.compiled_head(form):
-            return segment.label(model, pixels, vocabulary, PHOTO)[0]
+        with self.precision(form):
+            return segment.label(self.variant(form), pixels, vocabulary, PHOTO)[0]
+
+    @torch.inference_mode()
+    def by_windows(self, form: str, photo: Tensor, vocabulary: Vocabulary) -> Tensor:
+        size = (photo.shape[1], photo.shape[2])
+        if form == "plain":
+            return plain.windows(self.model, photo, vocabulary.embeddings, size)
+        return segment.by_windows(self.variant(form), photo, vocabulary, size)[0]
 
     def train(self, form: str, pixels: Tensor, vocabulary: Vocabulary, labels: Tensor) -> Tensor:
-        self.model.train().zero_grad(set_to_none=True)
+        model = self.variant(form).train()
+        model.zero_grad(set_to_none=True)
         try:
             with self.precision(form):
                 out = self.forward(form, pixels, vocabulary)
-            loss = segmentation_losses(out, labels, self.model.config.loss)["loss"]
+            loss = segmentation_losses(out, labels, model.config.loss)["loss"]
             loss.backward()
         finally:
-            self.model.eval()
+            model.eval()
         return loss.detach()
 
-    def forward(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> fgaseg.Output:
+    def forward(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         if form != "plain":
-            return self.model(pixels, self.model.encode(vocabulary.names))
+            model = self.variant(form)
+            return model(pixels, model.encode(vocabulary.names))
         text = self.model.text_encoder
         texts = plain.text_tower(text, [text.templates[0].format(text.subject(name)) for name in vocabulary.names])
         return plain.train(self.model, pixels, texts)
@@ -163,19 +201,27 @@ class Bench:
     def precision(self, form: str) -> Any:
         return torch.autocast(DEVICE, torch.bfloat16, enabled=form == "bfloat16")
 
-    @contextlib.contextmanager
-    def compiled_head(self, form: str) -> Iterator[None]:
-        if form == "compiled":
-            self.compiled = self.compiled or torch.compile(self.head)
-            self.model.head = self.compiled
-        try:
-            yield
-        finally:
-            self.model.head = self.head
+    def variant(self, form: str) -> fgaseg.FGASeg:
+        """The model, or another with the same weights and some switches."""
+        if form in SWITCHES and form not in self.variants:
+            other = self.build(**SWITCHES[form])
+            other.load_state_dict(self.model.state_dict(), strict=form != "fast")
+            if form == "compiled":
+                other.head.compile()
+            if form == "fast":
+                choose_by_similarity(other.head)
+            self.variants = {form: other}
+        return self.variants.get(form, self.model)
 
-    def fast_model(self) -> fgaseg.FGASeg:
-        self.fast = self.fast or self.build(fast=True, top_k=1)
-        return self.fast
+
+@torch.no_grad()
+def choose_by_similarity(head: Any) -> None:
+    """Makes the scores of the pruning S_g, which random weights would not separate any class by."""
+    for conv in (head.embed_global.conv, head.aux_heads[0].conv):
+        conv.weight[0].zero_()
+        conv.weight[0, 0, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
+    head.fuse.linear.weight[0].zero_()
+    head.fuse.linear.weight[0, 0] = 1
 
 
 def needed_bytes(passed: str, form: str, classes: int, batch: int) -> float:
@@ -207,10 +253,13 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
     if needed > 0.9 * available_bytes():
         return [what | {"stage": "all", "needed_gb": round(needed / 1e9, 1)}]
     step = bench.step(passed, form, classes, batch)
-    memory = peak(step)  # and a warm-up
-    times, stages = [], Counter[str]()
+    begin = time.perf_counter()
+    memory = peak(step)  # and a warm-up, the only round of what takes very long
+    times, stages = [time.perf_counter() - begin], Counter[str]()
+    if times[0] < 5 * SECONDS:
+        times = []
     while len(times) < ROUNDS and sum(times) < SECONDS:
-        with stage_seconds() if form != "compiled" else contextlib.nullcontext(Counter()) as now:
+        with stage_seconds() as now:
             begin = time.perf_counter()
             step()
             synchronize()
@@ -218,7 +267,7 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
         if times[-1] == min(times):
             stages = now
     total = {"stage": "all", "seconds": round(min(times), 4), "peak_mb": round(memory / 1e6), "rounds": len(times)}
-    if passed == "inference" and form not in ("plain", "accelerated"):
+    if passed == "inference" and form in ("bfloat16", "compiled"):
         total["labels_changed"] = f"{changed(bench, step, classes, batch):.2e}"
     rest = min(times) - sum(stages.values())
     parts = {**stages, "rest": rest} if stages else {}
@@ -233,13 +282,11 @@ def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) 
 def plan(options: argparse.Namespace) -> list[tuple[str, str, int, int]]:
     """(pass, form, classes, batch) of every measurement."""
     out = []
-    for passed in options.passes:
+    for passed, form in ((p, f) for p in options.passes for f in FORMS[p] if not options.forms or f in options.forms):
         for classes in options.classes:
-            for batch in options.batch if passed == "inference" else [1]:
-                for form in options.forms:
-                    used = passed == "inference" or form in ("plain", "accelerated", "bfloat16")
-                    if used and not (passed == "training" and classes > TRAINED):
-                        out.append((passed, form, classes, batch))
+            small = classes <= UNCAPPED and form in ("uncapped", "budget")
+            if not small and not (passed == "training" and classes > TRAINED):
+                out += [(passed, form, classes, b) for b in (options.batch if passed == "inference" else [1])]
     return out
 
 
@@ -251,8 +298,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--classes", type=several(int), default=list(CLASSES))
     parser.add_argument("--batch", type=several(int), default=[1, 4])
-    parser.add_argument("--forms", type=several(str), default=list(FORMS))
-    parser.add_argument("--passes", type=several(str), default=["inference", "text", "training"])
+    parser.add_argument("--forms", type=several(str), default=[])
+    parser.add_argument("--passes", type=several(str), default=list(FORMS))
     options = parser.parse_args()
     bench, todo = Bench(), plan(options)
     fields = ["pass", "form", "classes", "batch", "stage", "seconds", "peak_mb", "needed_gb", "rounds",

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from . import kernels
 from .checkpoint import atomic_write
-from .kernels._dispatch import OPS
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 COLUMNS = ("ms", "speedup", "copy_percent", "matmul_percent", "peak_mb", "error", "torch_error")
@@ -24,7 +24,7 @@ def run(ops: Sequence[str], out: Path, shapes: str, dtype: str | None, as_json: 
 
     Raises FileNotFoundError for an unknown op, or where the benchmarks are not installed (they are in the repository).
     """
-    known = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem in OPS)
+    known = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem in kernels.__all__)
     if not known:
         raise FileNotFoundError(f"no benchmarks in {FOLDER}: they are in the repository, not in a wheel; clone it")
     for op in ops:
@@ -50,6 +50,90 @@ def run(ops: Sequence[str], out: Path, shapes: str, dtype: str | None, as_json: 
     return rows
 
 
+def run_model(out: Path, options: Sequence[str], as_json: bool) -> None:
+    """Runs benchmarks/model.py; writes <out>.csv and <out>.png; prints one table or JSON."""
+    script = FOLDER / "model.py"
+    if not script.exists():
+        raise FileNotFoundError(f"no {script}: the benchmarks are in the repository, not in a wheel; clone it")
+    table = out.with_suffix(".csv")
+    if subprocess.run([sys.executable, str(script), "--csv", str(table), *options]).returncode:
+        raise RuntimeError(f"the benchmark of the model did not run to its end; what it measured is in {table}")
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    plot_model(rows, out.with_suffix(".png"))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show_model(rows, Console(width=None if sys.stdout.isatty() else 180))
+
+
+def show_model(rows: list[dict[str, str]], console: Console) -> None:
+    """One line a run: seconds, memory and ratios to the plain form, and the seconds of every stage."""
+    first = rows[0]
+    console.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
+    runs = _runs(rows)
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run if stage != "all"))
+    table = Table("pass", "T", "B", "form", "s", "x plain", "peak MB", "of plain", "labels changed", *stages)
+    for (passed, classes, batch, form), run in runs.items():
+        whole = run["all"]
+        plain = runs.get((passed, classes, batch, "plain"), {}).get("all", {})
+        if whole["needed_gb"]:
+            seconds = f"needs {whole['needed_gb']} GB"
+        else:
+            seconds = whole["seconds"]
+        ratios = [_ratio(plain.get("seconds"), whole["seconds"]), _ratio(whole["peak_mb"], plain.get("peak_mb"))]
+        parts = [run[stage]["seconds"] if stage in run else "" for stage in stages]
+        memory = [whole["peak_mb"], ratios[1], whole["labels_changed"]]
+        table.add_row(passed, classes, batch, form, seconds, ratios[0], *memory, *parts)
+    console.print(table)
+
+
+def _runs(rows: list[dict[str, str]]) -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
+    """{(pass, classes, batch, form): {stage: row}}"""
+    runs: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
+    for row in rows:
+        runs[row["pass"], row["classes"], row["batch"], row["form"]][row["stage"]] = row
+    return runs
+
+
+def _ratio(above: str | None, below: str | None) -> str:
+    return f"{float(above) / float(below):.2f}" if above and below and float(below) else ""
+
+
+def plot_model(rows: list[dict[str, str]], path: Path) -> None:
+    """Seconds and peak memory of inference against vocabulary size, a line a form, B = 1."""
+    figure, axes = _figure(2, 1)
+    for axis, key, unit in zip(axes.flat, ("seconds", "peak_mb"), ("s", "MB"), strict=True):
+        lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        for row in rows:
+            if row["stage"] == "all" and row["pass"] == "inference" and row["batch"] == "1" and row[key]:
+                lines[row["form"]].append((int(row["classes"]), float(row[key])))
+        for form, points in lines.items():
+            axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=form)
+        axis.set(xlabel="classes", ylabel=unit, title="time" if unit == "s" else "peak memory beyond the model")
+        axis.legend(fontsize="small")
+    figure.suptitle(f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}")
+    _save(figure, path)
+
+
+def _figure(columns: int, rows: int) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4 * columns, 3.2 * rows), squeeze=False)
+    figure.set_layout_engine("constrained")
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot
+
+    atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=110))
+    pyplot.close(figure)
+
+
 def clock(row: dict[str, str]) -> float | None:
     """Milliseconds of a row: on the device where it was measured there; None where the numbers disagreed."""
     text = row.get("device_ms") or row.get("ms_p50")
@@ -69,11 +153,6 @@ def show(rows: list[dict[str, str]], console: Console) -> None:
 
 def plot(rows: list[dict[str, str]], path: Path) -> None:
     """Time against T and against K, one line a provider, for every op of the sweeps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         axis, _, value = row["shape"].partition("=")
@@ -83,9 +162,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     if not lines:
         return
     columns = min(len(lines), 4)
-    size = (columns, -(-len(lines) // columns))
-    figure, axes = pyplot.subplots(size[1], size[0], figsize=(4 * size[0], 3.2 * size[1]), squeeze=False)
-    figure.set_layout_engine("constrained")
+    figure, axes = _figure(columns, -(-len(lines) // columns))
     for blank in axes.flat[len(lines) :]:
         blank.set_axis_off()
     for one, ((op, axis), providers) in zip(axes.flat, lines.items(), strict=False):
@@ -94,9 +171,4 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
         one.set(title=op, xlabel=axis, ylabel="ms, forward")
         one.legend(fontsize="x-small")
     figure.suptitle(f"{rows[0]['device']}, {rows[0]['dtype']}, torch {rows[0]['torch']}")
-
-    def save(file: Any) -> None:
-        figure.savefig(file, format="png", dpi=110)
-
-    atomic_write(path, save)
-    pyplot.close(figure)
+    _save(figure, path)

@@ -61,7 +61,7 @@ PARITY = """\
 Compare the released preset with recorded tensors of the released code: every stage, loss and gradient.
 An error is the largest difference as a share of the recording's largest value. Exit status 1 if a case fails.
 
-  fgaseg parity --root ../shared/parity                       everything, about ten minutes on one core
+  fgaseg parity --root ../shared/parity                       everything, three minutes and 11 GB (training)
   fgaseg parity fast sliding --root ../shared/parity --json   cases whose names hold one of these words
 """
 
@@ -72,6 +72,8 @@ float64.
 
   fgaseg bench                         everything (tens of minutes on a CPU), to runs/bench.csv and runs/bench.png
   fgaseg bench lcs_conv --shapes S1,K=11 --json
+  fgaseg bench model --out runs/model --classes 20,150         the whole model, stage by stage: its plain form,
+                                                               accelerated, in bfloat16, compiled, pruned
 """
 
 
@@ -174,7 +176,6 @@ def _parser() -> argparse.ArgumentParser:
         evaluation.add_argument(f"--{key}", type=Path, help=f"the data set's {key}")
     evaluation.add_argument("--count", type=int, help="only the first so many photos")
     evaluation.add_argument("--csv", type=Path, help="write the per-class rows to this file")
-    evaluation.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
 
     segment = command("segment", run_segment, SEGMENT)
     segment.add_argument("images", nargs="+", help="photos")
@@ -187,7 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (Fig. 6)"
     )
     segment.add_argument("--compare", action="append", default=[], help="another model to draw beside (Fig. 7)")
-    segment.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    for one in (evaluation, segment):
+        one.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+        one.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32",
+                         help="of autocast: lower is faster and changes some labels")  # fmt: skip
+        one.add_argument("--set", action="append", default=[], metavar="key=value",
+                         help="a switch of the model, e.g. inference=windows or class_maps_budget=500")  # fmt: skip
 
     convert = command("convert", run_convert, CONVERT)
     convert.add_argument("checkpoint", help=".pth or .safetensors file; with --to-released: a model's folder or hub id")
@@ -207,6 +213,10 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("ops", nargs="*", metavar="op", help="only these (default: all)")
     bench.add_argument("--out", type=Path, default=Path("runs/bench"), help="writes <out>.csv and <out>.png")
     bench.add_argument("--shapes", default="", help="only these, such as S1,S3,K=11 (benchmarks/shapes.py)")
+    for key, text in (("classes", "vocabulary sizes"), ("batch", "images at once"), ("forms", "plain,accelerated,..."),
+                      ("passes", "inference,text,training")):  # fmt: skip
+        bench.add_argument(f"--{key}", metavar="N,..." if key in ("classes", "batch") else "NAME,...",
+                           help=f"of bench model: {text}")  # fmt: skip
     bench.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
 
     command("info", run_info, "Versions, what was built, and which backend runs each op and why not the others.")
@@ -242,11 +252,12 @@ def run_eval(options: argparse.Namespace) -> None:
         raise UsageError(f"--count {options.count}: give 1 or more")
     config = load_config(options.config, _data_overrides(options))
     datasets = data_sets(config)[1] if config.data.scenes else _folder(config)
-    model = _load(options.model, options.device)
-    scores = {
-        name: evaluate(model, dataset, ignore=config.data.ignore, count=options.count, progress=True)
-        for name, dataset in datasets.items()
-    }
+    model = _load(options.model, options)
+    with _precision(options):
+        scores = {
+            name: evaluate(model, dataset, ignore=config.data.ignore, count=options.count, progress=True)
+            for name, dataset in datasets.items()
+        }
     if options.csv:
         for name, one in scores.items():
             one.write_csv(options.csv.with_stem(f"{options.csv.stem}_{name}") if len(scores) > 1 else options.csv)
@@ -281,9 +292,10 @@ def run_segment(options: argparse.Namespace) -> None:
         raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
     names = read_names(options.names) if options.names else [n.strip() for n in options.classes.split(",")]
     check_names(names)
-    models = {source: _load(source, options.device) for source in [options.model, *options.compare]}
+    models = {source: _load(source, options) for source in [options.model, *options.compare]}
     for source, out in zip(options.images, outputs, strict=True):
-        row = _segment_one(models, source, names, out, options.pseudo_masks)
+        with _precision(options):
+            row = _segment_one(models, source, names, out, options.pseudo_masks)
         if options.json:
             print(json.dumps(row), flush=True)  # a line a photo: what is done stays done if a later photo is corrupt
         else:
@@ -353,9 +365,13 @@ def run_parity(options: argparse.Namespace) -> int:
 
 
 def run_bench(options: argparse.Namespace) -> None:
-    from .bench import run
+    from .bench import run, run_model
 
-    run(options.ops, options.out, options.shapes, options.dtype, options.json)
+    if options.ops == ["model"]:
+        chosen = {key: getattr(options, key) for key in ("classes", "batch", "forms", "passes")}
+        run_model(options.out, [f"--{key}={value}" for key, value in chosen.items() if value], options.json)
+    else:
+        run(options.ops, options.out, options.shapes, options.dtype, options.json)
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -368,17 +384,30 @@ def _whole_numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _load(source: str, device: str | None) -> Any:
+def _precision(options: argparse.Namespace) -> Any:
     import torch
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    lower = options.precision != "float32"
+    return torch.autocast(device.partition(":")[0], getattr(torch, options.precision) if lower else None, enabled=lower)
+
+
+def _load(source: str, options: argparse.Namespace) -> Any:
+    import torch
+    import yaml
 
     from .model import FGASeg
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
-    return FGASeg.from_pretrained(source).to(chosen)
+    for switch in options.set:
+        if "=" not in switch:
+            raise UsageError(f"--set {switch}: write key=value, such as --set inference=windows")
+    switches = (switch.split("=", 1) for switch in options.set)
+    return FGASeg.from_pretrained(source, **{key: yaml.safe_load(value) for key, value in switches}).to(chosen)
 
 
 def _output(options: argparse.Namespace, source: str) -> Path:

@@ -24,7 +24,7 @@ def test_bench_measures_and_writes(tmp_path, capfd):
 
 def test_an_unknown_op_is_refused(tmp_path, capsys):
     assert main(["bench", "lcs", "--out", str(tmp_path / "out")]) != 0
-    assert "no benchmark 'lcs'; there are cosine_cost_volume" in capsys.readouterr().err
+    assert "no benchmark 'lcs'; there are class_attention, cosine_cost_volume" in capsys.readouterr().err
 
 
 def test_a_row_that_disagrees_has_no_time():
