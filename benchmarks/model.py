@@ -67,6 +67,7 @@ STAGES = [
     (decoder.LocalUp, "forward", "decoder"),
     (decoder.MapHead, "forward", "decoder"),
     (segment, "upsample_argmax", "tail"),
+    (segment, "upsample_argmax_windows", "tail"),
     (plain, "similarity", "similarity"),
     (plain, "fuse", "embedding and fusion"),
     (plain, "swin_block", "Swin blocks"),
