@@ -157,7 +157,7 @@ def plot(rows: list[dict[str, str]], path: Path) -> None:
     for row in rows:
         axis, _, value = row["shape"].partition("=")
         ms = clock(row)
-        if value and ms is not None and row["pass"] == "forward":
+        if value.isdigit() and ms is not None and row["pass"] == "forward":
             lines[row["op"], axis][row["provider"]].append((int(value), ms))
     if not lines:
         return
