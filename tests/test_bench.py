@@ -31,7 +31,7 @@ def test_a_row_that_disagrees_has_no_time():
     assert clock({"ms_p50": "", "device_ms": ""}) is None and clock({"ms_p50": "2", "device_ms": "0.5"}) == 0.5
 
 
-@pytest.mark.parametrize("shapes, drawn", [(["T=1", "T=20", "K=3"], True), (["S1"], False)])
+@pytest.mark.parametrize("shapes, drawn", [(["T=1", "T=20", "K=3"], True), (["S1", "T=20 shift=6"], False)])
 def test_the_plot_shows_the_sweeps(tmp_path, shapes, drawn):
     pytest.importorskip("matplotlib")
     plot([{**ROW, "shape": shape, "provider": "cpp"} for shape in shapes], tmp_path / "out.png")
