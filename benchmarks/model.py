@@ -226,18 +226,22 @@ def choose_by_similarity(head: Any) -> None:
 
 
 def needed_bytes(passed: str, form: str, classes: int, batch: int) -> float:
-    """What a pass holds at its peak beside the model, in bytes: counted from the largest tensors of the stages."""
-    grid = (SIZE // 16) ** 2
-    rows = batch * min(max(classes, 256 if form == "plain" else 0), 256)
+    """What a pass holds at its peak beside the model, in bytes: so many class maps, tokens and maps at photo size.
+
+    The counts are the measured peaks of benchmarks/results/model_cpu.csv, rounded up; without gradients the accelerated
+    forms hold little, whatever T.
+    """
+    literal = form == "plain"
+    rows = batch * (max(min(classes, 256), 256 if literal and passed != "training" else 0))
+    if form in ("uncapped", "budget"):
+        rows = batch * classes
+    one = 4.0 * (SIZE // 16) ** 2 * 128  # bytes of a class map
     if passed == "text":
-        tokens = classes * 77 if form == "plain" else 256 * 20
-        return 4 * tokens * 512 * 8
+        return 4.0 * 512 * (classes * 77 * 16 if literal else 256 * 20 * 12)
     if passed == "training":
-        return (
-            4 * rows * grid * 128 * (220 if form == "plain" else 130) + (classes * 77 if form == "plain" else 0) * 9e4
-        )
-    tail = 4 * classes * PHOTO[0] * PHOTO[1] if form == "plain" else 0
-    return 4 * rows * grid * 128 * (24 if form == "plain" else 3) + tail + 4 * batch * classes * grid * 16
+        return rows * one * {"plain": 295, "checkpointing": 75}.get(form, 180)
+    pixels = {"windows": 640 * 640 * 4}.get(passed, PHOTO[0] * PHOTO[1])
+    return rows * one * (26 if literal else 4) + (4.0 * classes * pixels if literal else 2e8)
 
 
 def available_bytes() -> float:

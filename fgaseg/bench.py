@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,7 @@ def run(ops: Sequence[str], out: Path, shapes: str, dtype: str | None, as_json: 
     status = subprocess.run([*command, "-p", "no:cacheprovider"], cwd=FOLDER.parent, stdout=sys.stderr).returncode
     if status not in (0, 1) or not table.exists():
         raise RuntimeError(f"the benchmarks did not run: pytest ended with status {status}")
-    with open(table, newline="") as file:
-        rows = list(csv.DictReader(file))
-    plot(rows, out.with_suffix(".png"))
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        show(rows, Console(width=None if sys.stdout.isatty() else 160))
-    return rows
+    return _report(out, plot, show, as_json)
 
 
 def run_model(out: Path, options: Sequence[str], as_json: bool) -> None:
@@ -58,13 +51,19 @@ def run_model(out: Path, options: Sequence[str], as_json: bool) -> None:
     table = out.with_suffix(".csv")
     if subprocess.run([sys.executable, str(script), "--csv", str(table), *options]).returncode:
         raise RuntimeError(f"the benchmark of the model did not run to its end; what it measured is in {table}")
-    with open(table, newline="") as file:
+    _report(out, plot_model, show_model, as_json)
+
+
+def _report(out: Path, draw: Callable, tell: Callable, as_json: bool) -> list[dict[str, str]]:
+    """The rows of <out>.csv, drawn to <out>.png and printed."""
+    with open(out.with_suffix(".csv"), newline="") as file:
         rows = list(csv.DictReader(file))
-    plot_model(rows, out.with_suffix(".png"))
+    draw(rows, out.with_suffix(".png"))
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
-        show_model(rows, Console(width=None if sys.stdout.isatty() else 180))
+        tell(rows, Console(width=None if sys.stdout.isatty() else 180))
+    return rows
 
 
 def show_model(rows: list[dict[str, str]], console: Console) -> None:

@@ -161,7 +161,8 @@ class ModelConfig(_Section):
     guidance_hidden: tuple[PositiveInt, PositiveInt] = (32, 16)
     decoder_channels: tuple[PositiveInt, PositiveInt] = (64, 32)
     inference: Literal["whole", "windows"] = "whole"
-    class_maps_budget: NonNegativeFloat | None = None  # MB an image, at inference: beyond, class maps are made again
+    # MB an image, for `segment`, `stream` and a forward of one image without gradients: beyond, maps are made again
+    class_maps_budget: NonNegativeFloat | None = None
     checkpointing: bool = False  # in training, aggregation and decoder are computed again for the backward pass
     loss: LossConfig = LossConfig()
 

@@ -233,16 +233,16 @@ class Head(nn.Module):
             sums.append(layer_sums.padded())
 
         def leave(i: slice, r: slice) -> Tensor:
-            return self._enter(len(self.layers), x[r], maps, i, r, sums, guides)
+            return self._again(self._enter, len(self.layers), x[r], maps, i, r, sums, guides)
 
         if not self.aux_heads:  # nothing is chosen on the way: no stage's output needs to exist for all rows at once
             logits = each(maps.pieces(), lambda i, r: self._again(self._upsample, leave(i, r), maps, i, r, guides))
             return Decoded(logits, maps.rows, entered, DROPPED, aux)
         x = each(maps.pieces(), lambda i, r: self.decoder.enter1(leave(i, r), self._local(maps, r)))
         maps, x = self._choose(1, maps, x, aux)
-        x = each(maps.pieces(), lambda i, r: self._upsample1(x[r], maps, i, r, guides))
+        x = each(maps.pieces(), lambda i, r: self._again(self._upsample1, x[r], maps, i, r, guides))
         maps, x = self._choose(2, maps, x, aux)
-        logits = each(maps.pieces(), lambda i, r: self._upsample2(x[r], i, guides))
+        logits = each(maps.pieces(), lambda i, r: self._again(self._upsample2, x[r], i, guides))
         if self.config.released_fast_scores and not self.training:
             return Decoded(logits.sigmoid(), maps.rows, entered, 0.0, aux)
         return Decoded(logits, maps.rows, entered, DROPPED, aux)

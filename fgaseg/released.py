@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint import CheckpointError, atomic_write, load_weights, read_weights, state_dict
 from .config import ModelConfig
+from .kernels.window_attention.reference import window_mask
 
 if TYPE_CHECKING:
     from .model import FGASeg
@@ -405,11 +406,8 @@ def _shift_masks(config: ModelConfig, patch: int) -> dict[str, Tensor]:
     grid, window = config.image_size // patch, config.window
     if grid <= window or grid % window:
         return {}
-    places = torch.arange(grid)
-    regions = (places >= grid - window).int() + (places >= grid - window // 2)
-    regions = (3 * regions[:, None] + regions).unflatten(0, (-1, window)).unflatten(2, (-1, window))
-    regions = regions.permute(0, 2, 1, 3).reshape(-1, 1, window * window)
-    mask = torch.where(regions == regions.mT, 0.0, -100.0)
+    mask = window_mask((grid, grid), window, window // 2, torch.device("cpu"))
+    assert mask is not None  # a shifted grid always has one
     key = PREFIX + "transformer.layers.{}.swin_block.block_2.attn_mask"
     return {key.format(i): mask.clone() for i in range(config.aggregation_layers)}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import NAMES, tiny_model
 
@@ -40,6 +41,24 @@ def test_segment_writes_a_picture_and_masks_that_cover_the_photo(model, photo, t
     covered = sum(decode_runs(np.array(runs), 30, 40) for runs in row["masks"].values())
     assert (covered == 1).all()
     assert Image.open(out).width >= 40 and Image.open(row["pseudo_masks"]).width > 0
+
+
+def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monkeypatch):
+    command = ["segment", photo, "--model", model, "--classes", "cat, dog", "--out", str(tmp_path / "o.png"), "--json"]
+    seen = []
+    segment = fgaseg.FGASeg.segment
+
+    def spy(self, *args):
+        seen.append((self.config.inference, self.config.class_maps_budget, torch.is_autocast_enabled("cpu")))
+        return segment(self, *args)
+
+    monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
+    assert main(command) == 0
+    given = ["--set", "inference=windows", "--set", "class_maps_budget=0", "--precision", "bfloat16"]
+    assert main([*command, *given]) == 0
+    assert seen == [("whole", None, False), ("windows", 0, True)]
+    assert main([*command, "--set", "inference"]) == 1 and "write key=value" in capsys.readouterr().err
+    assert main([*command, "--set", "inferense=windows"]) == 1 and "did you mean" in capsys.readouterr().err
 
 
 def test_segment_several_photos_and_compare_models(model, photo, tmp_path, capsys):
