@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .kernels import class_lookup, class_summary, window_attention
 from .kernels.class_attention import add_pads
@@ -72,7 +73,11 @@ class SwinBlock(nn.Module):
         smaller = min(x.shape[1], x.shape[2])
         window, shift = (self.window, self.shift) if smaller > self.window else (smaller, 0)
         x = x + self.attention(self.norm1(x), guidance, window, shift)
-        return x + self.mlp(self.norm2(x))
+        inner = self.mlp[0](self.norm2(x))
+        if not torch.is_grad_enabled():
+            return x + self.mlp[1:](inner)
+        # The backward pass computes the GELU again (and stops there): cheap, and its output is as large as four maps.
+        return x + checkpoint(self.mlp[1:], inner, use_reentrant=False, preserve_rng_state=False)
 
 
 class ClassAttention(nn.Module):

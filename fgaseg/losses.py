@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .config import LossConfig
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 Total = Callable[[Tensor], Tensor]
 Count = Callable[..., Tensor]
+PIECE = 32  # classes whose maps are at the labels' size at once
 
 
 def segmentation_losses(
@@ -54,34 +56,55 @@ def segmentation_losses(
 
 
 def _segmentation(logits: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
-    logits, classes = _resize(logits, labels), logits.shape[1]
+    classes = logits.shape[1]
     if config.seg == "bce":
-        target = _one_hot(labels, classes, ignore, logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / count(logits.numel())
+
+        def summed(part: Tensor, first: int) -> Tensor:
+            return _bce(_resize(part, labels), labels, first, ignore)
+
+        return _in_pieces(summed, logits) / count(labels.numel() * classes)
+    logits = _resize(logits, labels)
     pixels = count(torch.bincount(labels[labels != ignore], minlength=classes), clamp=False)  # of each class
     weights = pixels.clamp(min=1) ** -config.class_balance
-    summed = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
-    return summed / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    total = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
+    return total / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _alignment(maps: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
-        target = _one_hot(small, maps.shape[1], ignore, maps.dtype)
-        return F.binary_cross_entropy_with_logits(maps, target, reduction="sum") / count(maps.numel())
+        return _in_pieces(lambda part, first: _bce(part, small, first, ignore), maps) / count(maps.numel())
     valid = (labels != ignore)[:, None]
-    difference = _resize(maps, labels) - _one_hot(labels, maps.shape[1], ignore, maps.dtype)
-    squares = difference.square().masked_fill(~valid, 0.0).sum()
-    return squares / count(len(labels) if config.align_reduction == "sum" else valid.sum() * maps.shape[1])
+
+    def squares(part: Tensor, first: int) -> Tensor:
+        part = _resize(part, labels)
+        return (part - _one_hot(labels, first, part, ignore)).square().masked_fill(~valid, 0.0).sum()
+
+    divisor = count(len(labels) if config.align_reduction == "sum" else valid.sum() * maps.shape[1])
+    return _in_pieces(squares, maps) / divisor
 
 
 def _resize(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _one_hot(labels: Tensor, classes: int, ignore: int, dtype: torch.dtype) -> Tensor:
-    """[B, T, h, w]; all zero where the label is `ignore`."""
-    valid = labels != ignore
-    out = torch.zeros(len(labels), classes, *labels.shape[1:], dtype=torch.promote_types(dtype, torch.float32),
-                      device=labels.device)  # fmt: skip
-    return out.scatter_(1, labels.where(valid, 0)[:, None], valid[:, None].to(out.dtype))
+def _in_pieces(loss: Callable[[Tensor, int], Tensor], maps: Tensor) -> Tensor:
+    """The sum of loss(maps of some classes [B, c, h, w], the first one's index) over all classes of `maps`.
+
+    The backward pass computes every piece again: the maps of all classes at the labels' size never exist.
+    """
+    pieces = [(maps[:, first : first + PIECE], first) for first in range(0, maps.shape[1], PIECE)]
+    sums = [checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    return torch.stack(sums).sum()
+
+
+def _bce(logits: Tensor, labels: Tensor, first: int, ignore: int) -> Tensor:
+    target = _one_hot(labels, first, logits, ignore)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+
+
+def _one_hot(labels: Tensor, first: int, maps: Tensor, ignore: int) -> Tensor:
+    """[B, c, h, w] for the classes from `first` on that `maps` [B, c, h, w] are of; all zero elsewhere."""
+    own = (labels >= first) & (labels < first + maps.shape[1]) & (labels != ignore)
+    out = torch.zeros_like(maps, dtype=torch.promote_types(maps.dtype, torch.float32))
+    return out.scatter_(1, (labels - first).where(own, 0)[:, None], own[:, None].to(out.dtype))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
 
+import fgaseg.losses
 from fgaseg.aggregation import ClassAttention, ClassSums, Guided, SwinBlock
 from fgaseg.alignment import P2Tformer, T2PProjector, sine_positions
 from fgaseg.config import LossConfig
@@ -266,10 +267,16 @@ def _output(logits, align=None, aux=()):
 LABELS = torch.tensor([[[0, 1, 2, 255], [2, 2, 255, 255], [1, 0, 0, 1], [2, 1, 0, 0]]])
 
 
-def test_losses_of_the_paper_pixel_by_pixel():
-    logits, align, aux = rand(1, 3, 4, 4), rand(1, 3, 4, 4, seed=1), rand(1, 3, 4, 4, seed=2)
+@pytest.fixture(params=[1, 2, 32])
+def piece(request, monkeypatch):
+    monkeypatch.setattr(fgaseg.losses, "PIECE", request.param)
+
+
+def test_losses_of_the_paper_pixel_by_pixel(piece):
+    logits, small, aux = rand(1, 3, 4, 4), rand(1, 3, 2, 2, seed=1), rand(1, 3, 4, 4, seed=2)
+    align = F.interpolate(small, (4, 4), mode="bilinear", align_corners=False)
     config = LossConfig(lambda_align=0.5, lambda_aux=0.25)
-    got = segmentation_losses(_output(logits, align, [aux]), LABELS, config)
+    got = segmentation_losses(_output(logits, small, [aux]), LABELS, config)
     ce, aux_ce, squares, n = 0.0, 0.0, 0.0, 0
     for y in range(4):
         for x in range(4):
@@ -284,11 +291,11 @@ def test_losses_of_the_paper_pixel_by_pixel():
     assert got["aux"].item() == pytest.approx(aux_ce / n, rel=1e-6)
     assert got["align"].item() == pytest.approx(squares / (3 * n), rel=1e-6)
     assert got["loss"].item() == pytest.approx((ce + 0.25 * aux_ce) / n + 0.5 * squares / (3 * n), rel=1e-6)
-    summed = segmentation_losses(_output(logits, align), LABELS, LossConfig(align_reduction="sum"))
+    summed = segmentation_losses(_output(logits, small), LABELS, LossConfig(align_reduction="sum"))
     assert summed["align"].item() == pytest.approx(squares, rel=1e-6)
 
 
-def test_losses_of_the_released_code():
+def test_losses_of_the_released_code(piece):
     logits, align = rand(1, 3, 4, 4), rand(1, 3, 2, 2, seed=1)
     heads = [rand(1, 3, 4, 4, seed=s) for s in (2, 3, 4)]
     config = LossConfig(seg="bce", align="bce", aux_heads=3)
@@ -301,6 +308,18 @@ def test_losses_of_the_released_code():
     assert got["align"].item() == pytest.approx(alignment.item(), rel=1e-6)
     expected = seg + 0.02 * alignment + 0.2 * aux[0] + aux[1] + aux[2]
     assert got["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+def test_pieces_of_the_classes_change_no_gradient(kind, monkeypatch):
+    config, gradients = LossConfig(seg="bce", align=kind, lambda_align=0.5), []
+    for size in (32, 2):
+        monkeypatch.setattr(fgaseg.losses, "PIECE", size)
+        logits, align = rand(1, 3, 2, 2).requires_grad_(), rand(1, 3, 2, 2, seed=1).requires_grad_()
+        segmentation_losses(_output(logits, align), LABELS, config)["loss"].backward()
+        gradients.append(torch.cat([logits.grad, align.grad]))
+    assert gradients[0].abs().min() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("switches", [{}, {"class_balance": 0.5}, {"seg": "bce", "align": "bce"}], ids=str)
