@@ -2,6 +2,9 @@
 
 import os
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores; read when torch is imported
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // int(workers), 1)))
+
 import pytest
 import torch
 
