@@ -99,7 +99,64 @@ class EpochDataset(Dataset[Item]):
         self._epoch.fill_(epoch)
 
 
-class FolderDataset(EpochDataset):
+class PairDataset(EpochDataset):
+    """Pairs of a photo and a label picture as items; FolderDataset and ``sets.open_set`` say which pairs.
+
+    pairs     (stem, photo, label picture) of each item
+    names     the prompts that the model is given; ``classes`` (default: names) are the classes that labels index and
+              that are scored, ``class_of`` the class of each prompt (None: prompt i is class i)
+    For ``config``, ``split``, ``seed`` and the items see FolderDataset. ``names_from`` says in errors where the classes
+    come from.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        split: str,
+        seed: int,
+        *,
+        name: str,
+        names: list[str],
+        pairs: list[tuple[str, Path, Path]],
+        names_from: str,
+        classes: list[str] | None = None,
+        class_of: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.split, self.seed, self.ignore = config, split, seed, config.ignore
+        self.name, self.names, self.pairs, self.names_from = name, names, pairs, names_from
+        self.classes, self.class_of = classes or names, class_of
+        self.skipped = []
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Item:
+        stem, photo, label = self.pairs[index]
+        image, labels = read_image(photo), self._read_labels(label)
+        if image.size != labels.shape[::-1]:
+            sizes = f"{image.width}x{image.height} (upright) and {labels.shape[1]}x{labels.shape[0]}"
+            raise DataError(
+                f"{photo} and {label} differ in size, {sizes}: a label picture has a pixel for each of the photo's"
+            )
+        if self.split == "val":
+            return {"image": torch.from_numpy(np.array(image)), "labels": torch.from_numpy(labels), "stem": stem}
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        image, labels = augment(image, labels, self.config, rng)
+        return {"pixels": to_pixels(image), "labels": torch.from_numpy(labels), "stem": stem}
+
+    def _read_labels(self, file: Path) -> np.ndarray:
+        labels = read_labels(file)
+        wrong = labels[(labels < 0) | ((labels >= len(self.classes)) & (labels != self.ignore))]
+        if wrong.size:
+            raise DataError(
+                f"{file}: holds label {wrong[0]}, but labels are 0 to {len(self.classes) - 1} ({self.names_from}) or "
+                f"{self.ignore} (ignored): correct the file, the names or data.ignore"
+            )
+        return labels
+
+
+class FolderDataset(PairDataset):
     """A folder of photos and a folder of label pictures, paired by their paths without suffix, and a names file.
 
     config    images, labels, names; train_list and val_list restrict a split to the paths they list, one a line, in
@@ -114,20 +171,19 @@ class FolderDataset(EpochDataset):
     """
 
     def __init__(self, config: DataConfig, split: str, seed: int = 0) -> None:
-        super().__init__()
         if split not in ("train", "val"):
             raise DataError(f"FolderDataset: split is {split!r}: give 'train' or 'val'")
-        self.config, self.split, self.seed = config, split, seed
-        self.names = read_names(_given(config, "names"))
-        if config.ignore < len(self.names):
+        names = read_names(_given(config, "names"))
+        if config.ignore < len(names):
             raise DataError(
-                f"data.ignore is {config.ignore}, the label of {self.names[config.ignore]!r} in {config.names}: "
+                f"data.ignore is {config.ignore}, the label of {names[config.ignore]!r} in {config.names}: "
                 "set it to a value that no class has, such as 65535"
             )
         own = split == "val"
         photos = _folder(config, "val_images" if own and config.val_images else "images")
         labels = _folder(config, "val_labels" if own and config.val_labels else "labels")
-        self.skipped: list[str] = []
+        super().__init__(config, split, seed, name=str(photos), names=names, pairs=[],
+                         names_from=f"the names of {config.names}")  # fmt: skip
         self.pairs = self._pair(photos, labels, config.val_list if own else config.train_list)
         if own and config.train_list and not (config.val_list or config.val_images):
             trained = {stem for stem, *_ in self._pair(photos, labels, config.train_list)}
@@ -176,33 +232,6 @@ class FolderDataset(EpochDataset):
                 raise DataError(f"{file} and {found[stem]} have the same name: keep one of them")
             found[stem] = file
         return found
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Item:
-        stem, photo, label = self.pairs[index]
-        image, labels = read_image(photo), self._read_labels(label)
-        if image.size != labels.shape[::-1]:
-            sizes = f"{image.width}x{image.height} (upright) and {labels.shape[1]}x{labels.shape[0]}"
-            raise DataError(
-                f"{photo} and {label} differ in size, {sizes}: a label picture has a pixel for each of the photo's"
-            )
-        if self.split == "val":
-            return {"image": torch.from_numpy(np.array(image)), "labels": torch.from_numpy(labels), "stem": stem}
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        image, labels = augment(image, labels, self.config, rng)
-        return {"pixels": to_pixels(image), "labels": torch.from_numpy(labels), "stem": stem}
-
-    def _read_labels(self, file: Path) -> np.ndarray:
-        labels = read_labels(file)
-        wrong = labels[(labels < 0) | ((labels >= len(self.names)) & (labels != self.config.ignore))]
-        if wrong.size:
-            raise DataError(
-                f"{file}: holds label {wrong[0]}, but labels are 0 to {len(self.names) - 1} (the names of "
-                f"{self.config.names}) or {self.config.ignore} (ignored): correct the file, the names or data.ignore"
-            )
-        return labels
 
 
 def _given(config: DataConfig, key: str) -> Path:
