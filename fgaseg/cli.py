@@ -1,7 +1,8 @@
-"""`fgaseg demo | train | eval | segment | convert | parity | bench | info`: thin commands over the library."""
+"""`fgaseg demo | data | train | eval | segment | convert | parity | bench | info`: thin commands over the library."""
 
 import argparse
 import json
+import os
 import re
 import sys
 import warnings
@@ -20,6 +21,38 @@ says how it was made), the head from scratch. Needs no download and about three 
   fgaseg demo                       the demo; results in runs/demo
   fgaseg demo --seed 1 --json       another seed, figures as JSON
   fgaseg demo --ablate --seed 0,1,2  the same model with P2Tformer, T2Ploss and LCS switched off in turn (Table II)
+"""
+
+DATA = """\
+List, check and prepare the benchmark sets: coco-stuff, a150, a847, pc59, pc459, pas20, pas20b. Nothing is downloaded,
+and originals are only read.
+
+  fgaseg data list                              what each set needs, and which archive it comes from
+  fgaseg data check --root datasets             what is there, what is missing, what is wrong
+  fgaseg data prepare a150 pas20 --root datasets
+"""
+
+DATA_LIST = "The sets: images, classes, the folders below --root, and the archives that they come from."
+
+DATA_CHECK = """\
+Count and read photos and labels, originals and prepared ones, and compare with what the protocol expects. Exit status 1
+when something is wrong: too few images, files without partner, unreadable files, sizes or label values that do not fit.
+
+  fgaseg data check --root datasets             every set; those of which nothing is there are only listed
+  fgaseg data check a150 --root datasets --json
+  fgaseg data check a150 --images DIR --labels DIR      labels prepared in another layout (SAN, MAFT, FC-CLIP, mmseg)
+  fgaseg data check --images DIR --labels DIR --names names.txt       your own data
+"""
+
+DATA_PREPARE = """\
+Write the label pictures that are scored (and A-847's photos, shorter side 512) beside the originals, in the layout of
+detectron2: what its scripts already wrote is accepted as it is. Stopped, the same command goes on where it was. A file
+that cannot be converted is named, the others go on, and the exit status is 1.
+
+  fgaseg data prepare --root datasets           every set whose labels are there
+  fgaseg data prepare a150 pas20 --root datasets
+  fgaseg data prepare a150 --root /read-only/datasets --out mine      then use --root mine; originals are linked into it
+  fgaseg data prepare a150 --images DIR --labels DIR --out mine       originals in another layout
 """
 
 TRAIN = """\
@@ -145,12 +178,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fgaseg", description=DESCRIPTION)
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="demo | train | eval | segment | convert | parity | bench | info"
+        dest="command", required=True, metavar="demo | data | train | eval | segment | convert | parity | bench | info"
     )
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, text: str, among: Any = commands) -> argparse.ArgumentParser:
         summary = text.split(".")[0].replace("\n", " ")
-        one = commands.add_parser(name, help=summary, description=text,
+        one = among.add_parser(name, help=summary, description=text,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.set_defaults(run=run)
         one.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
@@ -163,6 +196,24 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--restart", action="store_true", help="ignore earlier runs in --out and start over")
     demo.add_argument("--ablate", action="store_true", help="also with P2Tformer, T2Ploss and LCS switched off in turn")
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="as for train, e.g. train.steps=100")
+
+    actions = commands.add_parser(
+        "data", help=DATA.split(":")[0], description=DATA, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).add_subparsers(required=True, metavar="list | check | prepare")
+    command("list", run_data_list, DATA_LIST, actions)
+    check = command("check", run_data_check, DATA_CHECK, actions)
+    check.add_argument("--quick", action="store_true", help="count only, decode nothing")
+    check.add_argument("--names", type=Path, help="your own class names, one a line or a JSON list")
+    check.add_argument("--ignore", type=int, help="your own label that is not scored (default: 255)")
+    prepare = command("prepare", run_data_prepare, DATA_PREPARE, actions)
+    prepare.add_argument("--out", type=Path, help="write there (default: --root), with links to the originals")
+    for one in (check, prepare):
+        one.add_argument("sets", nargs="*", metavar="SET", help="see fgaseg data list (default: all)")
+        one.add_argument("--root", type=Path, default=None, help="default: $DETECTRON2_DATASETS, or ./datasets")
+        one.add_argument("--split", choices=("train", "val"), help="default: val, of coco-stuff both")
+        one.add_argument("--images", type=Path, help="one set's photos, wherever they are")
+        one.add_argument("--labels", type=Path, help="one set's labels, wherever they are")
+        one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
 
     train = command("train", run_train, TRAIN)
     train.add_argument("config", help="YAML file (see configs/)")
@@ -227,6 +278,65 @@ def run_demo(options: argparse.Namespace) -> None:
     from .demo import run
 
     run(options.out, options.seed, options.ablate, options.overrides, options.json, options.restart)
+
+
+def run_data_list(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from .prepare import list_sets, list_table
+
+    if options.json:
+        print(json.dumps(list_sets()))
+    else:
+        Console().print(list_table())
+
+
+def run_data_check(options: argparse.Namespace) -> int:
+    from .prepare import check, check_folder, print_checked
+    from .sets import default_root
+
+    root = options.root or default_root()
+    own = {key: getattr(options, key) for key in ("images", "labels", "names", "ignore")}
+    _check_data_options(options)
+    if options.images:
+        if len(options.sets) > 1 or options.quick or options.split == "train":
+            raise UsageError("--images and --labels: give one set (or none and --names), no --quick, no --split train")
+        set_name = options.sets[0] if options.sets else None
+        rows = [check_folder(**own, set_name=set_name, workers=options.workers, progress=True)]
+    elif options.names or options.ignore is not None:
+        raise UsageError("--names and --ignore are those of your own data: give --images and --labels too")
+    else:
+        rows = check(options.sets, root, split=options.split, quick=options.quick, workers=options.workers,
+                     progress=True)  # fmt: skip
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        print_checked(rows, root)
+    return int(
+        any(row.state in ("wrong", "incomplete") or (row.state == "absent" and row.set in options.sets) for row in rows)
+    )
+
+
+def run_data_prepare(options: argparse.Namespace) -> int:
+    from .prepare import prepare, print_prepared
+    from .sets import default_root
+
+    _check_data_options(options)
+    given = {key: getattr(options, key) for key in ("split", "out", "images", "labels", "workers")}
+    root = options.root or default_root()
+    rows = prepare(options.sets, root, **given, progress=True)
+    if options.json:
+        print(json.dumps([asdict(row) for row in rows]))
+    else:
+        print_prepared(rows, options.out or root)
+    return int(any(row.failed for row in rows))
+
+
+def _check_data_options(options: argparse.Namespace) -> None:
+    if options.workers < 0:
+        raise UsageError(f"--workers {options.workers}: give 0 (this process) or more")
+    if bool(options.images) != bool(options.labels):
+        raise UsageError("--images and --labels go together: give both")
 
 
 def run_train(options: argparse.Namespace) -> None:

@@ -223,7 +223,8 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """A data set: a folder of photos, a folder of label PNGs, a names file; or procedurally drawn scenes."""
+    """A data set: a folder of photos, a folder of label PNGs, a names file; a benchmark set that `fgaseg data prepare`
+    made ready; or procedurally drawn scenes."""
 
     images: Path | None = None
     labels: Path | None = None  # pixel value = index into names; pairs are the intersection of file stems
@@ -232,6 +233,9 @@ class DataConfig(_Section):
     val_list: Path | None = None
     val_images: Path | None = None  # None: the same folder as images
     val_labels: Path | None = None
+    set: Literal["coco-stuff", "a150"] | None = None  # train on this set's training split (the paper: coco-stuff)
+    val_set: Literal["coco-stuff", "a150", "a847", "pc59", "pc459", "pas20", "pas20b"] | None = None  # evaluate on it
+    root: Path | None = None  # where the benchmark sets are; None: $DETECTRON2_DATASETS, or ./datasets
     val_count: PositiveInt | None = None  # evaluate on the first so many only; None: all (scenes: 100)
     ignore: Annotated[int, Field(ge=0, le=65535)] = 255  # label value that is neither trained on nor scored
     crop: PositiveInt = 384  # training crop, and the size of a scene
@@ -246,6 +250,12 @@ class DataConfig(_Section):
     def _check(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale: smallest first is needed, e.g. [0.5, 2.0]; got {list(self.scale)}")
+        if self.set and (self.images or self.scenes):
+            raise ValueError(
+                f"set: {self.set} and {'images' if self.images else 'scenes'} are two training sets: give one"
+            )
+        if self.set and self.ignore != 255:
+            raise ValueError(f"ignore: {self.set} ignores label 255; got {self.ignore}")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shlex
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .config import DataConfig
-from .data import DataError, PairDataset, read_labels, read_names
+from .data import DataError, FolderDataset, PairDataset, read_labels, read_names
 from .images import ImageError, open_image
 from .kernels import decode_runs
 
@@ -346,6 +347,11 @@ def find_set(name: str, split: str = "val") -> BenchmarkSet:
     return SETS[name]
 
 
+def default_root() -> Path:
+    """$DETECTRON2_DATASETS, or ./datasets."""
+    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+
+
 def prepare_command(name: str, split: str, root: Path) -> str:
     """What to type so that this set is prepared."""
     which = "" if split in SETS[name].usual_splits else f" --split {split}"
@@ -415,3 +421,15 @@ def _refuse_unprepared(one: BenchmarkSet, split: str, root: Path, prepared: set[
     if missing or not prepared:
         what = f"{len(missing)} of {len(published)} labels are" if prepared else "is"
         raise DataError(f"{one.name}: {what} not prepared: run {prepare_command(one.name, split, root)}")
+
+
+def training_sets(data: DataConfig, seed: int = 0) -> tuple[PairDataset, dict[str, PairDataset]]:
+    """What ``data.set`` and ``data.val_set`` name: the training set and the validation sets by name.
+
+    Without ``data.set`` the training set is the one in ``data.images``; without ``data.val_set`` nothing is scored.
+    """
+    root = data.root or default_root()
+    scored: dict[str, PairDataset] = {data.val_set: open_set(data.val_set, root)} if data.val_set else {}
+    if data.set is None:
+        return FolderDataset(data, "train", seed), scored
+    return open_set(data.set, root, "train", config=data, seed=seed), scored
