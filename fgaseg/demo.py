@@ -17,12 +17,12 @@ from torch import Tensor
 
 from .checkpoint import atomic_write
 from .config import Config, ConfigError, load_config
-from .evaluate import evaluate
+from .evaluate import Scores, evaluate
 from .model import FGASeg
 from .pictures import heat, legend, overlay, panel
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .segment import pseudo_masks
-from .train import SCENES_SCORED, train
+from .train import SCENES_SCORED, data_sets, train
 
 PICTURED = [
     ("seen", 3),
@@ -30,19 +30,12 @@ PICTURED = [
     ("unseen", 4),
     ("unseen", 7),
 ]  # split and scene number of each row of the picture
-ABLATIONS = {  # Table II in miniature: what is switched off
-    "full": [],
-    "no P2Tformer": ["model.p2t_layers=0"],
-    "no T2Ploss": ["model.t2p=false"],
-    "no LCS": ["model.lcs=false"],
-    "none of the three": ["model.p2t_layers=0", "model.t2p=false", "model.lcs=false"],
-}
 
 
 def run(
-    out: Path, seeds: Sequence[int], ablate: bool, overrides: Sequence[str], as_json: bool, restart: bool = False
+    out: Path, seeds: Sequence[int], overrides: Sequence[str], as_json: bool, restart: bool = False
 ) -> dict[str, Any]:
-    """Train and score one model a seed (and a row of the ablation), print the table, write <out>/results.json.
+    """Train and score one model a seed, print the table, write <out>/results.json.
 
     A run that was interrupted goes on where it stopped; one that is complete is not repeated.
     """
@@ -50,15 +43,13 @@ def run(
     for text in overrides:
         if text.startswith(("train.out=", "train.seed=")):
             raise ConfigError(f"override {text!r}: the demo sets it; use --out and --seed")
-    variants = ABLATIONS if ablate else {"full": []}
     results: dict[str, Any] = {"out": str(out), "seeds": list(seeds), "runs": []}
-    for name, switches in variants.items():
-        for seed in seeds:
-            folder = out / f"{name.replace(' ', '-')}-{seed}"
-            console.print(f"[bold]{name}, seed {seed}[/bold]" if ablate or len(seeds) > 1 else "[bold]training[/bold]")
-            config = demo_config([*switches, *overrides, f"train.seed={seed}", f"train.out={json.dumps(str(folder))}"])
-            results["runs"].append({"variant": name, "seed": seed, **_one(config, restart)})
-    results["mean"] = {name: _mean([r for r in results["runs"] if r["variant"] == name]) for name in variants}
+    for seed in seeds:
+        console.print(f"[bold]training, seed {seed}[/bold]")
+        folder = json.dumps(str(out / f"full-{seed}"))
+        config = demo_config([*overrides, f"train.seed={seed}", f"train.out={folder}"])
+        results["runs"].append({"seed": seed, **_one(config, restart)})
+    results["mean"] = _mean(results["runs"])
     first = FGASeg.from_pretrained(results["runs"][0]["model"])
     picture = out / "demo.png"
     drawn = draw(first)
@@ -88,7 +79,7 @@ def _one(config: Config, restart: bool) -> dict[str, Any]:
     summary = train(config, resume=not restart)
     model = FGASeg.from_pretrained(summary.model)
     return {
-        "before": before,
+        "before": {name: one.miou_gt for name, one in before.items()},
         "after": {name: one.miou_gt for name, one in summary.scores.items()},
         "changed_by_zero": influence(model, config),
         "training_seconds": summary.seconds,
@@ -98,10 +89,14 @@ def _one(config: Config, restart: bool) -> dict[str, Any]:
     }
 
 
-def score(model: FGASeg, config: Config) -> dict[str, float]:
-    """mIoU over the seen classes (pairs and grounds, scenes of seen pairs) and over the unseen pairs (their scenes)."""
-    splits = {name: SceneDataset(name, SCENES_SCORED, config.data.crop) for name in ("seen", "unseen")}
-    return {name: evaluate(model, data, progress=True).over(data.scored).miou_gt for name, data in splits.items()}
+def score(model: FGASeg, config: Config) -> dict[str, Scores]:
+    """Scores on every validation set of a configuration; on scenes over its own classes, with all names competing."""
+    ignore, count = config.data.ignore, config.data.val_count
+    scores = {}
+    for name, data in data_sets(config)[1].items():
+        one = evaluate(model, data, ignore=ignore, count=count, progress=True)
+        scores[name] = one.over(data.scored) if config.data.scenes else one
+    return scores
 
 
 @torch.no_grad()
@@ -181,8 +176,7 @@ def _print(console: Console, results: dict[str, Any]) -> None:
     for column in ("", "seen classes, before", "after", "unseen pairs, before", "after"):
         table.add_column(column, justify="right" if column else "left")
     order = [(when, split) for split in ("seen", "unseen") for when in ("before", "after")]
-    for name, figures in results["mean"].items():
-        table.add_row(name, *(f"{figures[when][split]:.3f}" for when, split in order))
+    table.add_row("FGAseg", *(f"{results['mean'][when][split]:.3f}" for when, split in order))
     console.print(table)
     first = results["runs"][0]
     changed = ", ".join(f"{name} {share:.1%}" for name, share in first["changed_by_zero"].items())
