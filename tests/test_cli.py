@@ -140,7 +140,8 @@ def test_options_and_overrides_in_any_order():
 
 
 def test_help_teaches_and_info_is_machine_readable(capsys):
-    examples = {"demo": "--ablate", "train": "torchrun", "eval": "--csv per_class.csv", "segment": "--pseudo-masks",
+    examples = {"demo": "--seed 1 --json", "train": "torchrun", "eval": "--csv per_class.csv",
+                "ablate": "II IV --seed 0,1,2", "segment": "--pseudo-masks",
                 "convert": "--to-released", "parity": "--root ../shared/parity"}  # fmt: skip
     for command, example in examples.items():
         with pytest.raises(SystemExit) as stop:

@@ -17,5 +17,6 @@ def test_demo_learns_and_every_part_matters(tmp_path, capsys):
     # replacing S_g, S_l or γ by zero visibly changes labels: none of the three stages is a bystander
     assert set(run["changed_by_zero"]) == {"S_g", "S_l", "γ"}
     assert all(share > 0.01 for share in run["changed_by_zero"].values()), run["changed_by_zero"]
+    assert results["mean"]["after"] == run["after"] and results["mean"]["before"] == run["before"]
     assert json.loads((tmp_path / "results.json").read_text()) == results
     assert min(Image.open(results["picture"]).size) > 500
