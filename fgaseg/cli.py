@@ -77,7 +77,7 @@ Train and score the configurations of the paper's Tables II to VII and print the
 what the paper says and whether it is so here. A row that several tables share is trained once; one that is finished is
 never trained again, and an interrupted one goes on. Several processes may share one --out.
 
-  fgaseg ablate                                  all tables on drawn scenes, 31 trainings of about two minutes
+  fgaseg ablate                                  all tables on drawn scenes, 33 trainings of about two minutes
   fgaseg ablate II IV --seed 0,1,2 --steps 500
   fgaseg ablate VII --on configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt
 
