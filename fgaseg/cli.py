@@ -1,6 +1,7 @@
 """`fgaseg demo | data | train | eval | ablate | segment | convert | parity | bench | info`: thin commands over the library."""
 
 import argparse
+import atexit
 import json
 import os
 import re
@@ -66,10 +67,17 @@ command goes on from the last checkpoint and ends in the same weights. The model
 """
 
 EVAL = """\
-Score a model on labelled photos: both definitions of mIoU, per class.
+Score a model: on the sets of the paper, with its Table I and the published numbers above ours, or on any labelled
+photos. Both definitions of mIoU, per class, and beside every number the hash of a record of how it was made.
 
+  fgaseg eval --data a150,pc59,pas20 --weights runs/mine/model --root datasets --window --out runs/mine/eval
   fgaseg eval runs/mine/model --images photos --labels labels --names names.txt
   fgaseg eval runs/mine/model --config runs/mine/config.yaml --csv per_class.csv --json
+  torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --weights runs/mine/model
+
+Interrupted (Ctrl-C, SIGTERM, a crash), the same command goes on from what --out holds, on any number of processes.
+The record holds data, prompts, input sizes, model, weights, precision, kind of device, metrics and versions. Batch,
+number of processes and threads, and place of the files cannot change a number and are not hashed.
 """
 
 ABLATE = """\
@@ -149,7 +157,9 @@ def _expected() -> tuple[type[Exception], ...]:
     from .config import ConfigError
     from .data import DataError
     from .encoder import EncoderError
+    from .evaluate import UnfinishedError
     from .images import ImageError
+    from .protocol import ResultError
     from .text import VocabularyError
     from .train import TrainingError
 
@@ -160,7 +170,9 @@ def _expected() -> tuple[type[Exception], ...]:
         DataError,
         EncoderError,
         ImageError,
+        ResultError,
         TrainingError,
+        UnfinishedError,
         VocabularyError,
     )
     return (*ours, OSError, FloatingPointError)
@@ -234,7 +246,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--restart", action="store_true", help="ignore a checkpoint in train.out and start over")
 
     evaluation = command("eval", run_eval, EVAL)
-    evaluation.add_argument("model", help="folder that save_pretrained or train wrote, or a hub id")
+    evaluation.add_argument("model", nargs="?", help="folder that save_pretrained or train wrote, or a hub id")
+    evaluation.add_argument("--weights", help="the model, if it is not given by its place")
+    evaluation.add_argument(
+        "--data", metavar="SET[,SET...]", help="sets that `fgaseg data` has prepared: a150, pas20, ..."
+    )
+    evaluation.add_argument("--root", type=Path, help="their folder (default: $DETECTRON2_DATASETS, else datasets)")
+    views = evaluation.add_mutually_exclusive_group()
+    views.add_argument("--window", action="store_true", help="the released evaluation: four windows and the whole")
+    views.add_argument("--whole", action="store_true", help="each photo seen once, aspect kept (default: as saved)")
+    evaluation.add_argument("--top-k", metavar="K", help="classes kept per pixel by a model in fast mode, or all")
+    evaluation.add_argument("--template", help="a prompt with {}; or imagenet (80, averaged) or imagenet_select (7)")
+    evaluation.add_argument("--batch", type=int, default=4, metavar="N",
+                            help="pictures held at once: N are read while one is labelled. Each is labelled by itself: "
+                            "the numbers are the same for any N, and a stack was not faster on a CPU")  # fmt: skip
+    evaluation.add_argument("--out", type=Path, help="results, and what an interrupted run goes on from "
+                            "(with --data: runs/eval unless given)")  # fmt: skip
+    evaluation.add_argument("--restart", action="store_true", help="drop what --out holds of these sets")
     evaluation.add_argument("--config", help="take the data set from this training configuration")
     for key in ("images", "labels", "names", "list"):
         evaluation.add_argument(f"--{key}", type=Path, help=f"the data set's {key}")
@@ -377,27 +405,112 @@ def run_train(options: argparse.Namespace) -> None:
 
 
 def run_eval(options: argparse.Namespace) -> None:
+    from .distributed import rank
+    from .protocol import score, templates, weights_hash
+    from .train import Interrupted, _Signals
+
+    _check_eval(options)
+    _join_processes(options)
+    sets = _eval_sets(options)
+    views = {"window": "inference=windows", "whole": "inference=whole"}
+    options.set += [switch for view, switch in views.items() if getattr(options, view)]
+    options.set += [f"top_k={'null' if options.top_k == 'all' else options.top_k}"] if options.top_k else []
+    options.set += [f"template={json.dumps(templates(options.template))}"] if options.template else []
+    model = _load(options.weights, options)
+    weights, results = weights_hash(model), {}
+    for name, dataset in sets.items():
+        with _Signals() as signals, _precision(options):
+            results[name] = score(model, dataset, name, count=options.count, batch=options.batch, out=options.out,
+                                  restart=options.restart, weights=weights, progress=True,
+                                  stop=lambda: signals.number > 0)  # fmt: skip
+        if number := signals.number:
+            saved = (
+                f"saved in {options.out}: run the same command again to resume" if options.out else "lost without --out"
+            )
+            raise Interrupted(f"stopped while scoring {name}; what was counted is {saved}", number)
+    if rank() == 0:
+        _print_results(options, results)
+
+
+def _check_eval(options: argparse.Namespace) -> None:
+    """One model and one source of data; what is not given gets its default."""
+    if bool(options.model) == bool(options.weights):
+        raise UsageError("give the model once: as the first word, or with --weights")
+    options.weights = options.weights or options.model
+    others = [key for key in ("images", "labels", "names", "list", "config") if getattr(options, key)]
+    if options.data and others:
+        raise UsageError(f"--data names whole sets: leave --{others[0]} out")
+    if options.data and options.out is None:
+        options.out = Path("runs/eval")
+    if options.root and not options.data:
+        raise UsageError("--root is the folder of the sets that --data names: give --data, for example --data a150")
+    for key in ("count", "batch"):
+        if (value := getattr(options, key)) is not None and value < 1:
+            raise UsageError(f"--{key} {value}: give 1 or more")
+    if options.top_k and options.top_k != "all" and not (options.top_k.isdecimal() and int(options.top_k)):
+        raise UsageError(f"--top-k {options.top_k}: give a number of classes, or all")
+
+
+def _join_processes(options: argparse.Namespace) -> None:
+    """Under torchrun, join the others; each has a device of its own."""
+    if "LOCAL_RANK" in os.environ:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        state = PartialState(cpu=options.device == "cpu")
+        options.device = str(state.device)
+        atexit.register(state.destroy_process_group)
+
+
+def _eval_sets(options: argparse.Namespace) -> dict[str, Any]:
+    if options.data:
+        from .sets import open_set
+
+        root = options.root or Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+        return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
     from .config import load_config
-    from .evaluate import evaluate
     from .train import data_sets
 
-    if options.count is not None and options.count < 1:
-        raise UsageError(f"--count {options.count}: give 1 or more")
     config = load_config(options.config, _data_overrides(options))
-    datasets = data_sets(config)[1] if config.data.scenes else _folder(config)
-    model = _load(options.model, options)
-    with _precision(options):
-        scores = {
-            name: evaluate(model, dataset, ignore=config.data.ignore, count=options.count, progress=True)
-            for name, dataset in datasets.items()
-        }
+    return data_sets(config)[1] if config.data.scenes else _folder(config)
+
+
+def _print_results(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Tables for people, or JSON of the same; per-class rows to --csv."""
+    from rich.console import Console
+
+    from .protocol import COLUMNS, cautions, draw_figures, draw_table_one, table_one
+
     if options.csv:
-        for name, one in scores.items():
-            one.write_csv(options.csv.with_stem(f"{options.csv.stem}_{name}") if len(scores) > 1 else options.csv)
+        for name, one in results.items():
+            one.scores.write_csv(
+                options.csv.with_stem(f"{options.csv.stem}_{name}") if len(results) > 1 else options.csv
+            )
+    notes, published = [], [name for name in results if options.data and name in COLUMNS]
+    if published:
+        from .sets import SETS
+
+        notes = [line for name in published for line in cautions(name, results[name], SETS[name].splits["val"].count)]
     if options.json:
-        print(json.dumps({"model": options.model, "scores": {name: one.dump() for name, one in scores.items()}}))
-    else:
-        _print_scores(scores)
+        records = {name: {"hash": one.hash, "record": one.record, "free": one.free} for name, one in results.items()}
+        print(json.dumps({
+            "model": options.weights,
+            "scores": {name: one.scores.dump() for name, one in results.items()},
+            "records": records,
+            "table": {"columns": list(COLUMNS.values()), "rows": table_one(results)} if published else None,
+            "cautions": notes,
+        }))  # fmt: skip
+        return
+    console = Console()
+    for name, one in {} if options.data else results.items():
+        console.print(one.scores.table(f"{name}, record {one.hash}"))
+    if options.data:
+        console.print(draw_figures(results))
+    if published:
+        console.print(draw_table_one(results))
+    for line in notes:
+        console.print(f"not comparable: {line}", highlight=False, markup=False, soft_wrap=True)
+    if options.out:
+        console.print(f"results: {options.out}", highlight=False, markup=False, soft_wrap=True)
 
 
 def run_ablate(options: argparse.Namespace) -> None:
