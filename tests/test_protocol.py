@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from fgaseg import FGASeg
 from fgaseg.checkpoint import read_weights
 from fgaseg.cli import main
 from fgaseg.config import DataConfig
-from fgaseg.data import FolderDataset
-from fgaseg.evaluate import Confusion, Tally, Unfinished, UnfinishedError, evaluate
+from fgaseg.data import FolderDataset, read_labels
+from fgaseg.evaluate import ClassScore, Confusion, Scores, Tally, Unfinished, UnfinishedError, evaluate
 from fgaseg.protocol import (
     ResultError,
+    cautions,
     score,
     short_hash,
     templates,
@@ -287,7 +289,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_it_goes_on_with_another_number_of_processes(kind, saved, folder, model, tmp_path, capsys):
     command = ["eval", str(saved), *flags(folder), "--out", str(tmp_path / "out"), "--json", "--device", "cpu"]
     run = subprocess.Popen([sys.executable, "-c", SLOW, *command], stderr=subprocess.PIPE, text=True)
@@ -311,3 +313,122 @@ def test_killed_it_goes_on_with_another_number_of_processes(kind, saved, folder,
         found = json.loads(capsys.readouterr().out)
     whole = score(model, dataset(folder), "val")
     assert found["scores"]["val"] == whole.scores.dump() and found["records"]["val"]["hash"] == whole.hash
+
+
+# --- Table I and the command
+
+
+@pytest.fixture
+def sets(folder, monkeypatch):
+    """The pictures above as several sets: as pas20b, prompts 3 and 4 are both of class 3."""
+
+    def opened(name, root, split="val"):
+        assert (Path(root), split) == (folder, "val")
+        data = dataset(folder)
+        data.name = name
+        if name == "pas20b":
+            data.classes, data.class_of = [*NAMES[:3], "background"], [0, 1, 2, 3, 3]
+            data._read_labels = lambda file: np.where((labels := read_labels(file)) == 4, 3, labels)
+        return data
+
+    monkeypatch.setattr("fgaseg.sets.open_set", opened)
+    return folder
+
+
+def run_json(capsys, *words):
+    assert main(["eval", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_prompts_are_mapped_to_classes_before_counting(model, saved, sets, tmp_path, capsys):
+    found = run_json(capsys, "--data", "pas20,pas20b", "--weights", saved, "--root", sets, "--out", tmp_path)
+    fine, coarse = (found["scores"][name]["per_class"] for name in ("pas20", "pas20b"))
+    assert [row["name"] for row in coarse] == [*NAMES[:3], "background"]
+    assert coarse[:3] == fine[:3]
+    assert coarse[3]["predicted"] == fine[3]["predicted"] + fine[4]["predicted"] > 0
+    data = dataset(sets)
+    both = [(data[n]["labels"], model.segment(data.pairs[n][1], NAMES).labels) for n in range(12)]
+    assert coarse[3]["correct"] == sum(int(((a != 255) & (a >= 3) & (b >= 3)).sum()) for a, b in both)
+    records = [found["records"][name]["record"]["data"] for name in ("pas20", "pas20b")]
+    assert [(r["prompts"], r["classes"]) for r in records] == [(5, 5), (5, 4)]
+    assert records[0]["names"] != records[1]["names"]
+
+
+def test_table_one_as_printed_and_as_json(saved, sets, tmp_path, capsys):
+    command = ["--data", "pas20,a150", "--weights", saved, "--root", sets, "--out", tmp_path / "out"]
+    found = run_json(capsys, *command)
+    assert found["table"]["columns"] == ["A-847", "PC-459", "A-150", "PC-59", "PAS-20", "PAS-20b"]
+    rows = found["table"]["rows"]
+    assert rows["FGAseg B/16"] == ["12.0", "19.0", "31.4", "57.5", "95.2", None]
+    assert rows["CAT-Seg L/14"][5] == "82.5"
+    hashes = [None, None, found["records"]["a150"]["hash"], None, found["records"]["pas20"]["hash"], None]
+    assert rows["record"] == hashes
+    for name, figure in (("ours", "miou_gt"), ("ours, union", "miou_union")):
+        assert rows[name][4] == f"{100 * found['scores']['pas20'][figure]:.1f}" and rows[name][0] is None
+    assert main(["eval", *map(str, command)]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text[text.index("Table I") :].split("not comparable")[0].splitlines())) <= 80
+    for name, cells in rows.items():
+        line = next(line for line in text.splitlines() if line.strip().startswith(f"{name} "))
+        assert line.split()[-6:] == [cell or "-" for cell in cells]
+    assert [f"not comparable: {line}" in text for line in found["cautions"]] == [True] * len(found["cautions"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a150.csv", "a150.json", "pas20.csv", "pas20.json"]
+
+
+def test_what_is_not_comparable_is_said_once_each(saved, sets, tmp_path, capsys):
+    command = ["--data", "a150", "--weights", saved, "--root", sets]
+    lines = run_json(capsys, *command, "--count", 3, "--out", tmp_path / "a")["cautions"]
+    for words in ("first 3 of 12", "12 pictures, the published set 2000", "'a photo of a {}', published with",
+                  "all synonyms", "seen whole"):  # fmt: skip
+        assert sum(words in line for line in lines) == 1, words
+    as_published = ["--window", "--template", "A photo of a {} in the scene", "--set", "first_synonym=true"]
+    found = run_json(capsys, *command, *as_published, "--count", 2, "--out", tmp_path / "b")
+    left = [line for line in found["cautions"] if "union is" not in line]
+    assert len(left) == 2 and all("pictures" in line for line in left)
+    found = run_json(capsys, *command, "--template", "imagenet_select", "--precision", "bfloat16", "--count", 1,
+                     "--out", tmp_path / "c")  # fmt: skip
+    assert any("7 templates" in line for line in found["cautions"])
+    assert any("bfloat16" in line for line in found["cautions"])
+    assert found["records"]["a150"]["record"]["numerics"]["autocast"] == "torch.bfloat16"
+
+
+def test_union_below_the_published_definition_is_said(model, folder):
+    result = score(model, dataset(folder), "pc459", count=1)
+    rows = [row for row in result.scores.rows if row.labelled]
+    absent = ClassScore("absent", 0, 0, 5)
+    lower = replace(result, scores=Scores(1, [*rows, absent]))
+    same = replace(result, scores=Scores(1, rows))
+    assert any("only by its definition" in line for line in cautions("pc459", lower, 5104))
+    assert not any("definition" in line for line in cautions("pc459", same, 5104))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--data", "a150"], "give the model once"),
+        (["MODEL", "--weights", "MODEL", "--data", "a150"], "give the model once"),
+        (["MODEL", "--data", "a150", "--images", "x"], "leave --images out"),
+        (["MODEL", "--data", "a151"], "a151"),
+        (["MODEL", "--root", "x"], "give --data"),
+        (["MODEL", "--data", "a150", "--batch", "0"], "--batch 0: give 1 or more"),
+        (["MODEL", "--data", "a150", "--top-k", "few"], "a number of classes, or all"),
+        (["MODEL", "--data", "a150", "--root", "FOLDER", "--top-k", "3"], "needs fast: true"),
+        (["MODEL", "--data", "a150", "--root", "FOLDER", "--template", "a cat"], "exactly once"),
+    ],
+)
+def test_a_mistake_is_one_line(words, message, saved, sets, capsys, monkeypatch):
+    if "a151" in words:
+        monkeypatch.undo()
+    assert main(["eval", *({"MODEL": str(saved), "FOLDER": str(sets)}.get(word, word) for word in words)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_top_k_of_a_fast_model(folder, tmp_path, capsys):
+    tiny_model(fast=True).save_pretrained(tmp_path / "fast")
+    hashes = set()
+    for k in ("1", "3", "all"):
+        found = run_json(capsys, tmp_path / "fast", *flags(folder), "--top-k", k, "--count", 2)
+        assert found["records"]["val"]["record"]["model"]["top_k"] == (None if k == "all" else int(k))
+        hashes.add(found["records"]["val"]["hash"])
+    assert len(hashes) == 3
