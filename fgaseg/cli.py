@@ -478,7 +478,7 @@ def _print_results(options: argparse.Namespace, results: dict[str, Any]) -> None
     """Tables for people, or JSON of the same; per-class rows to --csv."""
     from rich.console import Console
 
-    from .protocol import COLUMNS, cautions, draw_figures, draw_table_one, table_one
+    from .protocol import COLUMNS, LEGEND, cautions, draw_figures, draw_table_one, table_one
 
     if options.csv:
         for name, one in results.items():
@@ -507,6 +507,8 @@ def _print_results(options: argparse.Namespace, results: dict[str, Any]) -> None
         console.print(draw_figures(results))
     if published:
         console.print(draw_table_one(results))
+    if options.data:
+        console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
     for line in notes:
         console.print(f"not comparable: {line}", highlight=False, markup=False, soft_wrap=True)
     if options.out:

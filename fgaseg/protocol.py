@@ -228,13 +228,15 @@ def table_one(results: Mapping[str, Result]) -> dict[str, list[str | None]]:
     return rows
 
 
+LEGEND = (
+    "In %. mIoU: over the classes in the ground truth, as the published numbers; union: also over those only predicted,\n"
+    "as mmseg and detectron2 0.6 count. record: how the numbers were made, whole with --json and in --out."
+)
+
+
 def draw_table_one(results: Mapping[str, Result]) -> Table:
     """`table_one` for people: at most 80 columns wide."""
-    caption = (
-        "mIoU in %. Published and ours: over the classes in the ground truth; union: also those only predicted (as\n"
-        "mmseg and detectron2 0.6 count). record: of the number above, whole with --json and in --out."
-    )
-    table = Table("", *COLUMNS.values(), title="Table I", box=None, caption=caption, caption_justify="left")
+    table = Table("", *COLUMNS.values(), title="Table I", box=None)
     for name, cells in table_one(results).items():
         if name == "ours":
             table.add_section()
@@ -244,7 +246,7 @@ def draw_table_one(results: Mapping[str, Result]) -> Table:
 
 def draw_figures(results: Mapping[str, Result]) -> Table:
     """One row a set: all figures, and how many classes occur."""
-    table = Table("set", "pictures", "classes", *FIGURES, "record", box=None)
+    table = Table("set", "pictures", "classes", "mIoU", "union", "fwIoU", "mAcc", "pAcc", "record", box=None)
     for name, one in results.items():
         figures = (f"{100 * getattr(one.scores, figure):.1f}" for figure in FIGURES)
         present = f"{one.scores.present}/{len(one.scores.rows)}"
