@@ -229,8 +229,8 @@ def table_one(results: Mapping[str, Result]) -> dict[str, list[str | None]]:
 
 
 LEGEND = (
-    "In %. mIoU: over the classes in the ground truth, as the published numbers; union: also over those only predicted,\n"
-    "as mmseg and detectron2 0.6 count. record: how the numbers were made, whole with --json and in --out."
+    "In %. mIoU: over the classes in the ground truth, as the published numbers; union: also over those only\n"
+    "predicted, as mmseg and detectron2 0.6 count. record: how the numbers were made, whole with --json and in --out."
 )
 
 
