@@ -1,4 +1,4 @@
-"""`fgaseg demo | data | train | eval | ablate | segment | convert | parity | bench | info`: thin commands over the library."""
+"""The commands that `fgaseg --help` lists: thin, over the library."""
 
 import argparse
 import atexit
