@@ -277,6 +277,7 @@ class TrainConfig(_Section):
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to 0 at the last step
     warmup: NonNegativeInt = 0  # steps of linear warm-up
     amp: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = "no"
+    image_size: PositiveInt | None = None  # the model sees crops resized to this side, labels stay; None: data.crop
     seed: NonNegativeInt = 0
     eval_every: NonNegativeInt = 5000  # 0: only after the last step
     save_every: NonNegativeInt = 1000  # 0: only after the last step

@@ -19,7 +19,12 @@ PIECE = 32  # classes whose maps are at the labels' size at once
 
 
 def segmentation_losses(
-    out: "Output", labels: Tensor, config: LossConfig, ignore: int = 255, world: Total | None = None
+    out: "Output",
+    labels: Tensor,
+    config: LossConfig,
+    ignore: int = 255,
+    world: Total | None = None,
+    whole: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux (the first
     head's) only if present.
@@ -27,6 +32,8 @@ def segmentation_losses(
     labels  [B, h, w] int64, `ignore` where there is no label
     world   sums a count over all processes; every mean divides its local sum by that count, so the losses (and the
             gradients) of the processes add up to those of one process with the whole batch
+    whole   [n B, h, w], with gradient accumulation: the labels of all micro-batches, of which `labels` are one. Means
+            then divide by their counts, so that the micro-batches add up as processes do
 
     seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12); weighted by class if
            class_balance > 0.
@@ -38,49 +45,57 @@ def segmentation_losses(
     Logits are resized bilinearly (align_corners False) to the labels.
     """
 
+    everything = labels if whole is None else whole
+
     def count(n: Tensor | int, clamp: bool = True) -> Tensor:
         total = torch.as_tensor(n, dtype=torch.float32, device=labels.device)
         total = world(total) if world else total
         return total.clamp(min=1) if clamp else total
 
-    losses = {"seg": _segmentation(out.logits, labels, config, ignore, count)}
+    losses = {"seg": _segmentation(out.logits, labels, everything, config, ignore, count)}
     total = losses["seg"]
     if out.align is not None and config.lambda_align:
-        losses["align"] = _alignment(out.align, labels, config, ignore, count)
+        losses["align"] = _alignment(out.align, labels, everything, config, ignore, count)
         total = total + config.lambda_align * losses["align"]
     if out.aux:
-        heads = [_segmentation(logits, labels, config, ignore, count) for logits in out.aux]
+        heads = [_segmentation(logits, labels, everything, config, ignore, count) for logits in out.aux]
         losses["aux"] = heads[0]
         total = total + config.lambda_aux * heads[0] + sum(heads[1:])
     return {"loss": total, **losses}
 
 
-def _segmentation(logits: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
+def _segmentation(
+    logits: Tensor, labels: Tensor, everything: Tensor, config: LossConfig, ignore: int, count: Count
+) -> Tensor:
     classes = logits.shape[1]
     if config.seg == "bce":
 
         def summed(part: Tensor, first: int) -> Tensor:
             return _bce(_resize(part, labels), labels, first, ignore)
 
-        return _in_pieces(summed, logits) / count(labels.numel() * classes)
+        return _in_pieces(summed, logits) / count(everything.numel() * classes)
     logits = _resize(logits, labels)
-    pixels = count(torch.bincount(labels[labels != ignore], minlength=classes), clamp=False)  # of each class
+    pixels = count(torch.bincount(everything[everything != ignore], minlength=classes), clamp=False)  # of each class
     weights = pixels.clamp(min=1) ** -config.class_balance
     total = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
     return total / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _alignment(maps: Tensor, labels: Tensor, config: LossConfig, ignore: int, count: Count) -> Tensor:
+def _alignment(
+    maps: Tensor, labels: Tensor, everything: Tensor, config: LossConfig, ignore: int, count: Count
+) -> Tensor:
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
-        return _in_pieces(lambda part, first: _bce(part, small, first, ignore), maps) / count(maps.numel())
+        pixels = maps[0].numel() * len(everything)
+        return _in_pieces(lambda part, first: _bce(part, small, first, ignore), maps) / count(pixels)
     valid = (labels != ignore)[:, None]
 
     def squares(part: Tensor, first: int) -> Tensor:
         part = _resize(part, labels)
         return (part - _one_hot(labels, first, part, ignore)).square().masked_fill(~valid, 0.0).sum()
 
-    divisor = count(len(labels) if config.align_reduction == "sum" else valid.sum() * maps.shape[1])
+    images = config.align_reduction == "sum"
+    divisor = count(len(everything) if images else (everything != ignore).sum() * maps.shape[1])
     return _in_pieces(squares, maps) / divisor
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor, nn
@@ -414,6 +415,8 @@ class _Training:
         recipe = self.config.train
         torch.manual_seed(_seed(recipe.seed, STEP, self.step, rank()))
         pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        if recipe.image_size is not None:  # as the released code: bilinear, no antialias
+            pixels = F.interpolate(pixels, (recipe.image_size,) * 2, mode="bilinear", align_corners=False)
         names, labels = self._vocabulary(labels)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.config)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from tiny import ARCHITECTURE
 from torch import nn
 
 import fgaseg.train
-from fgaseg import Config, FGASeg
+from fgaseg import Config, FGASeg, ModelConfig
 from fgaseg.checkpoint import CheckpointError, complete_directory
+from fgaseg.config import load_config
 from fgaseg.data import DataError
 from fgaseg.scenes import GROUNDS, SEEN, UNSEEN
 from fgaseg.train import Interrupted, TrainingError, choose_classes, learning_rate_factor, relabel, train
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 TINY_MODEL = {
     "encoder": {"architecture": ARCHITECTURE, "finetune": "attention"}, "image_size": 32, "hidden": 32, "heads": 2,
     "aggregation_layers": 1, "window": 4, "guidance_channels": [16, 16], "guidance_hidden": [8, 8],
@@ -556,6 +559,70 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(fgaseg.train, "world_size", lambda: 3)
     with pytest.raises(TrainingError, match=r"train\.batch=4 cannot be shared evenly by 3 processes"):
         train(configure(data, tmp_path), progress=False)
+
+
+# --- the recipes
+
+
+PROTOCOL = {  # shared/spec/protocol.md, "Training"
+    "lr": 2e-4, "encoder_lr_factor": 0.01, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 0, "steps": 80_000,
+    "batch": 8, "clip_norm": 0.01, "amp": "no", "eval_every": 5000, "classes_per_step": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, different, side",
+    [
+        ("vitb16", {}, 384),
+        ("vitl14", {}, 336),
+        *((f"released_{mode}", {"eval_every": 2000}, 384) for mode in ("fast_cat", "fast_add", "no_fast_add")),
+        ("released_no_fast_cat", {"eval_every": 2000, "batch": 2}, 384),
+    ],
+)
+def test_recipes_are_the_protocols(name, different, side):
+    config = load_config(CONFIGS / f"{name}.yaml")
+    recipe = config.train.dump()
+    assert {key: recipe[key] for key in PROTOCOL} == PROTOCOL | different
+    data = config.data
+    assert (data.crop, data.short_edge or data.crop, data.scale) == (384, 384, (1, 1))
+    assert data.flip and data.color_jitter and data.ignore == 255
+    assert (config.train.image_size or data.crop) == config.model.image_size == side
+    assert config.model.encoder.finetune == "attention" and config.model.encoder.pretrained == "openai"
+    assert config.train.out.name == name
+    if name.startswith("released"):
+        assert config.model.preset == "released"
+        assert name == f"released_{'fast' if config.model.fast else 'no_fast'}_{config.model.fusion}"
+    else:
+        assert config.model == ModelConfig(encoder=config.model.encoder, image_size=side)
+
+
+def test_norms_and_embeddings_do_not_decay():
+    torch.manual_seed(0)
+    model = FGASeg(Config(model=TINY_MODEL | {"encoder": {"architecture": ARCHITECTURE, "finetune": "scratch"}}).model)
+    groups = model.parameter_groups(2e-4, 0.01, 1e-4)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    norms = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
+    plain = [p for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)]
+    assert plain and all(decay[id(p)] == 0 for p in plain)
+    assert decay[id(model.clip.positional_embedding)] == decay[id(model.clip.visual.positional_embedding)] == 0
+    rest = {p for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1 and "embedding" not in n}
+    assert all(decay[id(p)] == 1e-4 for p in rest)
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or rate[id(p)] == pytest.approx(2e-6 if name.startswith("clip.") else 2e-4)
+
+
+def test_large_crops_are_seen_small_and_judged_large(data, tmp_path, monkeypatch):
+    seen, original = [], fgaseg.train.segmentation_losses
+    forward = FGASeg.forward
+    monkeypatch.setattr(FGASeg, "forward", lambda self, x, v: (seen.append(x.shape), forward(self, x, v))[1])
+    monkeypatch.setattr(
+        fgaseg.train,
+        "segmentation_losses",
+        lambda out, labels, *a, **k: (seen.append(labels.shape), original(out, labels, *a, **k))[1],
+    )
+    train(configure(data, tmp_path, ["train.steps=1", "train.eval_every=0", "train.image_size=24"]), progress=False)
+    assert seen[:2] == [(4, 3, 24, 24), (4, 32, 32)]
 
 
 # --- the pieces
