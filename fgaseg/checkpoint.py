@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import re
@@ -18,6 +19,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+
+CHECKPOINT_FILES = ("model.safetensors", "state.pt")
 
 
 class CheckpointError(RuntimeError):
@@ -47,11 +50,12 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, keep_old: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` to fill; when the block ends well, it takes the place of `path`.
 
     The old folder is kept as `<path>.old` until the new one is in place, so one complete folder exists at any moment:
     read it through `complete_directory`. If the block raises, the temporary folder is removed and `path` is untouched.
+    With `keep_old`, `<path>.old` then stays, as the last but one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,8 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             os.replace(old, path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if not keep_old:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def complete_directory(path: str | Path) -> Path | None:
@@ -267,17 +272,19 @@ def _shortened(keys: list[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def save_training(folder: Path, model: nn.Module, state: dict[str, Any]) -> None:
-    """Replace the training checkpoint `folder` by a new one: model.safetensors, and the rest in state.pt.
+def save_training(folder: Path, model: nn.Module, state: dict[str, Any], keep_previous: bool = True) -> None:
+    """Make a new training checkpoint `folder`: model.safetensors, the rest in state.pt, and SHA256SUMS of both.
 
+    The one before stays as `<folder>.old` (`keep_previous` False: goes), to fall back on if this one is damaged.
     Raises CheckpointError on a full disk or any other OSError; the previous checkpoint is then still there, whole.
     """
     buffer = io.BytesIO()  # torch.save on a file turns a full disk into an internal error, or worse
     torch.save(state, buffer)
     try:
-        with atomic_directory(folder) as temporary:
+        with atomic_directory(folder, keep_previous) as temporary:
             write_weights(temporary / "model.safetensors", model.state_dict())
             atomic_write(temporary / "state.pt", lambda file: file.write(buffer.getbuffer()))
+            write_sums(temporary)
     except OSError as error:
         previous = complete_directory(folder)
         kept = f"the previous checkpoint {previous} is intact" if previous else "there is no previous checkpoint"
@@ -287,10 +294,67 @@ def save_training(folder: Path, model: nn.Module, state: dict[str, Any]) -> None
         ) from error
 
 
+def write_sums(folder: Path) -> None:
+    """Write SHA256SUMS of a training checkpoint's two files, in the format of `sha256sum -c`."""
+    lines = "".join(f"{_sha256(folder / name)}  {name}\n" for name in CHECKPOINT_FILES)
+    atomic_write(folder / "SHA256SUMS", lambda file: file.write(lines.encode()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_training(folder: Path) -> None:
+    """Compare a training checkpoint's files with its SHA256SUMS; CheckpointError names one that is not as written."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        wrong = [name for name in CHECKPOINT_FILES if _sha256(folder / name) != sums.get(name)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: damaged: {error}") from None
+    if wrong:
+        raise CheckpointError(f"{folder / wrong[0]}: damaged: its SHA-256 is not the one in SHA256SUMS")
+
+
+def set_damaged_aside(folder: Path) -> str:
+    """Where the last training checkpoint is damaged and the one before is whole, put that in its place.
+
+    The damaged one is kept as `<folder>.damaged`. Returns what was done, for the user; "" where nothing had to be.
+    Raises CheckpointError, naming the damage, when no whole checkpoint is left.
+    """
+    found = complete_directory(folder)
+    if found is None:
+        return ""
+    try:
+        check_training(found)
+        return ""
+    except CheckpointError as error:
+        damage = str(error)
+    old, aside = _old(folder), folder.with_name(folder.name + ".damaged")
+    try:
+        if found == old or not old.is_dir():
+            raise CheckpointError("there is no checkpoint before it")
+        check_training(old)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{damage}; nor can an earlier one be used ({error}). Copy the folder back from a place where it is whole, "
+            "or start over with --restart"
+        ) from None
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(folder, aside)  # from here on complete_directory finds the one before
+        os.replace(old, folder)
+    except OSError as error:
+        raise CheckpointError(f"{damage}; it cannot be set aside: {error.strerror or error}") from error
+    return f"{damage}. Going on from the checkpoint before it; the damaged one is kept in {aside}"
+
+
 def load_training(folder: Path, model: nn.Module) -> dict[str, Any] | None:
     """Put a checkpoint's weights into the model and return its state; None if there is no checkpoint.
 
-    Raises CheckpointError naming the file that is damaged or does not fit.
+    Raises CheckpointError naming the file that is damaged or does not fit (`set_damaged_aside` has looked for bits that
+    flipped).
     """
     found = complete_directory(folder)
     if found is None:

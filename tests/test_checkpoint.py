@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import shutil
 import stat
+import subprocess
 import warnings
 import zipfile
 
@@ -21,6 +23,8 @@ from fgaseg.checkpoint import (
     read_weights,
     remove_leftovers,
     save_training,
+    set_damaged_aside,
+    write_sums,
     write_weights,
 )
 
@@ -169,6 +173,7 @@ def test_malicious_pickle_is_named_and_not_run(tmp_path, kind):
         save_training(tmp_path / "checkpoint", model, {"step": 1})
         path = tmp_path / "checkpoint" / "state.pt"
         torch.save({"step": evil}, path)
+        write_sums(path.parent)  # whoever can write the one can write the other
     else:
         path.write_bytes(pickle.dumps(evil, protocol=int(kind[-1])))
     with pytest.raises(CheckpointError, match=path.name) as caught:
@@ -265,3 +270,96 @@ def test_training_state_round_trip_and_absence(tmp_path):
     other = nn.Linear(2, 2)
     assert load_training(tmp_path / "checkpoint", other)["history"][0]["val"]["miou_gt"] == 0.5
     assert torch.equal(other.weight, model.weight)
+
+
+def three_saves(folder):
+    model = nn.Linear(2, 2)
+    for step in (1, 2, 3):
+        save_training(folder, model, {"step": step})
+    return model
+
+
+def flip(path, bit=0):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def truncate(path):  # by two: a last line without its end is whole
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def test_the_last_two_training_checkpoints_are_kept(tmp_path):
+    model = three_saves(tmp_path / "checkpoint")
+    assert names(tmp_path) == ["checkpoint", "checkpoint.old"]
+    assert [load_training(tmp_path / name, model)["step"] for name in names(tmp_path)] == [3, 2]
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "checkpoint", check=False)
+    assert done.returncode == 0
+    assert set_damaged_aside(tmp_path / "checkpoint") == ""
+    save_training(tmp_path / "checkpoint", model, {"step": 4}, keep_previous=False)
+    assert names(tmp_path) == ["checkpoint"]
+
+
+@pytest.mark.parametrize("harm", [flip, truncate, os.unlink], ids=["flip", "truncate", "remove"])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "SHA256SUMS"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, name, harm):
+    folder = tmp_path / "checkpoint"
+    model = three_saves(folder)
+    harm(folder / name)
+    said = set_damaged_aside(folder)
+    assert "damaged" in said and str(folder) in said and f"{folder}.damaged" in said
+    assert load_training(folder, model)["step"] == 2
+    assert names(tmp_path) == ["checkpoint", "checkpoint.damaged"]
+    save_training(folder, model, {"step": 3})
+    assert set_damaged_aside(folder) == "" and load_training(folder, model)["step"] == 3
+
+
+def test_two_damaged_checkpoints_are_an_error_and_stay(tmp_path):
+    folder = tmp_path / "checkpoint"
+    three_saves(folder)
+    flip(folder / "state.pt")
+    flip(tmp_path / "checkpoint.old" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"checkpoint/state.pt: damaged.*checkpoint.old/model.safetensors: dama"):
+        set_damaged_aside(folder)
+    shutil.rmtree(tmp_path / "checkpoint.old")
+    with pytest.raises(CheckpointError, match=r"state.pt: damaged.*no checkpoint before it"):
+        set_damaged_aside(folder)
+    assert names(tmp_path) == ["checkpoint"]
+
+
+def test_wherever_a_save_or_a_fall_back_is_killed_a_whole_checkpoint_is_found(tmp_path, monkeypatch):
+    """Stopped at each rename and removal in turn; what is found then is whole, and no older than it must be."""
+    folder = tmp_path / "checkpoint"
+    for damaged in (False, True):
+        for stop in range(20):
+            for leftover in tmp_path.iterdir():
+                shutil.rmtree(leftover)
+            model, calls = three_saves(folder), []
+            if damaged:
+                flip(folder / "state.pt")
+
+            def counted(original, calls=calls, stop=stop):
+                def call(*arguments, **options):
+                    if len(calls) == stop:
+                        raise Killed
+                    calls.append(arguments)
+                    return original(*arguments, **options)
+
+                return call
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", counted(os.replace))
+                patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
+                try:
+                    set_damaged_aside(folder)
+                    save_training(folder, model, {"step": 4})
+                except Killed:
+                    pass
+                finished = len(calls) < stop
+            remove_leftovers(tmp_path)
+            set_damaged_aside(folder)
+            step = load_training(folder, model)["step"]
+            assert step == 4 if finished else step in ((2, 4) if damaged else (3, 4)), (damaged, stop, calls)
+            if finished:
+                break
+        assert finished
