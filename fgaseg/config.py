@@ -267,9 +267,12 @@ class TrainConfig(_Section):
     """The training recipe. Defaults are the paper's (protocol: 80,000 steps, total batch 8)."""
 
     out: Path = Path("runs/fgaseg")  # checkpoints, TensorBoard, summary.json and the final model
-    init: Path | None = None  # start from these weights (a saved model's folder or file); None: from the encoder alone
+    # start from these weights, a saved model's or CAT-Seg's (what it lacks starts fresh); None: from the encoder alone
+    init: Path | None = None
     steps: PositiveInt = 80_000
-    batch: PositiveInt = 8  # total over all processes
+    batch: PositiveInt = 8  # total over all processes and micro-batches
+    # micro-batches that a process takes one after the other in a step; only BatchNorm (T2P) tells them from one batch
+    accumulate: PositiveInt = 1
     lr: PositiveFloat = 2e-4
     encoder_lr_factor: NonNegativeFloat = 0.01  # CLIP parameters train at lr times this
     weight_decay: NonNegativeFloat = 1e-4
@@ -279,11 +282,14 @@ class TrainConfig(_Section):
     amp: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = "no"
     image_size: PositiveInt | None = None  # the model sees crops resized to this side, labels stay; None: data.crop
     seed: NonNegativeInt = 0
+    deterministic: bool = False  # PyTorch's deterministic algorithms alone: two runs are equal to the bit, and slower
+    skip_unreadable: NonNegativeInt = 0  # so many unreadable pictures in all are left out, the next one in their place
     eval_every: NonNegativeInt = 5000  # 0: only after the last step
     save_every: NonNegativeInt = 1000  # 0: only after the last step
     classes_per_step: PositiveInt | None = None  # vocabulary of a step: classes present plus random others; None: all
     log_every: PositiveInt = 20
     tensorboard: bool = True
+    pictures: NonNegativeInt = 2  # of each validation set, drawn for TensorBoard after every evaluation
 
     @model_validator(mode="after")
     def _check(self) -> Self:

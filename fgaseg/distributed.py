@@ -6,11 +6,15 @@ losses of all processes add up to the loss of the batch, and so do their gradien
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -23,13 +27,73 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+class ProcessLost(RuntimeError):
+    """A process that this one waits for is gone, or has not answered for too long; the message is the backend's."""
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no kind of its own for it
+        raise ProcessLost(str(error).splitlines()[0]) from error
+
+
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of `value` (same shape and dtype everywhere) over all processes; a new tensor without gradient."""
+    """The sum of `value` (same shape and dtype everywhere) over all processes; a new tensor without gradient.
+
+    Raises ProcessLost.
+    """
     value = value.detach()
     if world_size() > 1:
         value = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(value)
+        with _waiting():
+            dist.all_reduce(value)
     return value
+
+
+def gather_rows(value: Tensor) -> Tensor:
+    """`value` [n, ...] of all processes (same shape everywhere), one after the other. Raises ProcessLost."""
+    if world_size() == 1:
+        return value
+    parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    with _waiting():
+        dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: T) -> list[T]:
+    """A small value of plain types of every process. Raises ProcessLost."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with _waiting():
+        dist.all_gather_object(values, value)
+    return values
+
+
+class _ShareRows(torch.autograd.Function):
+    """See `share_rows`. A sum with zeros is exact, and no process needs to know the others' places."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return sum_over_processes(rows.new_zeros(total, rows.shape[1]).index_copy(0, places, rows))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return sum_over_processes(grad)[places], None, None
+
+
+def share_rows(rows: Tensor, places: Tensor, total: int) -> Tensor:
+    """[total, C] everywhere, of which this process has computed `rows` [n, C], those at `places` [n] (int64).
+
+    Every place belongs to one process. In the backward pass, which all processes must reach together, each gets the
+    gradient of its own rows, summed over the losses of all.
+    """
+    shared: Tensor = _ShareRows.apply(rows, places, total)
+    return shared
 
 
 class _Sum(torch.autograd.Function):

@@ -77,6 +77,8 @@ def _segmentation(
     logits = _resize(logits, labels)
     pixels = count(torch.bincount(everything[everything != ignore], minlength=classes), clamp=False)  # of each class
     weights = pixels.clamp(min=1) ** -config.class_balance
+    if torch.are_deterministic_algorithms_enabled():  # CUDA's loss of maps has no such form; that of rows has
+        logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
     total = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
     return total / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
 

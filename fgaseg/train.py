@@ -12,6 +12,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -21,14 +22,13 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -36,27 +36,45 @@ from fgaseg.checkpoint import (
     CheckpointError,
     atomic_write,
     load_training,
-    load_weights,
-    read_weights,
     remove_leftovers,
     save_training,
+    set_damaged_aside,
+    write_weights,
 )
 from fgaseg.config import Config
 from fgaseg.data import FolderDataset
-from fgaseg.distributed import rank, sum_gradients, sum_over_processes, use_global_batch_norm, world_size
+from fgaseg.distributed import (
+    ProcessLost,
+    gather_objects,
+    gather_rows,
+    rank,
+    share_rows,
+    sum_gradients,
+    sum_over_processes,
+    use_global_batch_norm,
+    world_size,
+)
 from fgaseg.evaluate import FIGURES, Scores, evaluate
+from fgaseg.images import ImageError
+from fgaseg.initial import warm_start
 from fgaseg.losses import segmentation_losses
 from fgaseg.model import FGASeg
+from fgaseg.pictures import heat, legend, overlay, panel
+from fgaseg.reporter import Reporter
 from fgaseg.scenes import SceneDataset
+from fgaseg.segment import pseudo_masks
+from fgaseg.text import Vocabulary
 
 SCENES_PER_EPOCH = 10_000
 SCENES_SCORED = 100
 # what may differ between the run that wrote a checkpoint and the one that resumes it
 FREE_ON_RESUME = {
     "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
+    "train.accumulate", "train.skip_unreadable", "train.pictures",
     "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
     "data.images", "data.labels", "data.names", "data.train_list",
 }  # fmt: skip
+PATIENCE = timedelta(minutes=10)  # that a process waits for the others before it gives them up
 SHUFFLE, CLASSES, STEP = 1, 2, 3  # streams of random numbers under one seed
 
 
@@ -88,6 +106,7 @@ class Summary:
     losses: dict[str, float]  # means over the last log_every steps
     scores: dict[str, Scores]  # of the last step, by validation set: "val", or "seen" and "unseen"
     history: list[dict[str, Any]]  # {"step", "<set>": {"miou_gt", ...}} of every evaluation
+    skipped: list[str]  # pictures that could not be read and were replaced (train.skip_unreadable), and why
 
     def dump(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -116,18 +135,42 @@ def train(
 
 
 class _Stream(Dataset[Any]):
-    """A training set addressed by (epoch, index), so that one loader serves the whole run."""
+    """A training set addressed by (epoch, index), so that one loader serves the whole run.
 
-    def __init__(self, source: Any):
-        self.source = source
+    A picture that cannot be read is an error, or, where up to `allowed` may be skipped, the next one that can be read
+    takes its place: a choice that depends on the data set alone, whichever process or worker makes it.
+    """
+
+    def __init__(self, source: Any, allowed: int = 0):
+        self.source, self.allowed = source, allowed
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         try:
             self.source.set_epoch(epoch)
-            return self.source[index]
+            return self._readable(index)
         except Exception as error:  # handed over as it is: the loader would wrap it in a traceback of the worker
             return error
+
+    def _readable(self, index: int) -> Any:
+        skipped: dict[int, str] = {}
+        while True:
+            try:
+                return self.source[index] | {"skipped": skipped}
+            except ImageError as error:
+                skipped[index] = str(error)
+                if len(skipped) > self.allowed or len(skipped) == len(self.source):
+                    raise
+                index = (index + 1) % len(self.source)
+
+
+class _Batch(NamedTuple):
+    """This process's part of a batch."""
+
+    pixels: Tensor
+    labels: Tensor
+    stems: list[str]
+    skipped: dict[int, str]  # items that could not be read, others in their place: index in the data set, and why
 
 
 class _Batches:
@@ -161,7 +204,12 @@ def _collate(items: list[Any]) -> Any:
     failed = next((item for item in items if isinstance(item, Exception)), None)
     if failed is not None:
         return failed
-    return torch.stack([item["pixels"] for item in items]), torch.stack([item["labels"] for item in items])
+    return _Batch(
+        torch.stack([item["pixels"] for item in items]),
+        torch.stack([item["labels"] for item in items]),
+        [item["stem"] for item in items],
+        {index: why for item in items for index, why in item["skipped"].items()},
+    )
 
 
 def _start_worker(_: int) -> None:
@@ -219,6 +267,9 @@ class _Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
+            # the loader's own handler raises the death of a worker anywhere, in the middle of an update too; without
+            # it the loader notices when it next waits for that worker
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -250,69 +301,6 @@ class _Means:
         return {key: value / max(self.count, 1) for key, value in self.sums.items()}
 
 
-class _Reporter:
-    """Progress for people on stderr, TensorBoard for later, the callback for programs; the main process only."""
-
-    def __init__(self, config: Config, start: int, progress: bool, callback: Callable[[dict[str, Any]], None] | None):
-        self.config, self.start, self.callback = config.train, start, callback
-        self.console = Console(stderr=True, quiet=not progress)
-        self.bar: Progress | None = None
-        if progress and self.console.is_terminal:
-            count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
-            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}"), console=self.console)
-            self.bar.start()
-            self.task = self.bar.add_task("", total=config.train.steps, completed=start)
-        self.writer: Any = None
-        if config.train.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.writer = SummaryWriter(str(config.train.out / "tensorboard"), purge_step=start + 1)
-        self.began = time.monotonic()
-        self.miou = ""
-
-    def step(self, step: int, values: dict[str, float], log: bool) -> None:
-        """After a step; `values` are means since the last log."""
-        elapsed = time.monotonic() - self.began
-        speed = (step - self.start) * self.config.batch / elapsed
-        left = timedelta(seconds=round(elapsed / (step - self.start) * (self.config.steps - step)))
-        line = f"loss {values['loss']:.3f}  {self.miou}{speed:.1f} images/s  {left} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=line)
-        if not log:
-            return
-        if self.bar is None:
-            self.say(f"step {step}/{self.config.steps}  {line}")
-        self._record(step, values | {"images_per_second": speed})
-
-    def scores(self, step: int, figures: dict[str, dict[str, Any]]) -> None:
-        """After an evaluation; figures of each validation set."""
-        self.miou = f"mIoU {'/'.join('{miou_gt:.3f}'.format(**row) for row in figures.values())}  "
-        named = [f"mIoU {row['miou_gt']:.4f} on {name}" for name, row in figures.items()]
-        self.say(f"step {step}/{self.config.steps}  {', '.join(named)}")
-        self._record(step, figures)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _record(self, step: int, values: dict[str, Any]) -> None:
-        try:
-            for key, value in values.items() if self.writer else ():
-                for name, scalar in value.items() if isinstance(value, dict) else [(key, value)]:
-                    self.writer.add_scalar(f"{'train' if name == key else key}/{name}", scalar, step)
-        except OSError as error:  # a full disk; the next checkpoint has more to say about it
-            self.say(f"TensorBoard stops at step {step}: {error}")
-            self.writer = None
-        if self.callback is not None:
-            self.callback({"step": step, **values})
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        if self.writer is not None:
-            with contextlib.suppress(OSError):  # would hide the error that ended the run
-                self.writer.close()
-
-
 class _Training:
     """The state of one run and what can be done with it."""
 
@@ -321,17 +309,23 @@ class _Training:
     ) -> None:
         self.config, self.out = config, config.train.out
         self.device = _join_processes()
-        if config.train.batch % world_size():
+        parts = world_size() * config.train.accumulate
+        if config.train.batch % parts:
+            micro = f" of {config.train.accumulate} micro-batches (train.accumulate)" if parts > world_size() else ""
             raise TrainingError(
-                f"train.batch={config.train.batch} cannot be shared evenly by {world_size()} processes: "
-                f"give a multiple of {world_size()}"
+                f"train.batch={config.train.batch} cannot be shared evenly by {world_size()} processes{micro}: "
+                f"give a multiple of {parts}"
             )
         self.train_set, self.val_sets = data_sets(config)
         torch.manual_seed(config.train.seed)
         self.model = FGASeg(config.model)
+        notes: list[str] = []
         if config.train.init is not None:
-            load_weights(self.model, read_weights(config.train.init), config.train.init)
+            notes = warm_start(self.model, config.train.init).lines(config.train.init)
         self.model.to(self.device).train()
+        text = [p for name, p in self.model.clip.named_parameters() if not name.startswith("visual.")]
+        self.text_trains = any(p.requires_grad for p in text)
+        self.frozen_texts: Tensor | None = None  # of the whole vocabulary, once it is needed
         if world_size() > 1:
             use_global_batch_norm(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -347,15 +341,18 @@ class _Training:
         self.scores: dict[str, Scores] = {}
         self.means = _Means()
         self.losses: dict[str, float] = {}
-        if resume:
-            self._restore()
-        self.reporter: _Reporter | None = None
+        self.skipped: dict[int, str] = {}
+        damage = self._restore() if resume else []
+        self.reporter: Reporter | None = None
         if rank() == 0:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)
                 remove_leftovers(self.out)
                 config.save(self.out / "config.yaml")
-                self.reporter = _Reporter(config, self.step, progress, callback)
+                scored = [entry["step"] for entry in self.history]
+                self.reporter = Reporter(config, self.step, scored, progress, callback)
+                for note in damage if self.step else notes:
+                    self.reporter.say(note)
             except OSError as error:
                 raise CheckpointError(
                     f"train.out={self.out}: cannot be written to: {error.strerror or error}; "
@@ -371,23 +368,82 @@ class _Training:
     def run(self) -> Summary:
         if self.reporter and self.step:
             self.reporter.say(f"resuming {self.out} at step {self.step}/{self.config.train.steps}")
-        batches = iter(self._loader()) if self.step < self.config.train.steps else iter(())
         try:
-            with _Signals() as signals:
-                self.signals = signals
-                while True:
-                    began = time.monotonic()
-                    stop = self._between_steps()
-                    if not stop and self.step < self.config.train.steps:
-                        stop = self._train_step(next(batches))
-                    self.seconds += time.monotonic() - began
-                    if stop:
-                        self._stop()
-                    if self.step == self.config.train.steps and not self._evaluation_due() and not self._save_due():
-                        return self._finish()
+            with _deterministic(self.config.train.deterministic), self._explaining_lost_processes():
+                return self._loop()
         finally:
             if self.reporter:
                 self.reporter.close()
+
+    def _loop(self) -> Summary:
+        batches = iter(self._loader()) if self.step < self.config.train.steps else iter(())
+        with _Signals() as signals:
+            self.signals = signals
+            while True:
+                began = time.monotonic()
+                stop = self._between_steps()
+                if not stop and self.step < self.config.train.steps:
+                    stop = self._train_step(self._next(batches))
+                self.seconds += time.monotonic() - began
+                if stop:
+                    self._stop()
+                if self.step == self.config.train.steps and not self._evaluation_due() and not self._save_due():
+                    return self._finish()
+
+    @contextlib.contextmanager
+    def _explaining_lost_processes(self) -> Iterator[None]:
+        try:
+            yield
+        except ProcessLost as error:
+            kept = f"the checkpoint of step {self.saved} in {self.folder} is intact"
+            raise TrainingError(
+                f"process {rank()} stops after step {self.step}: another training process is gone ({error}); its own "
+                f"message, or the system's log (out of memory?), says why; "
+                f"{kept if self.saved >= 0 else 'nothing was saved yet'}. Run the same command again to resume"
+            ) from error
+
+    def _next(self, batches: Iterator[Any]) -> _Batch:
+        """This process's part of the next batch; when some process cannot have its own, all save and stop."""
+        began = time.monotonic()
+        try:
+            found = next(batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            found = TrainingError(
+                f"a loader worker died before step {self.step + 1} ({str(error).splitlines()[0].rstrip('. ')}): the "
+                f"system may be out of memory; run the same command again to resume, with fewer data.workers (now "
+                f"{self.config.data.workers}) if it happens again"
+            )
+        self.waited = time.monotonic() - began
+        failed = isinstance(found, Exception)
+        skips = torch.tensor([failed, not failed and bool(found.skipped)], dtype=torch.int32, device=self.device)
+        anywhere_failed, anywhere_skipped = sum_over_processes(skips).tolist()
+        problem = found if failed else None
+        if anywhere_skipped:
+            problem = self._too_many_skipped({} if failed else found.skipped) or problem
+        if problem is None and not anywhere_failed:
+            return found
+        if self.step > max(self.saved, 0):
+            self._save()  # nothing of the step has begun
+        raise problem or TrainingError(
+            f"another process could not read its part of step {self.step + 1}; its message says why"
+        )
+
+    def _too_many_skipped(self, here: dict[int, str]) -> TrainingError | None:
+        """Note the pictures that were skipped, of all processes, and say which are new."""
+        known, allowed = len(self.skipped), self.config.train.skip_unreadable
+        for one in gather_objects(here):
+            self.skipped |= {index: why for index, why in sorted(one.items()) if index not in self.skipped}
+        whys = list(self.skipped.values())
+        if self.reporter:
+            for number, why in enumerate(whys[known:], known + 1):
+                self.reporter.say(f"skipped {number} (train.skip_unreadable={allowed}): {why}")
+        if len(whys) <= allowed:
+            return None
+        return TrainingError(
+            f"{len(whys)} pictures cannot be read and train.skip_unreadable allows {allowed}: {'; '.join(whys)}"
+        )
 
     def _between_steps(self) -> bool:
         """Save and score when the step number says so; True when a signal came meanwhile.
@@ -408,58 +464,89 @@ class _Training:
         due = self.step == self.config.train.steps or (every > 0 and self.step > 0 and self.step % every == 0)
         return due and self.saved != self.step
 
-    def _train_step(self, batch: Any) -> bool:
+    def _train_step(self, batch: _Batch) -> bool:
         """One step of the optimizer; True when some process was signalled to stop."""
-        if isinstance(batch, Exception):
-            raise batch
+        began = time.monotonic()
         recipe = self.config.train
         torch.manual_seed(_seed(recipe.seed, STEP, self.step, rank()))
-        pixels, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
+        pixels, labels = (x.to(self.device, non_blocking=True) for x in (batch.pixels, batch.labels))
         if recipe.image_size is not None:  # as the released code: bilinear, no antialias
             pixels = F.interpolate(pixels, (recipe.image_size,) * 2, mode="bilinear", align_corners=False)
-        names, labels = self._vocabulary(labels)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.config)
-        with self._autocast():
-            out = self.model(pixels, self.model.encode(names))
-        losses = segmentation_losses(
-            out, labels, self.config.model.loss, self.config.data.ignore, world=sum_over_processes
-        )
-        self.scaler.scale(losses["loss"]).backward()
+        losses = self._backward(pixels, *self._vocabulary(labels))
         sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
         limit = math.inf if recipe.clip_norm is None else recipe.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         # one message and one wait for the device: the losses of the whole batch, and whether anyone wants to stop
         stop = torch.tensor(float(self.signals.number), device=self.device)
-        shared = sum_over_processes(torch.stack([*(value.detach().float() for value in losses.values()), stop]))
-        *totals, stopped = shared.tolist()
+        *totals, stopped = sum_over_processes(torch.stack([*losses.values(), stop])).tolist()
         values = dict(zip(losses, totals, strict=True)) | {"gradient_norm": float(norm)}
-        self._refuse_nan(values)
+        self._refuse_nan(values, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._log(values)
+        self._log(values, self.waited + time.monotonic() - began)
         return stopped > 0
 
-    def _vocabulary(self, labels: Tensor) -> tuple[list[str], Tensor]:
-        """The names of this step, and the labels as indices into them."""
+    def _backward(self, pixels: Tensor, labels: Tensor, chosen: Tensor) -> dict[str, Tensor]:
+        """Gradients of this process's part of the batch, micro-batch after micro-batch, and its losses.
+
+        The texts are embedded once for all micro-batches. Means divide by counts over the whole batch; only BatchNorm
+        (in the T2P branch) takes the statistics of one micro-batch, of all processes, at a time.
+        """
+        texts = self._texts(chosen)
+        leaf = texts.detach().requires_grad_(texts.requires_grad)
+        vocabulary = Vocabulary(tuple(self.train_set.names[index] for index in chosen), leaf)
+        totals: dict[str, Tensor] = {}
+        pieces = (x.chunk(self.config.train.accumulate) for x in (pixels, labels))
+        for some_pixels, some_labels in zip(*pieces, strict=True):
+            with self._autocast():
+                out = self.model(some_pixels, vocabulary)
+            losses = segmentation_losses(
+                out, some_labels, self.config.model.loss, self.config.data.ignore, sum_over_processes, labels
+            )
+            self.scaler.scale(losses["loss"]).backward()
+            for key, value in losses.items():
+                value = value.detach().float()
+                totals[key] = totals[key] + value if key in totals else value
+        if leaf.grad is not None:
+            texts.backward(leaf.grad)
+        return totals
+
+    def _texts(self, chosen: Tensor) -> Tensor:
+        """Embeddings [T, C] of the chosen classes: frozen ones embedded once, others shared out among processes."""
+        names = self.train_set.names
+        if not self.text_trains:
+            if self.frozen_texts is None:
+                self.frozen_texts = self.model.encode(names).embeddings
+            return self.frozen_texts[chosen.to(self.device)]
+        places = torch.arange(len(chosen))
+        if len(chosen) >= world_size():
+            places = places[rank() :: world_size()]
+        with self._autocast():
+            rows = self.model.encode([names[index] for index in chosen[places]]).embeddings
+        return rows if len(places) == len(chosen) else share_rows(rows, places.to(self.device), len(chosen))
+
+    def _vocabulary(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The labels as indices into the classes of this step, and which these are."""
         names, recipe = self.train_set.names, self.config.train
         if recipe.classes_per_step is None:
-            return names, labels
+            return labels, torch.arange(len(names))
         present = torch.zeros(max(len(names), self.config.data.ignore + 1), device=self.device)
         present[labels.flatten()] = 1
         present[self.config.data.ignore] = 0
         present = sum_over_processes(present)[: len(names)].cpu() > 0
         chosen = choose_classes(present, recipe.classes_per_step, recipe.seed, self.step)
-        return [names[index] for index in chosen], relabel(labels, chosen, len(names), self.config.data.ignore)
+        return relabel(labels, chosen, len(names), self.config.data.ignore), chosen
 
     def _autocast(self) -> torch.autocast:
         dtype = torch.float16 if self.config.train.amp == "fp16" else torch.bfloat16
         return torch.autocast(self.device.type, dtype, enabled=self.config.train.amp != "no")
 
-    def _refuse_nan(self, values: dict[str, float]) -> None:
+    def _refuse_nan(self, values: dict[str, float], batch: _Batch) -> None:
         """Stop before the optimizer spreads a NaN; an infinite gradient under fp16 is the loss scaler's daily bread."""
         if all(map(math.isfinite, values.values())):
             return
@@ -469,18 +556,33 @@ class _Training:
         shown = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
         kept = f"the checkpoint of step {self.saved} in {self.folder} is intact"
         recipe = self.config.train
+        stems = [stem for part in gather_objects(batch.stems) for stem in part]
+        saved = self._save_batch(batch, stems)
         raise TrainingError(
             f"step {self.step + 1}: loss or gradient is not finite ({shown}); "
+            f"the batch was {', '.join(stems)} ({saved}); "
             f"{kept if self.saved >= 0 else 'nothing was saved yet'}. "
             f"Try a smaller train.lr (now {recipe.lr}), train.warmup, or train.amp=no (now {recipe.amp})"
         )
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _save_batch(self, batch: _Batch, stems: list[str]) -> str:
+        """Write the batch of all processes to <out>/nan_batch.safetensors; what to tell about it."""
+        pixels, labels = (gather_rows(tensor.to(self.device)) for tensor in (batch.pixels, batch.labels))
+        path = self.out / "nan_batch.safetensors"
+        about = {"stems": json.dumps(stems), "step": str(self.step + 1)}
+        try:
+            if rank() == 0:
+                write_weights(path, {"pixels": pixels, "labels": labels}, about)
+        except OSError as error:
+            return f"{path} could not be written: {error.strerror or error}"
+        return f"kept in {path}"
+
+    def _log(self, values: dict[str, float], seconds: float) -> None:
         self.means.add(values)
         log = self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps
         rate = max(group["lr"] for group in self.optimizer.param_groups)  # the encoder has its own, smaller
         if self.reporter:
-            self.reporter.step(self.step, self.means.values() | {"lr": rate}, log)
+            self.reporter.step(self.step, self.means.values() | {"lr": rate}, seconds, log)
         if log:
             self.losses = self.means.values()
             self.means = _Means()
@@ -489,6 +591,7 @@ class _Training:
 
     def _evaluate(self) -> bool:
         """Score all validation sets; True, and nothing recorded, when a signal came meanwhile."""
+        began = time.monotonic()
         scores = self._score(lambda: self.signals.number > 0)
         if self._anywhere(self.signals.number > 0):
             return True
@@ -496,8 +599,17 @@ class _Training:
         figures = {name: {key: getattr(row, key) for key in FIGURES} for name, row in scores.items()}
         self.history.append({"step": self.step, **figures})
         if self.reporter:
-            self.reporter.scores(self.step, figures)
+            images = sum(row.images for row in scores.values())
+            self.reporter.scores(self.step, figures, images / (time.monotonic() - began))
+            self._draw(self.reporter)
         return False
+
+    def _draw(self, reporter: Reporter) -> None:
+        """The first few pictures of each validation set to TensorBoard: photo, label, prediction, pseudo-masks."""
+        for name, dataset in self.val_sets.items() if reporter.writer is not None else ():
+            for index in range(min(self.config.train.pictures, len(dataset))):
+                item = dataset[index]
+                reporter.picture(self.step, f"{name}/{item['stem']}", picture(self.model, item, dataset.names))
 
     def _score(self, stop: Callable[[], bool]) -> dict[str, Scores]:
         ignore, count = self.config.data.ignore, self.config.data.val_count
@@ -537,20 +649,26 @@ class _Training:
             "losses": self.losses,
             "means": asdict(self.means),
             "seconds": self.seconds,
+            "skipped": self.skipped,
         }
-        self._on_main(lambda: save_training(self.folder, self.model, state))
+        keep = self.saved >= 0  # what lies there is of this run
+        self._on_main(lambda: save_training(self.folder, self.model, state, keep))
         self.saved = self.step
 
-    def _restore(self) -> None:
+    def _restore(self) -> list[str]:
+        """Load the last whole checkpoint, if there is one; what there is to say about damage."""
+        notes: list[str] = []
+        self._on_main(lambda: notes.append(set_damaged_aside(self.folder)))
         state = load_training(self.folder, self.model)
         if state is None:
-            return
+            return []
         self._refuse_other_run(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = state["step"]
         self.history, self.losses, self.seconds = state["history"], state["losses"], state["seconds"]
-        self.means = _Means(**state["means"])
+        self.means, self.skipped = _Means(**state["means"]), state["skipped"]
+        return [note for note in notes if note]
 
     def _refuse_other_run(self, state: dict[str, Any]) -> None:
         before, now = _flat(json.loads(state["config"])), _flat(self.config.dump())
@@ -589,6 +707,7 @@ class _Training:
             losses=self.losses,
             scores=self.scores,
             history=self.history,
+            skipped=list(self.skipped.values()),
         )
         self._on_main(lambda: self._write_results(summary))
         return summary
@@ -607,7 +726,7 @@ class _Training:
     def _loader(self) -> DataLoader[Any]:
         workers = self.config.data.workers
         return DataLoader(
-            _Stream(self.train_set),
+            _Stream(self.train_set, self.config.train.skip_unreadable),
             batch_sampler=_Batches(len(self.train_set), self.config, self.step),
             num_workers=workers,
             collate_fn=_collate,
@@ -621,7 +740,7 @@ def _join_processes() -> torch.device:
     """Join the other processes when started by torchrun (nccl on GPUs, gloo on CPUs); the device of this one."""
     from accelerate import PartialState  # type: ignore[import-untyped]  # its choice of device and backend
 
-    device = PartialState().device
+    device = PartialState(timeout=PATIENCE).device
     if world_size() > 1:
         atexit.unregister(_leave_processes)
         atexit.register(_leave_processes)
@@ -633,6 +752,45 @@ def _join_processes() -> torch.device:
 def _leave_processes() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    """Only algorithms that give the same bits every time; PyTorch raises where it has none."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on a GPU
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def picture(model: FGASeg, item: dict[str, Any], names: list[str]) -> Image.Image:
+    """A validation item's photo, labels, prediction, and the pseudo-masks S_g and S_l of its largest class."""
+    photo, labels = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():  # as in evaluate
+            vocabulary = model.encode(names)
+            predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
+    finally:
+        model.train(training)
+    counts = np.bincount(labels[labels < len(names)], minlength=len(names))
+    subject, size = int(counts.argmax()), (photo.height, photo.width)
+    shown = [("photo", photo)]
+    shown += [(title, overlay(photo, x, names, with_legend=False)) for title, x in
+              (("labels", labels), ("prediction", predicted))]  # fmt: skip
+    for title, maps in (("S_g", masks.gcs), ("S_l", masks.lcs)):
+        if maps is not None:
+            shown.append((f"{title}: {names[subject]}", heat(maps[subject], size)))
+    return panel([shown], below=legend([labels, predicted], names, 240 * len(shown)))
 
 
 def data_sets(config: Config) -> tuple[Any, dict[str, Any]]:

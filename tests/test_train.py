@@ -35,6 +35,7 @@ TINY_MODEL = {
 }  # fmt: skip
 NAMES = ["grass", "red star", "blue ring", "sky", "wooden floor", "cat"]
 PICTURES = 10
+FILES = ["checkpoint", "checkpoint.old", "config.yaml", "log.jsonl", "model", "summary.json"]
 STEPS = 8  # with a batch of 4, more than three epochs: batches straddle their ends
 LR = 1e-4  # low: Adam blows rounding up to full steps where a gradient is nearly zero
 
@@ -119,7 +120,7 @@ def test_a_run_learns_and_leaves_a_model(uninterrupted, data):
     assert [entry["step"] for entry in plain["history"]] == [4, 8]
     assert plain["history"][-1]["val"]["miou_gt"] == plain["scores"]["val"]["miou_gt"] == summary.scores["val"].miou_gt
     assert plain["scores"]["val"]["images"] == 3 and 0 < plain["trained_parameters"] < plain["parameters"]
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "config.yaml", "model", "summary.json"]
+    assert sorted(path.name for path in out.iterdir()) == FILES
 
 
 def test_loss_falls(data, tmp_path):
@@ -380,7 +381,11 @@ def test_full_disk_in_a_real_process(uninterrupted, data, tmp_path):
         last.startswith("fgaseg train: ") and str(out / "checkpoint") in last and "intact" in last and "resume" in last
     ), errors
     assert {path.name: path.read_bytes() for path in (out / "checkpoint").iterdir()} == kept
-    assert sorted(path.name for path in out.iterdir()) == ["checkpoint", "config.yaml"]  # nothing half-written
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "config.yaml",
+        "log.jsonl",
+    ]  # nothing half-written
     train(config, progress=False)
     assert_same_run(out, uninterrupted[0])
 
