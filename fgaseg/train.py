@@ -63,6 +63,7 @@ from fgaseg.pictures import heat, legend, overlay, panel
 from fgaseg.reporter import Reporter
 from fgaseg.scenes import SceneDataset
 from fgaseg.segment import pseudo_masks
+from fgaseg.sets import training_sets
 from fgaseg.text import Vocabulary
 
 SCENES_PER_EPOCH = 10_000
@@ -72,7 +73,7 @@ FREE_ON_RESUME = {
     "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
     "train.accumulate", "train.skip_unreadable", "train.pictures",
     "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
-    "data.images", "data.labels", "data.names", "data.train_list",
+    "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
 }  # fmt: skip
 PATIENCE = timedelta(minutes=10)  # that a process waits for the others before it gives them up
 SHUFFLE, CLASSES, STEP = 1, 2, 3  # streams of random numbers under one seed
@@ -612,11 +613,8 @@ class _Training:
                 reporter.picture(self.step, f"{name}/{item['stem']}", picture(self.model, item, dataset.names))
 
     def _score(self, stop: Callable[[], bool]) -> dict[str, Scores]:
-        ignore, count = self.config.data.ignore, self.config.data.val_count
-        scores = {
-            name: evaluate(self.model, dataset, ignore=ignore, count=count, stop=stop)
-            for name, dataset in self.val_sets.items()
-        }
+        count = self.config.data.val_count
+        scores = {name: evaluate(self.model, one, count=count, stop=stop) for name, one in self.val_sets.items()}
         if self.config.data.scenes:  # all names compete for a pixel, whichever are scored
             scores = {name: scores[name].over(self.val_sets[name].scored) for name in scores}
         return scores
@@ -800,6 +798,8 @@ def data_sets(config: Config) -> tuple[Any, dict[str, Any]]:
         scored = data.val_count or SCENES_SCORED
         train_set = SceneDataset("train", SCENES_PER_EPOCH, data.crop, seed)
         return train_set, {split: SceneDataset(split, scored, data.crop) for split in ("seen", "unseen")}
+    if data.set or data.val_set:
+        return training_sets(data, seed)
     if not (data.train_list or data.val_list or data.val_images):
         warnings.warn(
             "the validation photos are the training photos: the mIoU says how well they are remembered. Give "

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_config
 
 from fgaseg.cli import main
 from fgaseg.config import Config, ConfigError, DataConfig, load_config
@@ -23,6 +24,7 @@ from fgaseg.data import DataError
 from fgaseg.images import ImageError
 from fgaseg.prepare import check, check_folder, prepare, shrink
 from fgaseg.sets import SETS, decode_counts, open_set, read_label_map, training_sets
+from fgaseg.train import train
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "protocol"
 pytestmark = [
@@ -523,3 +525,14 @@ def test_a_damaged_prepared_label_names_itself(tree):
     damage(tree / "VOCdevkit/VOC2012/annotations_detectron2/val/fcn_demo.png", "cut")
     with pytest.raises(ImageError, match=r"fcn_demo\.png: is truncated"):
         list(open_set("pas20", tree))
+
+
+def test_a_model_trains_on_one_set_and_is_scored_on_another(tree, tmp_path):
+    prepare(["coco-stuff"], tree, split="train")
+    prepare(["pas20b"], tree)
+    config = Config(
+        model=tiny_config(), data={"set": "coco-stuff", "val_set": "pas20b", "root": tree, "crop": 32, "val_count": 1},
+        train={"out": tmp_path / "run", "steps": 2, "batch": 2, "classes_per_step": 8, "tensorboard": False},
+    )  # fmt: skip
+    scores = train(config, progress=False).scores["pas20b"]
+    assert scores.images == 1 and len(scores.rows) == 21 and scores.pixels > 0
