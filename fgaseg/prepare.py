@@ -344,8 +344,9 @@ def check(
         find_set(one.name, part)
     done = [_check_split(one, part, root, quick, workers, progress) for one, part in places]
     if all(row.state == "absent" for row in done):
-        raise DataError(f"{root} holds none of {', '.join(dict.fromkeys(row.set for row in done))}; wanted are "
-                        + "; ".join(dict.fromkeys(text for row in done for text in row.missing)))  # fmt: skip
+        wanted = "; ".join(dict.fromkeys(text for row in done for text in row.missing))
+        wanted = wanted if names else "fgaseg data list says which folders belong there"
+        raise DataError(f"{root} holds none of {', '.join(dict.fromkeys(row.set for row in done))}; wanted: {wanted}")
     return done
 
 
