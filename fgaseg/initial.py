@@ -29,14 +29,17 @@ class Start:
     aside: list[str]
 
     def lines(self, source: str | Path) -> list[str]:
-        """As text, keys that differ in their numbers only once."""
-        told = {"taken from it": self.taken, "not in it, start fresh": self.fresh, "of it left aside": self.aside}
+        """As text, by parts of the model."""
+        told = {
+            "taken from it": [".".join(key.split(".")[:2]) for key in self.taken],
+            "not in it, start fresh": [".".join(key.split(".")[:3]) for key in self.fresh],
+            "of it left aside": self.aside,
+        }
         return [f"{source}: {len(keys)} weights {title}: {_families(keys)}" for title, keys in told.items() if keys]
 
 
 def _families(keys: list[str]) -> str:
-    parts = dict.fromkeys(re.sub(r"\d+", "#", ".".join(key.split(".")[:3])) for key in keys)
-    return ", ".join(parts)
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".#", key) for key in keys))
 
 
 def warm_start(model: FGASeg, source: str | Path) -> Start:

@@ -1,5 +1,6 @@
 """Training survives everything, and it is the same training for any number of processes, workers and interruptions."""
 
+import io
 import json
 import math
 import os
@@ -19,11 +20,14 @@ from PIL import Image
 from tiny import ARCHITECTURE
 from torch import nn
 
+import fgaseg.released
+import fgaseg.text
 import fgaseg.train
 from fgaseg import Config, FGASeg, ModelConfig
 from fgaseg.checkpoint import CheckpointError, complete_directory
 from fgaseg.config import load_config
 from fgaseg.data import DataError
+from fgaseg.reporter import JsonLog
 from fgaseg.scenes import GROUNDS, SEEN, UNSEEN
 from fgaseg.train import Interrupted, TrainingError, choose_classes, learning_rate_factor, relabel, train
 
@@ -201,7 +205,7 @@ def start(config, folder, **options):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, **options)
 
 
-def kill_when(process, seen, seconds=60):
+def kill_when(process, seen, seconds=120):
     deadline = time.monotonic() + seconds
     while not seen():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
@@ -462,12 +466,15 @@ def losses(*args, **kwargs):
     return original(*args, **kwargs)
 
 fgaseg.train.segmentation_losses = losses
-try:
-    train(config)
-    raise SystemExit("was not interrupted")
-except Interrupted as stop:
-    assert "after step 3" in str(stop), stop
-    assert world_size() == 2
+if sys.argv[2] == "first":
+    try:
+        train(config)
+        raise SystemExit("was not interrupted")
+    except Interrupted as stop:
+        assert "after step 3" in str(stop), stop
+        assert world_size() == 2
+    raise SystemExit(0)
+calls.extend([0] * 3)  # no signal this time
 train(config)
 
 torch.manual_seed(0)
@@ -483,13 +490,13 @@ for _ in range(2):
     y = norm(x)
     (y * y.sin()).sum().backward()
     results.append((x.grad, y.detach(), norm[0].weight.grad, norm[0].bias.grad))
-torch.save((results, norm.state_dict()), sys.argv[2] + f"/norm{rank()}.pt")
+torch.save((results, norm.state_dict()), sys.argv[3] + f"/norm{rank()}.pt")
 """
 
 
 @pytest.fixture(scope="module")
 def two_processes(data, tmp_path_factory):
-    """A run shared by two processes, one of which is told to stop after step 3, resumed by both."""
+    """A run of two processes, one of which is told to stop after step 3, resumed by one alone, and then by two."""
     folder = tmp_path_factory.mktemp("two")
     config = configure(data, folder / "out", ["data.workers=1"])
     config.save(folder / "run.yaml")
@@ -503,14 +510,21 @@ def two_processes(data, tmp_path_factory):
         "2",
         str(folder / "run.py"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command += [str(folder / "run.yaml"), str(folder)]
-    done = subprocess.run(command, env=environment, text=True, capture_output=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    for part in ("first", "last"):
+        arguments = [str(folder / "run.yaml"), part, str(folder)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*command, *arguments], env=environment, text=True, capture_output=True, timeout=120,
+                              check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if part == "first":
+            with pytest.raises(ZeroDivisionError):
+                train(config, progress=False, callback=lambda event: 1 / 0 if event["step"] == 7 else None)
+            assert state(folder / "out")["step"] == 6
+    assert "resuming" in done.stderr and "at step 6/8" in done.stderr
     return folder
 
 
-def test_two_processes_equal_one(two_processes, uninterrupted):
+def test_two_processes_then_one_then_two_equal_one(two_processes, uninterrupted):
     one, summary = uninterrupted
     two = json.loads((two_processes / "out" / "summary.json").read_text())
     assert two["processes"] == 2 and summary.processes == 1
@@ -566,12 +580,199 @@ def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path, monkeypatch):
         train(configure(data, tmp_path), progress=False)
 
 
+# --- the same steps in other pieces
+
+
+def distance(got, want, zero=None):
+    """The norm of the difference of two lists of tensors, as a share of the second's (or of its way from `zero`)."""
+    zero = zero or [torch.zeros(())] * len(want)
+    apart, moved = (sum(float((a - b).double().square().sum()) for a, b in zip(x, y, strict=True)) ** 0.5
+                    for x, y in ((got, want), (want, zero)))  # fmt: skip
+    return apart / moved
+
+
+def test_micro_batches_equal_the_whole_batch(data, tmp_path):
+    """But for BatchNorm, which sees one at a time: without the T2P branch there is none."""
+    recipe = ["model.t2p=false", "train.steps=1", "train.eval_every=0"]
+    for switches in ([], ["model.loss.seg=bce", "model.fast=true", "model.loss.aux_heads=3"]):
+        gradients, losses = {}, {}
+        for parts in (1, 2, 4):
+            out = tmp_path / f"{len(switches)}-{parts}"
+            config = configure(data, out, [*recipe, *switches, f"train.accumulate={parts}"])
+            losses[parts] = train(config, progress=False).losses
+            gradients[parts] = [values["exp_avg"] for values in state(out)["optimizer"]["state"].values()]
+        for parts in (2, 4):
+            assert distance(gradients[parts], gradients[1]) < 1e-5
+            assert losses[parts] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_micro_batches_and_batch_norm(uninterrupted, data, tmp_path):
+    """With the T2P branch the align loss differs by BatchNorm's statistics; the rest is the same to first order."""
+    summary = train(configure(data, tmp_path, ["train.accumulate=2"]), progress=False)
+    whole = uninterrupted[1].losses
+    assert summary.losses["seg"] == pytest.approx(whole["seg"], rel=0.02)
+    assert summary.losses["align"] == pytest.approx(whole["align"], rel=0.2)
+    assert not torch.equal(weights(tmp_path)["head.t2p.first.0.weight"],
+                           weights(uninterrupted[0])["head.t2p.first.0.weight"])  # fmt: skip
+
+
+def test_micro_batches_must_share_the_batch(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"train\.batch=4 .* 1 processes of 3 micro-batches.*multiple of 3"):
+        train(configure(data, tmp_path, ["train.accumulate=3"]), progress=False)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("length, batch, start", [(10, 6, 0), (10, 6, 3), (24, 12, 0), (7, 12, 1)])
+def test_no_image_is_dropped_or_repeated_in_an_epoch(data, tmp_path, monkeypatch, processes, length, batch, start):
+    config = configure(data, tmp_path, ["train.steps=30", f"train.batch={batch}"])
+    monkeypatch.setattr(fgaseg.train, "world_size", lambda: processes)
+    shares = []
+    for number in range(processes):
+        monkeypatch.setattr(fgaseg.train, "rank", lambda number=number: number)
+        shares.append(list(fgaseg.train._Batches(length, config, start)))
+    keys = [key for step in zip(*shares, strict=True) for share in step for key in share]
+    assert len(keys) == (30 - start) * batch
+    first = start * batch
+    epochs = {epoch: [index for e, index in keys if e == epoch] for epoch in {epoch for epoch, _ in keys}}
+    for epoch, indices in epochs.items():
+        assert len(set(indices)) == len(indices)
+        inside = epoch * length >= first and (epoch + 1) * length <= 30 * batch
+        assert not inside or sorted(indices) == list(range(length))
+    assert sum(len(indices) == length for indices in epochs.values()) >= 2
+    monkeypatch.setattr(fgaseg.train, "world_size", lambda: 1)
+    monkeypatch.setattr(fgaseg.train, "rank", lambda: 0)
+    assert keys == [key for step in fgaseg.train._Batches(length, config, start) for key in step]
+
+
+def initial():
+    torch.manual_seed(0)
+    return FGASeg(Config(model=TINY_MODEL).model).state_dict()
+
+
+def test_deterministic_runs_are_equal_to_the_bit(data, tmp_path, monkeypatch):
+    seen, original = [], fgaseg.train.segmentation_losses
+    monkeypatch.setattr(
+        fgaseg.train,
+        "segmentation_losses",
+        lambda *a, **k: (seen.append(torch.are_deterministic_algorithms_enabled()), original(*a, **k))[1],
+    )
+    for name in ("one", "two"):
+        recipe = ["train.deterministic=true", "train.steps=3", "train.eval_every=0"]
+        train(configure(data, tmp_path / name, recipe), progress=False)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert seen == [True] * 6 and not torch.are_deterministic_algorithms_enabled()
+    train(configure(data, tmp_path / "plain", recipe[1:]), progress=False)
+    ends = (weights(tmp_path / "plain"), weights(tmp_path / "one"), initial())
+    plain, one, begin = ([end[key] for key in sorted(end)] for end in ends)
+    assert distance(plain, one, begin) < 1e-3
+
+
+def test_frozen_texts_are_embedded_once(data, tmp_path, monkeypatch):
+    calls, embed = [], fgaseg.text.TextEncoder._embed
+    monkeypatch.setattr(
+        fgaseg.text.TextEncoder, "_embed", lambda self, names: (calls.append(names), embed(self, names))[1]
+    )
+    train(configure(data, tmp_path, ["model.encoder.finetune=none"]), progress=False)
+    assert calls == [tuple(NAMES)]  # eight steps with other classes each, two evaluations
+
+
+# --- warm start
+
+
+def catseg(path):
+    """Made-up weights in the shape that a CAT-Seg checkpoint of the tiny model has."""
+    switches = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False, "class_cap": 256, "pad_classes": 256}
+    torch.manual_seed(7)
+    model = FGASeg(ModelConfig.model_validate({**TINY_MODEL, **switches}))
+    theirs, _ = fgaseg.released.to_released(model)
+    torch.save({"model": {f"{key}": value for key, value in theirs.items()}, "iteration": 80000}, path)
+    return model.state_dict()
+
+
+def test_a_catseg_checkpoint_fills_what_it_has_and_the_rest_starts_fresh(data, tmp_path, capfd):
+    given = catseg(tmp_path / "catseg.pth")
+    config = configure(data, tmp_path / "out", [f"train.init={tmp_path / 'catseg.pth'}", "train.steps=1",
+                                                "train.eval_every=0", "train.lr=1e-12"])  # fmt: skip
+    with pytest.warns(UserWarning, match="QuickGELU"):
+        train(config)
+    said = [line for line in capfd.readouterr().err.splitlines() if "catseg.pth: " in line]
+    assert len(said) == 3 and "taken from it" in said[0] and "clip.visual" in said[0]
+    assert "start fresh" in said[1] and "left aside" in said[2] and "padding_tokens" in said[2]
+    for part in ("head.p2t", "head.t2p", "head.lcs", "head.fuse", "head.embed_local", "head.decoder"):
+        assert part in said[1], part
+    fresh, got = initial(), weights(tmp_path / "out")
+    for key, value in got.items():
+        if "running" in key or "num_batches" in key:
+            continue
+        source = given if key in given else fresh
+        assert torch.allclose(value, source[key], atol=1e-6), key
+        assert (key in given) != key.startswith(("head.p2t", "head.t2p", "head.lcs", "head.fuse", "head.embed_local",
+                                                 "head.decoder.fuse", "head.decoder.local_up")), key  # fmt: skip
+    # a key that CAT-Seg does have, and that is missing, is an error; so is a shape that does not fit
+    theirs = torch.load(tmp_path / "catseg.pth", weights_only=True)["model"]
+    torch.save(
+        {key: v for key, v in theirs.items() if not key.endswith("transformer.head.weight")}, tmp_path / "cut.pth"
+    )
+    for init, words in (("cut.pth", "missing from the file: head.decoder.head"), ("catseg.pth", "another shape")):
+        switches = ["model.hidden=64"] if init == "catseg.pth" else []
+        changed = config.override([f"train.out={tmp_path / 'no'}", f"train.init={tmp_path / init}", *switches])
+        with pytest.raises(CheckpointError, match=words):
+            train(changed)
+
+
+# --- what is written down
+
+
+def test_the_log_has_every_step_once_with_speed_and_memory(data, tmp_path):
+    config = configure(data, tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        train(config, progress=False, callback=lambda event: 1 / 0 if event["step"] == 7 else None)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 7, "set": "tr')  # a line that a killed process did not finish
+    train(config, progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    steps = {of: [row["step"] for row in rows if row["set"] == of] for of in ("train", "val")}
+    assert steps == {"train": list(range(1, 9)), "val": [4, 8]} and len(rows) == 10
+    assert all(row["images_per_second"] > 0 and row["peak_memory_mb"] > 50 for row in rows)
+    assert {"loss", "seg", "align", "gradient_norm", "lr"} <= rows[0].keys()
+    assert next(row for row in rows if row["set"] == "val")["miou_gt"] >= 0
+    train(config, progress=False)  # finished: scored once more, but no line twice
+    again = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
+    assert again[:9] == rows[:9] and [row["step"] for row in again] == [row["step"] for row in rows]
+    train(config.override(["train.steps=1"]), resume=False, progress=False)  # started over
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 1]
+
+
+def test_a_full_disk_under_the_log_leaves_whole_lines(tmp_path, monkeypatch):
+    log = JsonLog(tmp_path / "log.jsonl", 0, ())
+    log.add({"step": 1, "set": "train", "loss": float("nan")})
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, line: write(fd, line[:5]))
+    with pytest.raises(OSError, match="No space"):
+        log.add({"step": 2, "set": "train"})
+    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "set": "train", "loss": None}
+
+
+def test_pictures_of_fixed_validation_items(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(configure(data, tmp_path, ["train.tensorboard=true", "train.steps=4", "train.eval_every=2"]), progress=False)
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    accumulator.Reload()
+    assert accumulator.Tags()["images"] == ["val/0", "val/1"]
+    pictures = accumulator.Images("val/0")
+    assert [event.step for event in pictures] == [2, 4]
+    picture = Image.open(io.BytesIO(pictures[0].encoded_image_string))
+    assert picture.width > 5 * 240  # photo, labels, prediction, S_g, S_l
+    assert {"train/images_per_second", "train/peak_memory_mb"} <= set(accumulator.Tags()["scalars"])
+
+
 # --- the recipes
 
 
 PROTOCOL = {  # shared/spec/protocol.md, "Training"
     "lr": 2e-4, "encoder_lr_factor": 0.01, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 0, "steps": 80_000,
-    "batch": 8, "clip_norm": 0.01, "amp": "no", "eval_every": 5000, "classes_per_step": None,
+    "batch": 8, "clip_norm": 0.01, "amp": "no", "eval_every": 5000, "classes_per_step": None, "accumulate": 1,
 }  # fmt: skip
 
 
