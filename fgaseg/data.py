@@ -298,17 +298,36 @@ def augment(
 
 
 def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """SSD's colour distortion: each step in one case of two, contrast before or after the others."""
-    # Imported here: slow to load, and only training needs it.
-    from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
-
-    steps = [
-        (functional.adjust_brightness, (0.875, 1.125)),
-        (functional.adjust_saturation, (0.5, 1.5)),
-        (functional.adjust_hue, (-0.1, 0.1)),  # of a full turn
-    ]
-    steps.insert(1 if rng.random() < 0.5 else 3, (functional.adjust_contrast, (0.5, 1.5)))
+    """SSD's colour distortion: each step in one case of two, contrast before or after saturation and hue."""
+    steps = [(_brightness, (-32.0, 32.0)), (_saturation, (0.5, 1.5)), (_hue, (-25.6, 25.6))]  # a tenth of a turn
+    steps.insert(1 if rng.random() < 0.5 else 3, (_contrast, (0.5, 1.5)))
     for adjust, (low, high) in steps:
         if rng.random() < 0.5:
             image = adjust(image, rng.uniform(low, high))
     return image
+
+
+_VALUES = np.arange(256)
+
+
+def _brightness(image: Image.Image, by: float) -> Image.Image:
+    return _mapped(image, _VALUES + by)
+
+
+def _contrast(image: Image.Image, by: float) -> Image.Image:
+    return _mapped(image, _VALUES * by)
+
+
+def _saturation(image: Image.Image, by: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    return Image.merge("HSV", (hue, _mapped(saturation, _VALUES * by), value)).convert("RGB")
+
+
+def _hue(image: Image.Image, by: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    return Image.merge("HSV", (_mapped(hue, (_VALUES + round(by)) % 256), saturation, value)).convert("RGB")
+
+
+def _mapped(image: Image.Image, table: np.ndarray) -> Image.Image:
+    """Every value v of the image becomes table[v], cut to 0..255."""
+    return image.point(np.clip(table, 0, 255).astype(np.uint8).tolist() * len(image.getbands()))

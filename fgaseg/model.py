@@ -540,15 +540,14 @@ class FGASeg(nn.Module):
         return torch.from_numpy(predict(self, read_image(image), vocabulary).labels).to(self.mean.device)
 
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW groups: CLIP at lr · factor; no weight decay on norms, embeddings and learned tokens."""
+        """AdamW groups: CLIP at lr · factor; no weight decay on norms and embeddings."""
         undecayed = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
         plain = {id(p) for m in self.modules() if isinstance(m, undecayed)
                  for p in m.parameters(recurse=False)}  # fmt: skip
-        tokens = ("positional_embedding", "class_embedding", "prompt_tokens", "pad_token", "pad_guidance", "gamma")
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decays = id(parameter) not in plain and not name.endswith(tokens)
+                decays = id(parameter) not in plain and not name.endswith(("positional_embedding", "class_embedding"))
                 groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
         return [
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -541,7 +542,7 @@ def print_prepared(rows: list[Prepared], root: Path) -> None:
     for row in rows:
         numbers = (row.converted, row.already, row.empty, row.dropped, len(row.failed))
         table.add_row(row.set, row.split, *map(str, numbers))
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(f"written below {root}", markup=False, soft_wrap=True)
     for row in rows:
@@ -558,7 +559,7 @@ def print_checked(rows: list[Checked], root: Path) -> None:
         values = "-" if row.values is None else f"{row.values[0]} to {row.values[1]}"
         prepared = f"{row.prepared}, {row.empty} empty" if row.empty else str(row.prepared)
         table.add_row(row.set, row.split, *map(str, numbers), values, prepared, row.state)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for row in rows:
         for line in _explained(row, root):

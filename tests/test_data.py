@@ -1,5 +1,6 @@
 """Folders of photos and labels: what is paired, what an item holds and depends on, and what bad data says."""
 
+import colorsys
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fgaseg import data
 from fgaseg.config import DataConfig
 from fgaseg.data import DataError, FolderDataset, augment, read_labels, read_names
 from fgaseg.images import CLIP_MEAN, CLIP_STD, ImageError
@@ -113,6 +115,25 @@ def test_jitter_changes_the_photo_and_never_the_labels(tmp_path):
             torch.testing.assert_close(one["labels"], other["labels"], rtol=0, atol=0)
             changed += not torch.equal(one["pixels"], other["pixels"])
     assert changed > 25  # four steps, each in half of the cases
+
+
+def test_colour_steps_are_those_of_ssd():
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image, real = Image.fromarray(values), values.astype(float)
+
+    def in_hsv(change):
+        pixels = (colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*rgb))) for rgb in real.reshape(-1, 3) / 255)
+        return 255 * np.array(list(pixels)).reshape(8, 8, 3)
+
+    for got, expected, close in (
+        (data._brightness(image, -30.0), real - 30, 1),
+        (data._contrast(image, 1.4), real * 1.4, 1),
+        (data._saturation(image, 0.6), in_hsv(lambda h, s, v: (h, s * 0.6, v)), 8),
+        (data._saturation(image, 1.5), in_hsv(lambda h, s, v: (h, min(s * 1.5, 1), v)), 8),
+        (data._hue(image, 20.0), in_hsv(lambda h, s, v: ((h + 20 / 256) % 1, s, v)), 8),
+    ):
+        assert np.abs(np.asarray(got) - np.clip(expected, 0, 255)).max() <= close  # HSV has 8 bits a channel
+        assert np.abs(np.asarray(got) - real).max() > 2 * close
 
 
 def test_item_depends_only_on_seed_epoch_and_index(tmp_path):

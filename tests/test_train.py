@@ -812,8 +812,9 @@ def test_norms_and_embeddings_do_not_decay():
     plain = [p for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)]
     assert plain and all(decay[id(p)] == 0 for p in plain)
     assert decay[id(model.clip.positional_embedding)] == decay[id(model.clip.visual.positional_embedding)] == 0
-    rest = {p for n, p in model.named_parameters() if p.requires_grad and p.ndim > 1 and "embedding" not in n}
-    assert all(decay[id(p)] == 1e-4 for p in rest)
+    spared = {id(p) for p in plain}
+    rest = [p for n, p in model.named_parameters() if p.requires_grad and "embedding" not in n and id(p) not in spared]
+    assert id(model.head.p2t.gamma) in map(id, rest) and all(decay[id(p)] == 1e-4 for p in rest)
     for name, p in model.named_parameters():
         assert not p.requires_grad or rate[id(p)] == pytest.approx(2e-6 if name.startswith("clip.") else 2e-4)
 
