@@ -276,14 +276,14 @@ class _Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         if world_size() == 1:
-            self._restore()
+            self._restore(signal.SIGINT, signal.SIGTERM)  # workers may have got it too: their deaths wait for the step
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _restore(self, *numbers: int) -> None:
+        for number in self._previous.keys() & numbers:
+            signal.signal(number, self._previous[number])
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        self._restore(*self._previous)
 
 
 @dataclass
@@ -425,6 +425,8 @@ class _Training:
             problem = self._too_many_skipped({} if failed else found.skipped) or problem
         if problem is None and not anywhere_failed:
             return found
+        if self._anywhere(self.signals.number > 0):  # a signal to the whole group kills workers too
+            self._stop()
         if self.step > max(self.saved, 0):
             self._save()  # nothing of the step has begun
         raise problem or TrainingError(

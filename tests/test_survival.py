@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -11,12 +12,12 @@ import psutil
 import pytest
 import safetensors
 import torch
-from test_train import STEPS, assert_same_run, configure, data, nan_at, one_thread, state  # noqa: F401
+from test_train import STEPS, assert_same_run, configure, data, nan_at, one_thread, state, weights  # noqa: F401
 
 import fgaseg.train
 from fgaseg.checkpoint import CheckpointError
 from fgaseg.images import ImageError
-from fgaseg.train import TrainingError, train
+from fgaseg.train import Interrupted, TrainingError, train
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,37 @@ def test_a_dead_worker_is_one_message_and_a_saved_step(whole, data, tmp_path):  
     assert 3 <= state(tmp_path)["step"] < STEPS  # what had been fetched was still trained on
     train(config, progress=False)
     assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("worker", ["dies later", "dies first"])
+def test_a_signal_to_the_trainer_and_its_workers_is_an_orderly_stop(whole, data, tmp_path, monkeypatch, worker):  # noqa: F811
+    """As `timeout` and service managers send it."""
+    following = fgaseg.train._Training._next
+
+    def kill(event):
+        if event["step"] == 3 and worker == "dies later":
+            children = [child for child in psutil.Process().children() if "pytest" in " ".join(child.cmdline())]
+            os.kill(os.getpid(), signal.SIGTERM)
+            for child in children:
+                child.kill()
+            while any(child.status() != psutil.STATUS_ZOMBIE for child in children):
+                time.sleep(0.002)
+
+    def dead():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+        yield
+
+    def first(self, batches):
+        return following(self, dead() if self.step == 3 and worker == "dies first" else batches)
+
+    config = configure(data, tmp_path, ["data.workers=1", "train.save_every=0", "train.eval_every=0"])
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step [34] of"):
+        patch.setattr(fgaseg.train._Training, "_next", first)
+        train(config, progress=False, callback=kill)
+    train(config.override(["train.eval_every=4"]), progress=False)
+    assert weights(tmp_path).keys() == weights(whole).keys()
+    assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(tmp_path).items())
 
 
 # --- a damaged checkpoint
