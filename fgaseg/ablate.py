@@ -27,7 +27,7 @@ from .demo import demo_config, score
 from .evaluate import FIGURES
 from .info import processor
 from .model import FGASeg
-from .train import TrainingError, data_sets, train
+from .train import NotFinite, TrainingError, data_sets, train
 
 Labels = tuple[str, ...]
 
@@ -394,7 +394,7 @@ def _do(job: Job) -> None:
         return
     try:
         summary = train(job.config)
-    except TrainingError as error:
+    except NotFinite as error:
         _save(job.file, {"failed": str(error)})
         return
     figures = {name: {key: getattr(one, key) for key in FIGURES} for name, one in summary.scores.items()}
@@ -403,7 +403,8 @@ def _do(job: Job) -> None:
         "trained_parameters": summary.trained_parameters, "losses": summary.losses,
         "config": job.config.model_dump(mode="json", exclude_defaults=True),
     })  # fmt: skip
-    shutil.rmtree(job.folder / "checkpoint", ignore_errors=True)  # the result is there: nothing will go on from it
+    for folder in job.folder.glob("checkpoint*"):  # the result is there: nothing will go on from them
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _pruned(job: Job, trained: dict[str, Any]) -> dict[str, Any]:

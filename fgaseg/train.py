@@ -83,6 +83,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on (a loss that is no number, an impossible set-up); the message says what to try."""
 
 
+class NotFinite(TrainingError):
+    """A loss or a gradient is no number: the same training fails again."""
+
+
 class Interrupted(RuntimeError):
     """Ctrl-C or SIGTERM: the step was finished and saved; the message says how to resume. `signal` is its number."""
 
@@ -561,7 +565,7 @@ class _Training:
         recipe = self.config.train
         stems = [stem for part in gather_objects(batch.stems) for stem in part]
         saved = self._save_batch(batch, stems)
-        raise TrainingError(
+        raise NotFinite(
             f"step {self.step + 1}: loss or gradient is not finite ({shown}); "
             f"the batch was {', '.join(stems)} ({saved}); "
             f"{kept if self.saved >= 0 else 'nothing was saved yet'}. "

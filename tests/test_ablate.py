@@ -19,7 +19,7 @@ from fgaseg import FGASeg
 from fgaseg.ablate import DEFAULT, NOISE_SEEDS, T95, TABLES, Job, Row, markdown, row_config, run
 from fgaseg.cli import main
 from fgaseg.demo import demo_config
-from fgaseg.train import TrainingError
+from fgaseg.train import NotFinite, TrainingError
 
 BASE = demo_config(list(DEFAULT))
 ROWS = {
@@ -201,6 +201,7 @@ def test_killed_in_a_row_it_goes_on_there_and_ends_alike(tiny, tmp_path, capsys)
     assert "resuming" in told.err
     assert all(file.stat().st_mtime_ns == written for file, written in finished.items())
     assert main([*arguments, "--out", str(tmp_path / "whole"), "--json"]) == 0
+    assert not list(tmp_path.glob("*/*/checkpoint*"))  # nor the last but one
     whole, killed = json.loads(capsys.readouterr().out), json.loads(told.out)
     assert [line["miou"] for line in killed["tables"]["VII"][0]] == [line["miou"] for line in whole["tables"]["VII"][0]]
 
@@ -231,7 +232,7 @@ def test_a_row_that_diverges_is_said_to_have_failed_and_the_others_go_on(tiny, t
 
     def diverging(config):
         if config.model.kernel_norm == "none":
-            raise TrainingError("step 3: loss or gradient is not finite")
+            raise NotFinite("step 3: loss or gradient is not finite")
         return train(config)
 
     monkeypatch.setattr(fgaseg.ablate, "train", diverging)
@@ -244,6 +245,17 @@ def test_a_row_that_diverges_is_said_to_have_failed_and_the_others_go_on(tiny, t
     text = capsys.readouterr().out
     assert "| none | failed | failed | 29.4 |" in text and "not both rows have a figure" in text
     assert "Noise of seen: not known, one seed only" in text
+
+
+def test_a_row_that_can_be_resumed_has_not_failed(tmp_path, monkeypatch):
+    def dying(config):
+        raise TrainingError("a loader worker died before step 3")
+
+    monkeypatch.setattr(fgaseg.ablate, "train", dying)
+    job = Job(tmp_path / "row", BASE)
+    with pytest.raises(TrainingError, match="worker died"):
+        list(fgaseg.ablate._finish([job], fgaseg.ablate.Console(stderr=True)))
+    assert job.result is None
 
 
 @pytest.mark.parametrize(
