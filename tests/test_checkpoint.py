@@ -363,3 +363,17 @@ def test_wherever_a_save_or_a_fall_back_is_killed_a_whole_checkpoint_is_found(tm
             if finished:
                 break
         assert finished
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.jsonl", "nan_batch.safetensors", "summary.json"])
+def test_what_a_kill_leaves_of_any_file_of_a_training_is_removed(tmp_path, monkeypatch, name):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.Path, "unlink", lambda *_, **__: None)
+        atomic_write(tmp_path / name, kill)
+    assert len(names(tmp_path)) == 1
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
+
+
+def kill(_):
+    raise Killed
