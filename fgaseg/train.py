@@ -295,15 +295,15 @@ class _Means:
     """Running sums of the scalars since the last line of the log."""
 
     sums: dict[str, float] = field(default_factory=dict)
-    count: int = 0
+    counts: dict[str, int] = field(default_factory=dict)  # fp16 leaves out an infinite gradient_norm
 
     def add(self, values: dict[str, float]) -> None:
-        self.count += 1
         for key, value in values.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
 
     def values(self) -> dict[str, float]:
-        return {key: value / max(self.count, 1) for key, value in self.sums.items()}
+        return {key: value / self.counts[key] for key, value in self.sums.items()}
 
 
 class _Training:
@@ -348,6 +348,11 @@ class _Training:
         self.losses: dict[str, float] = {}
         self.skipped: dict[int, str] = {}
         damage = self._restore() if resume else []
+        if len(found := set(gather_objects(self.step))) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the processes found checkpoints of steps {', '.join(map(str, sorted(found)))}; give a "
+                "train.out on a disk that all machines share"
+            )
         self.reporter: Reporter | None = None
         if rank() == 0:
             try:
@@ -615,8 +620,13 @@ class _Training:
         """The first few pictures of each validation set to TensorBoard: photo, label, prediction, pseudo-masks."""
         for name, dataset in self.val_sets.items() if reporter.writer is not None else ():
             for index in range(min(self.config.train.pictures, len(dataset))):
-                item = dataset[index]
-                reporter.picture(self.step, f"{name}/{item['stem']}", picture(self.model, item, dataset.names))
+                try:
+                    item = dataset[index]
+                    drawn = picture(self.model, item, dataset.names)
+                except Exception as error:  # memory, fonts: nothing that training needs
+                    reporter.say(f"no picture {index} of {name} at step {self.step}: {error}")
+                    return
+                reporter.picture(self.step, f"{name}/{item['stem']}", drawn)
 
     def _score(self, stop: Callable[[], bool]) -> dict[str, Scores]:
         count = self.config.data.val_count
@@ -765,13 +775,13 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product on a GPU
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         torch.backends.cudnn.benchmark = before[1]
 
 

@@ -193,6 +193,12 @@ def test_nothing_whole_left_is_an_error(data, tmp_path):  # noqa: F811
         train(config, progress=False)
 
 
+def test_processes_that_do_not_share_a_disk_are_told(data, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(fgaseg.train, "gather_objects", lambda step: [step, 4])  # what another machine found
+    with pytest.raises(CheckpointError, match=r"checkpoints of steps 0, 4; .*train\.out .*all machines share"):
+        train(configure(data, tmp_path), progress=False)
+
+
 # --- pictures that cannot be read
 
 

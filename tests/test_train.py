@@ -667,6 +667,16 @@ def test_deterministic_runs_are_equal_to_the_bit(data, tmp_path, monkeypatch):
     assert distance(plain, one, begin) < 1e-3
 
 
+def test_deterministic_leaves_the_mode_that_it_found():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with fgaseg.train._deterministic(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_frozen_texts_are_embedded_once(data, tmp_path, monkeypatch):
     calls, embed = [], fgaseg.text.TextEncoder._embed
     monkeypatch.setattr(
@@ -741,6 +751,23 @@ def test_the_log_has_every_step_once_with_speed_and_memory(data, tmp_path):
     assert again[:9] == rows[:9] and [row["step"] for row in again] == [row["step"] for row in rows]
     train(config.override(["train.steps=1"]), resume=False, progress=False)  # started over
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 1]
+
+
+def test_means_are_over_the_steps_that_had_the_value():
+    means = fgaseg.train._Means()
+    means.add({"loss": 1.0})  # fp16: the gradient was infinite, the step skipped
+    means.add({"loss": 3.0, "gradient_norm": 5.0})
+    assert means.values() == {"loss": 2.0, "gradient_norm": 5.0}
+
+
+def test_a_picture_that_cannot_be_drawn_is_told_and_training_goes_on(uninterrupted, data, tmp_path, monkeypatch, capfd):
+    def failing(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(fgaseg.train, "picture", failing)
+    train(configure(data, tmp_path, ["train.tensorboard=true"]))
+    assert capfd.readouterr().err.count("no picture 0 of val at step") == 2
+    assert_same_run(tmp_path, uninterrupted[0])
 
 
 def test_a_full_disk_under_the_log_leaves_whole_lines(tmp_path, monkeypatch):
