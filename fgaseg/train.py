@@ -182,7 +182,7 @@ class _Batches:
     """Which samples this process takes at each step from `start` on: lists of (epoch, index).
 
     The samples of a run are one sequence, a new permutation of the data set every epoch; step s takes its next `batch`,
-    of which process r takes the r-th part.
+    of which process r takes the r-th part of every micro-batch: BatchNorm sees the same pictures on any number of them.
     """
 
     def __init__(self, length: int, config: Config, start: int):
@@ -192,12 +192,13 @@ class _Batches:
         return self.config.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.config.batch // world_size()
+        parts = self.config.accumulate
+        share = self.config.batch // (world_size() * parts)
         epoch, order = -1, np.empty(0, np.int64)
         for step in range(self.start, self.config.steps):
             keys = []
-            first = step * self.config.batch + rank() * share
-            for position in range(first, first + share):
+            starts = [step * self.config.batch + (part * world_size() + rank()) * share for part in range(parts)]
+            for position in (first + place for first in starts for place in range(share)):
                 if position // self.length != epoch:
                     epoch = position // self.length
                     order = np.random.default_rng([self.config.seed, SHUFFLE, epoch]).permutation(self.length)

@@ -644,6 +644,20 @@ def test_no_image_is_dropped_or_repeated_in_an_epoch(data, tmp_path, monkeypatch
     assert keys == [key for step in fgaseg.train._Batches(length, config, start) for key in step]
 
 
+def test_a_micro_batch_is_the_same_pictures_for_any_number_of_processes(data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path, ["train.steps=3", "train.batch=12", "train.accumulate=2"])
+    found = []
+    for processes in (1, 2, 3):
+        monkeypatch.setattr(fgaseg.train, "world_size", lambda processes=processes: processes)
+        shares = []
+        for number in range(processes):
+            monkeypatch.setattr(fgaseg.train, "rank", lambda number=number: number)
+            shares.append([np.array_split(keys, 2) for keys in fgaseg.train._Batches(10, config, 0)])
+        found.append([[np.concatenate(parts).tolist() for parts in zip(*step, strict=True)]
+                      for step in zip(*shares, strict=True)])  # fmt: skip
+    assert found[0] == found[1] == found[2]
+
+
 def initial():
     torch.manual_seed(0)
     return FGASeg(Config(model=TINY_MODEL).model).state_dict()
