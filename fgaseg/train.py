@@ -348,8 +348,10 @@ class _Training:
         self.means = _Means()
         self.losses: dict[str, float] = {}
         self.skipped: dict[int, str] = {}
-        damage = self._restore() if resume else []
-        if len(found := set(gather_objects(self.step))) > 1:
+        with self._explaining_lost_processes():
+            damage = self._restore() if resume else []
+            found = set(gather_objects(self.step))
+        if len(found) > 1:
             raise CheckpointError(
                 f"{self.folder}: the processes found checkpoints of steps {', '.join(map(str, sorted(found)))}; give a "
                 "train.out on a disk that all machines share"
@@ -410,7 +412,7 @@ class _Training:
             raise TrainingError(
                 f"process {rank()} stops after step {self.step}: another training process is gone ({error}); its own "
                 f"message, or the system's log (out of memory?), says why; "
-                f"{kept if self.saved >= 0 else 'nothing was saved yet'}. Run the same command again to resume"
+                f"{kept if self.saved >= 0 else 'this run has saved nothing'}. Run the same command again to resume"
             ) from error
 
     def _next(self, batches: Iterator[Any]) -> _Batch:

@@ -199,6 +199,15 @@ def test_processes_that_do_not_share_a_disk_are_told(data, tmp_path, monkeypatch
         train(configure(data, tmp_path), progress=False)
 
 
+def test_a_process_that_dies_before_the_first_step_is_one_message(data, tmp_path, monkeypatch):  # noqa: F811
+    def gone(_):
+        raise fgaseg.train.ProcessLost("Connection closed by peer")
+
+    monkeypatch.setattr(fgaseg.train, "gather_objects", gone)
+    with pytest.raises(TrainingError, match=r"another training process is gone \(Connection closed by peer\)"):
+        train(configure(data, tmp_path), progress=False)
+
+
 # --- pictures that cannot be read
 
 
