@@ -287,7 +287,9 @@ class _Signals:
         for number in self._previous.keys() & numbers:
             signal.signal(number, self._previous[number])
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is ProcessLost:  # torchrun's SIGTERM follows, and must not come before the message
+            self._previous.pop(signal.SIGTERM, None)
         self._restore(*self._previous)
 
 

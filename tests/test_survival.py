@@ -51,8 +51,8 @@ def kill_all(launcher):
             process.kill()
         except psutil.NoSuchProcess:
             pass
+    launcher.wait(30)  # first: a launcher that psutil has waited for seems to have ended with 0
     psutil.wait_procs(processes, timeout=30)
-    launcher.wait(30)
 
 
 def lines(out):
@@ -111,6 +111,16 @@ def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path): 
     said = [line for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("fgaseg train: ")]
     assert len(said) == 1 and "another training process is gone" in said[0] and "to resume" in said[0]
     assert "process 0 stops after step" in said[0] and "is intact" in said[0]
+
+
+def test_the_message_of_a_lost_process_comes_before_torchruns_sigterm():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(fgaseg.train.ProcessLost), fgaseg.train._Signals() as signals:
+            raise fgaseg.train.ProcessLost("Connection closed by peer")
+        assert signal.getsignal(signal.SIGTERM) == signals._note  # noted only: the process is at its end
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- a loader worker
