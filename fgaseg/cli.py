@@ -425,7 +425,9 @@ def run_eval(options: argparse.Namespace) -> None:
                                   stop=lambda: signals.number > 0)  # fmt: skip
         if number := signals.number:
             saved = (
-                f"saved in {options.out}: run the same command again to resume" if options.out else "lost without --out"
+                f"saved in {options.out}: run the same command again{' without --restart' * options.restart} to resume"
+                if options.out
+                else "lost without --out"
             )
             raise Interrupted(f"stopped while scoring {name}; what was counted is {saved}", number)
     if rank() == 0:

@@ -197,8 +197,10 @@ def score(
     unfinished = None if out is None else Unfinished(out, name, made | {"files": state})
     result = None
     if out is not None and unfinished is not None and rank() == 0:
-        if restart:
+        if restart:  # the result too: beside it, a new evaluation that is stopped could not go on
             unfinished.remove()
+            for suffix in (".json", ".csv"):
+                (out / f"{name}{suffix}").unlink(missing_ok=True)
         else:
             result = Result.read(out / f"{name}.json", made, state)
     if sum_over_processes(torch.tensor(int(result is not None), device=model.mean.device)):

@@ -264,6 +264,13 @@ def test_another_evaluation_is_refused_and_says_in_what(model, folder, tmp_path)
         score(other, dataset(folder), "val", out=tmp_path)
 
 
+def test_restarted_and_stopped_it_goes_on(model, folder, tmp_path):
+    score(tiny_model(seed=1), dataset(folder), "val", out=tmp_path)
+    interrupted(model, dataset(folder), 4, out=tmp_path, restart=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["val.part0.safetensors"]
+    assert score(model, dataset(folder), "val", out=tmp_path).scores == score(model, dataset(folder), "val").scores
+
+
 def test_a_damaged_part_is_said_and_scored_again(model, folder, tmp_path):
     interrupted(model, dataset(folder), 4, out=tmp_path)
     part = tmp_path / "val.part0.safetensors"
