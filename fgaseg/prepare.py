@@ -117,7 +117,8 @@ def prepare(
     """
     if (images or labels) and (len(names) != 1 or (split is None and len(find_set(names[0]).usual_splits) > 1)):
         raise DataError("--images and --labels are those of one set and split: name it, with --split where it has two")
-    _check_root(root)
+    if not (out and images):
+        _check_root(root)
     target, done = out or root, []
     for one, part in _chosen(names, split, root, bool(images or labels)):
         if out or images or labels:

@@ -431,13 +431,13 @@ def test_out_is_a_root_of_its_own_beside_originals_that_are_read_only(tree, tmp_
         open_set("a150", tree)
 
 
-def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys):
+def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    (tmp_path / "elsewhere").mkdir()
     ade = tree / "ADEChallengeData2016"
     given = ["--images", str(ade / "images/training"), "--labels", str(ade / "annotations/training")]
-    assert (
-        main(["data", "prepare", "a150", *given, "--root", str(tree), "--out", str(tmp_path / "o"), "--workers", "0"])
-        == 0
-    )
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where no ./datasets is
+    assert main(["data", "prepare", "a150", *given, "--out", str(tmp_path / "o"), "--workers", "0"]) == 0
     assert len(open_set("a150", tmp_path / "o")) == 6
     prepared = tmp_path / "o/ADEChallengeData2016/annotations_detectron2/validation"
     capsys.readouterr()
