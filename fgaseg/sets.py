@@ -16,7 +16,7 @@ import numpy as np
 
 from .config import DataConfig
 from .data import DataError, FolderDataset, PairDataset, read_labels, read_names
-from .images import ImageError, open_image
+from .images import PIXEL_LIMIT, ImageError, open_image
 from .kernels import decode_runs
 
 CLASSES = Path(__file__).parent / "classes"  # names, id tables and the list of PASCAL Context, shipped with the package
@@ -198,15 +198,17 @@ class RunLengths:
 
     def paint(self) -> np.ndarray:
         """Category ids int64 [H, W]; later annotations overwrite earlier ones, 0 is background."""
+        if min(self.height, self.width) < 1 or self.height * self.width > PIXEL_LIMIT:
+            raise DataError(f"a photo cannot be {self.height} high and {self.width} wide")
         values = np.zeros((self.height, self.width), np.int64)
         for mask, category in self.masks:
-            if list(mask["size"]) != [self.height, self.width]:
-                raise DataError(f"a mask is {mask['size']}, the photo {[self.height, self.width]} (height, width)")
-            counts = mask["counts"]
-            counts = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts)
             try:
+                if list(mask["size"]) != [self.height, self.width]:
+                    raise DataError(f"its size is {mask['size']}, the photo's {[self.height, self.width]}")
+                counts = mask["counts"]
+                counts = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts)
                 values[decode_runs(counts, self.height, self.width).astype(bool)] = category
-            except ValueError as error:
+            except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise DataError(f"a mask of category {category} is damaged ({error})") from error
         return values
 
@@ -242,7 +244,7 @@ def read_run_lengths(file: Path) -> dict[str, RunLengths]:
             if row["image_id"] in masks:
                 masks[row["image_id"]].append((row["segmentation"], row["category_id"]))
         return {
-            Path(row["file_name"]).stem: RunLengths(row["height"], row["width"], masks[image])
+            Path(row["file_name"]).stem: RunLengths(int(row["height"]), int(row["width"]), masks[image])
             for image, row in photos.items()
         }
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -365,13 +365,27 @@ def test_label_map_of_other_kinds(tmp_path):
         read_label_map(tmp_path / "b.mat")
 
 
-def test_damaged_run_lengths_name_the_photo(tree):
+@pytest.mark.parametrize("segmentation", [
+    {"counts": "0204"}, {"counts": "o" * 30 + "0"}, {"counts": [2**62] * 4 + [60 * 80]}, {"size": [1, 1]},
+    {"size": None}, [[1, 2, 3, 4]],
+])  # fmt: skip
+def test_damaged_run_lengths_name_the_photo(tree, segmentation):
     file = tree / CONTEXT / "trainval_merged.json"
     data = json.loads(file.read_text())
-    data["annos_segmentation"][0]["segmentation"]["counts"] = "0204"
+    first = data["annos_segmentation"][0]
+    first["segmentation"] = first["segmentation"] | segmentation if isinstance(segmentation, dict) else segmentation
     file.write_text(json.dumps(data))
     [row] = prepare(["pc59"], tree)
     assert "trainval_merged.json: a mask of category" in row.failed["2008_000002"] and row.converted == 2
+
+
+def test_a_photo_of_impossible_size_is_not_painted(tree):
+    file = tree / CONTEXT / "trainval_merged.json"
+    data = json.loads(file.read_text())
+    data["images"][0] |= {"height": 10**6, "width": 10**6}
+    file.write_text(json.dumps(data))
+    [row] = prepare(["pc59"], tree)
+    assert "1000000 high" in row.failed["2008_000002"] and row.converted == 2
 
 
 def test_check_knows_other_numberings_of_pascal_context(tree):

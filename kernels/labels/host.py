@@ -71,7 +71,8 @@ def decode_runs(counts: np.ndarray, height: int, width: int) -> np.ndarray:
     returns  [H, W] uint8, 0 or 1, in column-major order
     """
     counts = np.asarray(counts, dtype=np.int64)
-    if counts.ndim != 1 or (counts < 0).any() or counts.sum() != height * width:
+    # no count beyond the whole: a sum that wraps around can be right
+    if counts.ndim != 1 or ((counts < 0) | (counts > height * width)).any() or counts.sum() != height * width:
         raise ValueError(
             f"decode_runs: counts must be non-negative and add up to {height}*{width}; they add up to {counts.sum()}"
         )
