@@ -465,9 +465,9 @@ def _join_processes(options: argparse.Namespace) -> None:
 
 def _eval_sets(options: argparse.Namespace) -> dict[str, Any]:
     if options.data:
-        from .sets import open_set
+        from .sets import default_root, open_set
 
-        root = options.root or Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+        root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
     from .config import load_config
     from .train import data_sets

@@ -20,6 +20,7 @@ from typing import Any
 import safetensors
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -158,13 +159,13 @@ class Scores:
 
     def table(self, title: str = "", per_class: bool = True) -> Table:
         """For people: the classes that occur anywhere, most frequent first, and the figures below them."""
-        table = Table(title=title or None, caption=self._caption(), caption_justify="left")
+        table = Table(title=escape(title) or None, caption=self._caption(), caption_justify="left")
         for heading in ("class", "IoU", "accuracy", "share of pixels"):
             table.add_column(heading, justify="left" if heading == "class" else "right")
         seen = [row for row in self.rows if row.labelled or row.predicted]
         for row in sorted(seen, key=lambda row: -row.labelled) if per_class else []:
             share = _ratio(row.labelled, self.pixels)
-            table.add_row(row.name, *(_percent(value) for value in (row.iou, row.accuracy, share)))
+            table.add_row(escape(row.name), *(_percent(value) for value in (row.iou, row.accuracy, share)))
         if per_class:
             table.add_section()
         for name, label in FIGURES.items():

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
@@ -235,8 +236,9 @@ def _convert_file(
     try:
         with open_image(photo) as image:
             labels = _converted(one, label)
-            if image.size != labels.shape[::-1]:
-                raise DataError(f"{photo} is {_size(image)}, its labels are {labels.shape[1]}x{labels.shape[0]}")
+            width, height = image.size if photo_folder else _upright_size(image)
+            if (height, width) != labels.shape:
+                raise DataError(f"{photo} is {width}x{height}, its labels are {labels.shape[1]}x{labels.shape[0]}")
             if one.drop_empty and (labels == one.ignore).all():
                 return stem, "empty", ""
             if photo_folder:
@@ -250,6 +252,12 @@ def _convert_file(
     except OSError as error:
         return stem, "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed", str(error)
     return stem, "converted", ""
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of what ``read_image`` gives."""
+    width, height = image.size
+    return (height, width) if image.getexif().get(ExifTags.Base.Orientation, 1) > 4 else (width, height)
 
 
 def _converted(one: BenchmarkSet, label: Any) -> np.ndarray:
@@ -312,7 +320,7 @@ def _each(
     )
     console = Console(stderr=True)
     try:
-        yield from track(loader, title, len(tasks), console=console, transient=True, disable=not progress)
+        yield from track(loader, escape(title), len(tasks), console=console, transient=True, disable=not progress)
     except RuntimeError as error:
         if "worker" not in str(error):
             raise
@@ -552,14 +560,14 @@ def print_prepared(rows: list[Prepared], root: Path) -> None:
 
 
 def print_checked(rows: list[Checked], root: Path) -> None:
-    table = Table(title=str(root))
+    table = Table(title=escape(str(root)))
     for heading in ("set", "split", "whole set", "photos", "labels", "pairs", "values", "prepared", "state"):
         table.add_column(heading)
     for row in rows:
         numbers = (row.expected, row.photos, row.labels, row.pairs)
         values = "-" if row.values is None else f"{row.values[0]} to {row.values[1]}"
         prepared = f"{row.prepared}, {row.empty} empty" if row.empty else str(row.prepared)
-        table.add_row(row.set, row.split, *map(str, numbers), values, prepared, row.state)
+        table.add_row(escape(row.set), row.split, *map(str, numbers), values, prepared, row.state)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     for row in rows:

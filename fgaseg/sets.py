@@ -109,7 +109,7 @@ class BenchmarkSet:
     def empty(self, split: str, root: Path) -> set[str]:
         """Stems that ``prepare`` left out as they have no labelled pixel."""
         file = self.empty_file(split, root)
-        return set(file.read_text().split()) if file.exists() else set()
+        return set(file.read_text(encoding="utf-8").splitlines()) if file.exists() else set()
 
     def empty_file(self, split: str, root: Path) -> Path:
         folder = root / self.splits[split].prepared

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from rich.console import Console
 from tiny import tiny_config
 
 from fgaseg.cli import main
 from fgaseg.config import Config, ConfigError, DataConfig, load_config
 from fgaseg.data import DataError
+from fgaseg.evaluate import ClassScore, Scores
 from fgaseg.images import ImageError
 from fgaseg.prepare import check, check_folder, prepare, shrink
 from fgaseg.sets import SETS, decode_counts, open_set, read_label_map, training_sets
@@ -250,6 +252,32 @@ def test_all_ignored_images_are_left_out_and_stay_out(tree):
     assert len(open_set("pas20b", tree)) == 4
 
 
+def test_an_all_ignored_image_with_spaces_in_its_name_stays_out(tree):
+    voc = tree / "VOCdevkit/VOC2012"
+    shutil.rmtree(tree / "coco-stuff/images/val2017")
+    shutil.rmtree(tree / "coco-stuff/annotations/val2017")
+    for source, to, suffix in (("JPEGImages", "images", "jpg"), ("SegmentationClassAug", "annotations", "png")):
+        folder = tree / "coco-stuff" / to / "val2017"
+        folder.mkdir()
+        for stem in ("my photo", "other"):
+            shutil.copy(voc / source / f"fcn_demo.{suffix}", folder / f"{stem}.{suffix}")
+    label = tree / "coco-stuff/annotations/val2017/my photo.png"
+    Image.fromarray(np.full_like(np.asarray(Image.open(label)), 255)).save(label)
+    assert [prepare(["coco-stuff"], tree, split="val")[0].empty for _ in "12"] == [1, 1]
+    assert [item["stem"] for item in open_set("coco-stuff", tree)] == ["other"]
+
+
+def test_photos_turned_by_exif_are_paired_with_upright_labels(tree):
+    photo = tree / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg"
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright = Image.open(photo).convert("RGB")
+    upright.transpose(Image.Transpose.ROTATE_90).save(photo, exif=exif)
+    [row] = prepare(["a150"], tree)
+    assert not row.failed
+    assert open_set("a150", tree)[0]["image"].shape[:2] == upright.size[::-1]
+
+
 def test_originals_stay_as_they_are_and_nothing_else_is_left(tree):
     (tree / "ADEChallengeData2016/annotations_detectron2/validation").mkdir(parents=True)
     before = hashes(tree)
@@ -465,6 +493,25 @@ def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch)
     assert main(own) == 1 and "holds label 151" in capsys.readouterr().out
     with pytest.raises(DataError, match="need --names FILE, or the name of a set"):
         check_folder(prepared, prepared, None, None, None)
+
+
+def test_brackets_in_names_and_paths_are_no_markup(tree, tmp_path, capsys):
+    root = tmp_path / "set [a" / "bold]"
+    shutil.copytree(tree, root)
+    prepare(["a150"], root)
+    assert main(["data", "check", "a150", "--root", str(root), "--workers", "0", "--quick"]) == 1
+    assert "[a/bold]" in "".join(capsys.readouterr().out.split())
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {number}" for number in range(150)))
+    odd = tmp_path / "x[" / "images]"
+    shutil.copytree(root / "ADEChallengeData2016/images/validation", odd)
+    labels = root / "ADEChallengeData2016/annotations_detectron2/validation"
+    own = ["--images", str(odd), "--labels", str(labels), "--names", str(names), "--workers", "0"]
+    assert main(["data", "check", *own]) == 0
+    table = ClassScore("car [/parked]", 1, 1, 1), ClassScore("[bold]", 1, 1, 1)
+    Console().print(Scores(1, list(table)).table("of [/x]"))
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("car [/parked]", "[bold]", "of [/x]"))
 
 
 MISTAKES = {
