@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from rich.console import Console
@@ -98,7 +99,7 @@ class Scores:
 
     images: int
     rows: list[ClassScore]
-    pictures: str = ""  # identifies stems, sizes and labels of what was scored (`fingerprint`), 64 hexadecimal digits
+    pictures: str = ""  # identifies what was scored, pixels and labels (`fingerprint`), 64 hexadecimal digits
 
     @property
     def present(self) -> int:
@@ -247,11 +248,12 @@ class Tally:
 
 
 def fingerprint(item: dict[str, Any]) -> Tensor:
-    """Identifies the ground truth of a picture: its stem, size and labels, whatever files they came from. int64 [4]."""
+    """Identifies a picture: its stem, size, pixels and labels, whatever files they came from. int64 [4]."""
     labels = item["labels"].numpy()
     text = f"{item['stem']} {labels.shape}".encode()
-    digest = hashlib.sha256(text + labels.astype("<u2").tobytes()).digest()
-    return torch.frombuffer(bytearray(digest), dtype=torch.int64)
+    digest = hashlib.sha256(text + labels.astype("<u2").tobytes())
+    digest.update(np.asarray(item["image"]).tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.int64)
 
 
 class Unfinished:

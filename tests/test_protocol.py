@@ -112,7 +112,7 @@ def test_the_hash_follows_what_decides_the_number_and_nothing_else(model, saved,
     assert score(training, data, "val", count=3).hash == first.hash
 
 
-def test_a_changed_label_or_stem_changes_the_hash_though_the_counts_agree(model, folder, tmp_path):
+def test_a_changed_label_stem_or_pixel_changes_the_hash_though_the_counts_agree(model, folder, tmp_path):
     data = dataset(folder)
     first = score(model, data, "val", count=2)
     data.pairs[0] = ("renamed", *data.pairs[0][1:])
@@ -127,6 +127,11 @@ def test_a_changed_label_or_stem_changes_the_hash_though_the_counts_agree(model,
     data.pairs[0] = (*data.pairs[0][:2], tmp_path / "again.png")  # the same labels in another file
     Image.fromarray(np.array(Image.open(dataset(folder).pairs[0][2]))).save(tmp_path / "again.png", compress_level=0)
     assert score(model, data, "val", count=2).hash == first.hash
+    photo = np.array(Image.open(data.pairs[0][1]))
+    photo[0, 0, 0] ^= 1
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    data.pairs[0] = (data.pairs[0][0], tmp_path / "photo.png", data.pairs[0][2])
+    assert score(model, data, "val", count=2).hash != first.hash
 
 
 def test_weights_are_those_of_the_file(model, saved):
