@@ -12,7 +12,8 @@ from fgaseg.cli import main
 ROW = {"op": "lcs_conv", "pass": "forward", "device": "a machine", "dtype": "float32", "torch": "2", "ms_p50": "1.5"}
 
 
-def test_bench_measures_and_writes(tmp_path, capfd):
+def test_bench_measures_and_writes(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # under it, pytest-benchmark measures nothing
     assert main(["bench", "cosine_cost_volume", "--shapes", "S8", "--json", "--out", str(tmp_path / "out")]) == 0
     rows = json.loads(capfd.readouterr().out)
     assert rows == list(csv.DictReader((tmp_path / "out.csv").open(newline="")))
