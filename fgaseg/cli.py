@@ -5,6 +5,7 @@ import atexit
 import json
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ Score a model: on the sets of the paper, with its Table I and the published numb
 photos. Both definitions of mIoU, per class, and beside every number the hash of a record of how it was made.
 
   fgaseg eval --data a150,pc59,pas20 --weights runs/mine/model --root datasets --window --out runs/mine/eval
+  fgaseg eval --data a150 --weights runs/mine/model --images DIR --labels DIR      labels prepared in another layout
   fgaseg eval runs/mine/model --images photos --labels labels --names names.txt
   fgaseg eval runs/mine/model --config runs/mine/config.yaml --csv per_class.csv --json
   torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --weights runs/mine/model
@@ -423,7 +425,8 @@ def run_eval(options: argparse.Namespace) -> None:
             results[name] = score(model, dataset, name, count=options.count, batch=options.batch, out=options.out,
                                   restart=options.restart, weights=weights, progress=True,
                                   stop=lambda: signals.number > 0)  # fmt: skip
-        if number := signals.number:
+        stopped_elsewhere = rank() == 0 and results[name] is None  # by a signal to another process
+        if number := signals.number or stopped_elsewhere * signal.SIGTERM:
             saved = (
                 f"saved in {options.out}: run the same command again{' without --restart' * options.restart} to resume"
                 if options.out
@@ -439,9 +442,13 @@ def _check_eval(options: argparse.Namespace) -> None:
     if bool(options.model) == bool(options.weights):
         raise UsageError("give the model once: as the first word, or with --weights")
     options.weights = options.weights or options.model
-    others = [key for key in ("images", "labels", "names", "list", "config") if getattr(options, key)]
+    others = [key for key in ("names", "list", "config") if getattr(options, key)]
     if options.data and others:
         raise UsageError(f"--data names whole sets: leave --{others[0]} out")
+    if options.data and bool(options.images) != bool(options.labels):
+        raise UsageError("a set of --data in another layout: give both --images and --labels")
+    if options.data and options.images and (options.root or "," in options.data):
+        raise UsageError("--images and --labels are those of one set: give one with --data, and no --root")
     if options.data and options.out is None:
         options.out = Path("runs/eval")
     if options.root and not options.data:
@@ -465,8 +472,10 @@ def _join_processes(options: argparse.Namespace) -> None:
 
 def _eval_sets(options: argparse.Namespace) -> dict[str, Any]:
     if options.data:
-        from .sets import default_root, open_set
+        from .sets import default_root, open_set, set_in_folders
 
+        if options.images:
+            return {options.data: set_in_folders(options.data, Path(options.images), Path(options.labels))}
         root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
     from .config import load_config

@@ -23,7 +23,7 @@ from .checkpoint import atomic_write
 from .config import DataConfig
 from .data import DataError, FolderDataset, read_labels
 from .images import ImageError, open_image, read_image
-from .sets import CLASSES, SETS, BenchmarkSet, RunLengths, find_set, prepare_command
+from .sets import SETS, BenchmarkSet, RunLengths, find_set, prepare_command, set_in_folders
 
 SHORT_SIDE = 512  # of A-847's photos
 SHOWN = 10  # lines of one kind that a table shows
@@ -511,14 +511,19 @@ def check_folder(
     names, ignore  of your own data; with ``set_name`` those of that set. Raises DataError where nothing can be paired.
     """
     one = find_set(set_name) if set_name else None
-    if one is None and names is None:
-        raise DataError("--images and --labels need --names FILE, or the name of a set whose classes they have")
-    file = names or CLASSES / (one.names_file if one else "")
-    value = ignore if ignore is not None else one.ignore if one else 255
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is left out is in the result
-        data = FolderDataset(DataConfig(images=images, labels=labels, names=file, ignore=value), "val")
-    data.classes = one.classes if one and names is None else data.classes
+        if one and names is None:
+            if ignore is not None:
+                raise DataError(
+                    f"--ignore {ignore}: {one.name} ignores {one.ignore}: leave it out, or give --names too"
+                )
+            data = set_in_folders(one.name, images, labels)
+        elif names is None:
+            raise DataError("--images and --labels need --names FILE, or the name of a set whose classes they have")
+        else:
+            value = 255 if ignore is None else ignore
+            data = FolderDataset(DataConfig(images=images, labels=labels, names=names, ignore=value), "val")
     count = one.splits["val"].count if one else len(data)
     row = Checked(set_name or str(images), "val", count, len(data), len(data), len(data), len(data))
     if data.skipped:

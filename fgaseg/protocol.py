@@ -92,6 +92,7 @@ def record(model: Any, dataset: Any, name: str, count: int | None = None, weight
             "device": device,
             "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "no",
             "float32_products": torch.get_float32_matmul_precision() if device == "cuda" else "highest",
+            "tf32_convolutions": device == "cuda" and torch.backends.cudnn.allow_tf32,
         },
         "metrics": METRICS,
         "versions": {package: version(package) for package in ("fgaseg", "torch", "open_clip_torch")},

@@ -384,16 +384,12 @@ def open_set(
             f"{name}: {root / one.splits[split].images} has no photo for the labels in "
             f"{root / one.splits[split].prepared}: run fgaseg data check {name} --root {shlex.quote(str(root))}"
         )
-    empty, place = one.empty(split, root), one.splits[split]
+    empty = one.empty(split, root)
     dropped = [stem for stem in photos if stem not in labels and stem not in empty]
     dropped += [stem for stem in labels if stem not in photos]
     if dropped:
         warnings.warn(f"{name}: {len(dropped)} files without partner left out: {_some(sorted(dropped))}", stacklevel=2)
-    if len(stems) + len(empty & photos.keys()) != place.count:
-        warnings.warn(
-            f"{name}: {len(stems)} images, and {place.count} are the whole set: numbers will not be those of the set",
-            stacklevel=2,
-        )
+    _warn_of_part(one, split, len(stems), len(empty & photos.keys()))
     return PairDataset(
         (config or DataConfig()).model_copy(update={"ignore": one.ignore}),
         "train" if config else "val",
@@ -405,6 +401,27 @@ def open_set(
         pairs=[(stem, photos[stem], labels[stem]) for stem in stems],
         names_from=f"the classes of {name}",
     )
+
+
+def set_in_folders(name: str, images: Path, labels: Path) -> FolderDataset:
+    """A set whose photos and prepared labels lie in folders of another layout (SAN, MAFT, FC-CLIP, mmseg), paired by
+    their paths. Attributes as of ``open_set``. Raises DataError as ``FolderDataset`` does; warns if it is not whole.
+    """
+    one = find_set(name)
+    names = CLASSES / one.names_file
+    data = FolderDataset(DataConfig(images=images, labels=labels, names=names, ignore=one.ignore), "val")
+    data.name, data.classes, data.class_of = name, one.classes, one.class_of
+    _warn_of_part(one, "val", len(data))
+    return data
+
+
+def _warn_of_part(one: BenchmarkSet, split: str, images: int, empty: int = 0) -> None:
+    whole = one.splits[split].count
+    if images + empty != whole:
+        warnings.warn(
+            f"{one.name}: {images} images, and {whole} are the whole set: numbers will not be those of the set",
+            stacklevel=3,
+        )
 
 
 def _refuse_unprepared(one: BenchmarkSet, split: str, root: Path, prepared: set[str]) -> None:

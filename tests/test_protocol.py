@@ -420,7 +420,7 @@ def test_union_below_the_published_definition_is_said(model, folder):
     [
         (["--data", "a150"], "give the model once"),
         (["MODEL", "--weights", "MODEL", "--data", "a150"], "give the model once"),
-        (["MODEL", "--data", "a150", "--images", "x"], "leave --images out"),
+        (["MODEL", "--data", "a150", "--images", "x"], "give both --images and --labels"),
         (["MODEL", "--data", "a151"], "a151"),
         (["MODEL", "--root", "x"], "give --data"),
         (["MODEL", "--data", "a150", "--batch", "0"], "--batch 0: give 1 or more"),

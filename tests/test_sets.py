@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 from rich.console import Console
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model
 
 from fgaseg.cli import main
 from fgaseg.config import Config, ConfigError, DataConfig, load_config
@@ -597,3 +597,18 @@ def test_a_model_trains_on_one_set_and_is_scored_on_another(tree, tmp_path):
     )  # fmt: skip
     scores = train(config, progress=False).scores["pas20b"]
     assert scores.images == 1 and len(scores.rows) == 21 and scores.pixels > 0
+
+
+def test_a_set_in_another_layout_is_scored_like_the_prepared_one(tree, tmp_path, capsys):
+    prepare(["pas20b"], tree)
+    tiny_model().save_pretrained(tmp_path / "model")
+    place, command = SETS["pas20b"].splits["val"], ["eval", "--data", "pas20b", "--weights", str(tmp_path / "model")]
+    flags = [["--root", str(tree)], ["--images", str(tree / place.images), "--labels", str(tree / place.prepared)]]
+    results = []
+    for number, given in enumerate(flags):
+        assert main([*command, *given, "--json", "--out", str(tmp_path / str(number))]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert len({one["records"]["pas20b"]["hash"] for one in results}) == 1
+    assert results[0]["scores"] == results[1]["scores"]
+    assert main([*command, *flags[1][:2]]) == 1 and "give both" in capsys.readouterr().err
+    assert main([*command, *flags[1], "--root", str(tree)]) == 1 and "one set" in capsys.readouterr().err
