@@ -364,7 +364,7 @@ def run_data_check(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(row) for row in rows]))
     else:
-        print_checked(rows, root)
+        print_checked(rows, options.images or root)
     return int(
         any(row.state in ("wrong", "incomplete") or (row.state == "absent" and row.set in options.sets) for row in rows)
     )
@@ -409,7 +409,7 @@ def run_train(options: argparse.Namespace) -> None:
 def run_eval(options: argparse.Namespace) -> None:
     from .distributed import rank
     from .protocol import score, templates, weights_hash
-    from .train import Interrupted, _Signals
+    from .train import Interrupted, Signals
 
     _check_eval(options)
     _join_processes(options)
@@ -421,7 +421,7 @@ def run_eval(options: argparse.Namespace) -> None:
     model = _load(options.weights, options)
     weights, results = weights_hash(model), {}
     for name, dataset in sets.items():
-        with _Signals() as signals, _precision(options):
+        with Signals() as signals, _precision(options):
             results[name] = score(model, dataset, name, count=options.count, batch=options.batch, out=options.out,
                                   restart=options.restart, weights=weights, progress=True,
                                   stop=lambda: signals.number > 0)  # fmt: skip

@@ -497,9 +497,8 @@ class FGASeg(nn.Module):
         `class_maps_budget`.
         """
         texts = self._check(pixels, vocabulary)
-        encoded = [
-            self.image_encoder(image) for image in pixels.split(1)
-        ]  # a batch would take more memory, not less time
+        # one by one: on a CPU, a batch takes more memory and no less time
+        encoded = [self.image_encoder(image) for image in pixels.split(1)]
         yield from self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:

@@ -258,7 +258,7 @@ def learning_rate_factor(step: int, config: Config) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup) / (recipe.steps - recipe.warmup)))
 
 
-class _Signals:
+class Signals:
     """While active, the first SIGINT or SIGTERM is only noted (`number`); a second one acts as usual, in one process.
 
     torchrun passes on a Ctrl-C that the terminal already sent to all, so among several processes repeats say nothing
@@ -269,7 +269,7 @@ class _Signals:
         self.number = 0
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)
@@ -392,7 +392,7 @@ class _Training:
 
     def _loop(self) -> Summary:
         batches = iter(self._loader()) if self.step < self.config.train.steps else iter(())
-        with _Signals() as signals:
+        with Signals() as signals:
             self.signals = signals
             while True:
                 began = time.monotonic()

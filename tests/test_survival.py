@@ -116,7 +116,7 @@ def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path): 
 def test_the_message_of_a_lost_process_comes_before_torchruns_sigterm():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(fgaseg.train.ProcessLost), fgaseg.train._Signals() as signals:
+        with pytest.raises(fgaseg.train.ProcessLost), fgaseg.train.Signals() as signals:
             raise fgaseg.train.ProcessLost("Connection closed by peer")
         assert signal.getsignal(signal.SIGTERM) == signals._note  # noted only: the process is at its end
     finally:
