@@ -273,7 +273,9 @@ def _shortened(keys: list[str], most: int = 8) -> str:
     return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")
 
 
-def save_training(folder: Path, model: nn.Module, state: dict[str, Any], keep_previous: bool = True) -> None:
+def save_training(
+    folder: Path, weights: Mapping[str, Tensor], state: dict[str, Any], keep_previous: bool = True
+) -> None:
     """Make a new training checkpoint `folder`: model.safetensors, the rest in state.pt, and SHA256SUMS of both.
 
     The one before stays as `<folder>.old` (`keep_previous` False: goes), to fall back on if this one is damaged.
@@ -283,7 +285,7 @@ def save_training(folder: Path, model: nn.Module, state: dict[str, Any], keep_pr
     torch.save(state, buffer)
     try:
         with atomic_directory(folder, keep_previous) as temporary:
-            write_weights(temporary / "model.safetensors", model.state_dict())
+            write_weights(temporary / "model.safetensors", weights)
             atomic_write(temporary / "state.pt", lambda file: file.write(buffer.getbuffer()))
             write_sums(temporary)
     except OSError as error:

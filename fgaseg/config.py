@@ -280,6 +280,8 @@ class TrainConfig(_Section):
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: to 0 at the last step
     warmup: NonNegativeInt = 0  # steps of linear warm-up
     amp: Annotated[Literal["no", "bf16", "fp16"], BeforeValidator(_yaml_no)] = "no"
+    # FSDP: each process keeps a part of CLIP's blocks, of their gradients and Adam state (one process alone: all of it)
+    fsdp: bool = False
     image_size: PositiveInt | None = None  # the model sees crops resized to this side, labels stay; None: data.crop
     seed: NonNegativeInt = 0
     deterministic: bool = False  # PyTorch's deterministic algorithms alone: two runs are equal to the bit, and slower
@@ -295,6 +297,8 @@ class TrainConfig(_Section):
     def _check(self) -> Self:
         if self.warmup >= self.steps:
             raise ValueError(f"warmup: must be below steps ({self.steps}); got {self.warmup}")
+        if self.fsdp and self.amp == "fp16":
+            raise ValueError("fsdp: its gradients are not scaled as amp=fp16 needs; give amp=bf16 or amp=no")
         return self
 
 

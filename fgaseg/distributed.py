@@ -39,6 +39,17 @@ def _waiting() -> Iterator[None]:
         raise ProcessLost(str(error).splitlines()[0]) from error
 
 
+@contextlib.contextmanager
+def noticing_lost_processes() -> Iterator[None]:
+    """ProcessLost for what PyTorch's own collectives raise, which gather sharded weights in the middle of anything."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise ProcessLost(str(error).splitlines()[0]) from error
+        raise
+
+
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of `value` (same shape and dtype everywhere) over all processes; a new tensor without gradient.
 

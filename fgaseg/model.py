@@ -561,12 +561,15 @@ class FGASeg(nn.Module):
         """Write CLIP's two towers alone, for `encoder.pretrained` of another model."""
         write_weights(path, {k: v.to(dtype) for k, v in self.clip.state_dict().items()})
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json and model.safetensors; each file appears whole or not at all."""
+    def save_pretrained(self, directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors; each file appears whole or not at all.
+
+        state_dict  in place of the model's own, where that is sharded over processes
+        """
         directory = Path(directory)
         config = self.config.dump()
         config["encoder"].update(architecture=self.architecture, pretrained=None)
-        write_weights(directory / "model.safetensors", self.state_dict())
+        write_weights(directory / "model.safetensors", self.state_dict() if state_dict is None else state_dict)
         text = json.dumps({"model_type": "fgaseg", **config}, indent=2) + "\n"
         atomic_write(directory / "config.json", lambda file: file.write(text.encode()))
 

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fgaseg.checkpoint import (
@@ -47,6 +47,7 @@ from fgaseg.distributed import (
     ProcessLost,
     gather_objects,
     gather_rows,
+    noticing_lost_processes,
     rank,
     share_rows,
     sum_gradients,
@@ -64,14 +65,24 @@ from fgaseg.reporter import Reporter
 from fgaseg.scenes import SceneDataset
 from fgaseg.segment import pseudo_masks
 from fgaseg.sets import training_sets
-from fgaseg.text import Vocabulary
+from fgaseg.sharding import (
+    clip_gradients,
+    load_optimizer_state,
+    optimizer_state,
+    shard_encoders,
+    split_groups,
+    unsharded,
+    whole_encoders,
+    whole_state,
+)
+from fgaseg.text import PROMPTS_PER_BATCH, Vocabulary
 
 SCENES_PER_EPOCH = 10_000
 SCENES_SCORED = 100
 # what may differ between the run that wrote a checkpoint and the one that resumes it
 FREE_ON_RESUME = {
     "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
-    "train.accumulate", "train.skip_unreadable", "train.pictures",
+    "train.accumulate", "train.fsdp", "train.skip_unreadable", "train.pictures",
     "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
     "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
 }  # fmt: skip
@@ -334,16 +345,6 @@ class _Training:
         text = [p for name, p in self.model.clip.named_parameters() if not name.startswith("visual.")]
         self.text_trains = any(p.requires_grad for p in text)
         self.frozen_texts: Tensor | None = None  # of the whole vocabulary, once it is needed
-        if world_size() > 1:
-            use_global_batch_norm(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        recipe = config.train
-        groups = self.model.parameter_groups(recipe.lr, recipe.encoder_lr_factor, recipe.weight_decay)
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=recipe.lr, fused=True
-        )  # one pass over the weights, on the CPU too
-        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
         self.step, self.saved, self.seconds = 0, -1, 0.0
         self.history: list[dict[str, Any]] = []
         self.scores: dict[str, Scores] = {}
@@ -351,7 +352,10 @@ class _Training:
         self.losses: dict[str, float] = {}
         self.skipped: dict[int, str] = {}
         with self._explaining_lost_processes():
-            damage = self._restore() if resume else []
+            state, damage = self._load() if resume else (None, [])
+            self._build_optimizer()
+            if state is not None:
+                self._restore(state)
             found = set(gather_objects(self.step))
         if len(found) > 1:
             raise CheckpointError(
@@ -377,6 +381,22 @@ class _Training:
     @property
     def folder(self) -> Path:
         return self.out / "checkpoint"
+
+    def _build_optimizer(self) -> None:
+        """Ready the model for its processes, and make the optimizer of the parameters that it then has."""
+        recipe = self.config.train
+        if world_size() > 1:
+            use_global_batch_norm(self.model)
+        if world_size() > 1 and recipe.fsdp:
+            if not self.text_trains:
+                self.frozen_texts = self.model.encode(self.train_set.names).embeddings
+            shard_encoders(self.model)
+        groups = self.model.parameter_groups(recipe.lr, recipe.encoder_lr_factor, recipe.weight_decay)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # fused: one pass over the weights, on the CPU too
+        self.optimizer = torch.optim.AdamW(split_groups(groups), lr=recipe.lr, fused=True)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.amp == "fp16")
 
     # --- the loop
 
@@ -491,11 +511,12 @@ class _Training:
             pixels = F.interpolate(pixels, (recipe.image_size,) * 2, mode="bilinear", align_corners=False)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.config)
-        losses = self._backward(pixels, *self._vocabulary(labels))
-        sum_gradients(self.parameters)
+        vocabulary = self._vocabulary(labels)
+        with noticing_lost_processes():
+            losses = self._backward(pixels, *vocabulary)
+        sum_gradients(unsharded(self.parameters))
         self.scaler.unscale_(self.optimizer)
-        limit = math.inf if recipe.clip_norm is None else recipe.clip_norm
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = clip_gradients(self.parameters, math.inf if recipe.clip_norm is None else recipe.clip_norm)
         # one message and one wait for the device: the losses of the whole batch, and whether anyone wants to stop
         stop = torch.tensor(float(self.signals.number), device=self.device)
         *totals, stopped = sum_over_processes(torch.stack([*losses.values(), stop])).tolist()
@@ -540,12 +561,17 @@ class _Training:
             if self.frozen_texts is None:
                 self.frozen_texts = self.model.encode(names).embeddings
             return self.frozen_texts[chosen.to(self.device)]
-        places = torch.arange(len(chosen))
-        if len(chosen) >= world_size():
-            places = places[rank() :: world_size()]
+        # as many names and batches of names on each process, for sharded weights meet in every block: the last ones of
+        # a short list go round to names that others embed too, and are left out
+        share = -(-len(chosen) // world_size())
+        places = torch.arange(share) * world_size() + rank()
+        parts = (places % len(chosen)).split(PROMPTS_PER_BATCH)
         with self._autocast():
-            rows = self.model.encode([names[index] for index in chosen[places]]).embeddings
-        return rows if len(places) == len(chosen) else share_rows(rows, places.to(self.device), len(chosen))
+            rows = torch.cat([self.model.encode([names[index] for index in chosen[part]]).embeddings for part in parts])
+        if world_size() == 1:
+            return rows
+        places = places[places < len(chosen)]
+        return share_rows(rows[: len(places)], places.to(self.device), len(chosen))
 
     def _vocabulary(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The labels as indices into the classes of this step, and which these are."""
@@ -609,17 +635,18 @@ class _Training:
     def _evaluate(self) -> bool:
         """Score all validation sets; True, and nothing recorded, when a signal came meanwhile."""
         began = time.monotonic()
-        scores = self._score(lambda: self.signals.number > 0)
-        if self._anywhere(self.signals.number > 0):
-            return True
-        self.scores = scores
-        figures = {name: {key: getattr(row, key) for key in FIGURES} for name, row in scores.items()}
-        self.history.append({"step": self.step, **figures})
-        if self.reporter:
-            images = sum(row.images for row in scores.values())
-            self.reporter.scores(self.step, figures, images / (time.monotonic() - began))
-            self._draw(self.reporter)
-        return False
+        with whole_encoders(self.model):
+            scores = self._score(lambda: self.signals.number > 0)
+            if self._anywhere(self.signals.number > 0):
+                return True
+            self.scores = scores
+            figures = {name: {key: getattr(row, key) for key in FIGURES} for name, row in scores.items()}
+            self.history.append({"step": self.step, **figures})
+            if self.reporter:
+                images = sum(row.images for row in scores.values())
+                self.reporter.scores(self.step, figures, images / (time.monotonic() - began))
+                self._draw(self.reporter)
+            return False
 
     def _draw(self, reporter: Reporter) -> None:
         """The first few pictures of each validation set to TensorBoard: photo, label, prediction, pseudo-masks."""
@@ -657,9 +684,10 @@ class _Training:
 
     def _save(self) -> None:
         """Write <out>/checkpoint."""
+        weights = whole_state(self.model.state_dict())
         state = {
             "step": self.step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.model, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "config": self.config.to_json(),
             "samples": len(self.train_set),
@@ -671,23 +699,33 @@ class _Training:
             "skipped": self.skipped,
         }
         keep = self.saved >= 0  # what lies there is of this run
-        self._on_main(lambda: save_training(self.folder, self.model, state, keep))
+        self._on_main(lambda: save_training(self.folder, weights, state, keep))
         self.saved = self.step
 
-    def _restore(self) -> list[str]:
-        """Load the last whole checkpoint, if there is one; what there is to say about damage."""
+    def _load(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Put the weights of the last whole checkpoint, if there is one, into the model.
+
+        Returns the rest of the checkpoint, and what there is to say about damage.
+        """
         notes: list[str] = []
         self._on_main(lambda: notes.append(set_damaged_aside(self.folder)))
         state = load_training(self.folder, self.model)
         if state is None:
-            return []
+            return None, []
         self._refuse_other_run(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        return state, [note for note in notes if note]
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        try:
+            load_optimizer_state(self.model, self.optimizer, state["optimizer"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder}: {error}: it was written by another version; start over with --restart"
+            ) from None
         self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = state["step"]
         self.history, self.losses, self.seconds = state["history"], state["losses"], state["seconds"]
         self.means, self.skipped = _Means(**state["means"]), state["skipped"]
-        return [note for note in notes if note]
 
     def _refuse_other_run(self, state: dict[str, Any]) -> None:
         before, now = _flat(json.loads(state["config"])), _flat(self.config.dump())
@@ -728,12 +766,13 @@ class _Training:
             history=self.history,
             skipped=list(self.skipped.values()),
         )
-        self._on_main(lambda: self._write_results(summary))
+        weights = whole_state(self.model.state_dict())
+        self._on_main(lambda: self._write_results(summary, weights))
         return summary
 
-    def _write_results(self, summary: Summary) -> None:
+    def _write_results(self, summary: Summary, weights: dict[str, Tensor]) -> None:
         try:
-            self.model.save_pretrained(summary.model)
+            self.model.save_pretrained(summary.model, weights)
             text = json.dumps(summary.dump(), indent=2) + "\n"
             atomic_write(self.out / "summary.json", lambda file: file.write(text.encode()))
         except OSError as error:

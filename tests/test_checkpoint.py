@@ -170,7 +170,7 @@ def test_malicious_pickle_is_named_and_not_run(tmp_path, kind):
         torch.save({"model": {"a": torch.zeros(1)}, "extra": evil}, path)
     elif kind == "training":
         model = nn.Linear(2, 2)
-        save_training(tmp_path / "checkpoint", model, {"step": 1})
+        save_training(tmp_path / "checkpoint", model.state_dict(), {"step": 1})
         path = tmp_path / "checkpoint" / "state.pt"
         torch.save({"step": evil}, path)
         write_sums(path.parent)  # whoever can write the one can write the other
@@ -249,7 +249,7 @@ def test_long_lists_of_keys_are_shortened():
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_full_disk_keeps_the_previous_training_checkpoint(tmp_path, monkeypatch, call):
     model, folder = nn.Linear(2, 2), tmp_path / "checkpoint"
-    save_training(folder, model, {"step": 1})
+    save_training(folder, model.state_dict(), {"step": 1})
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
         if call == "write":
@@ -257,7 +257,7 @@ def test_full_disk_keeps_the_previous_training_checkpoint(tmp_path, monkeypatch,
         else:
             patch.setattr(os, call, full_disk)
         with pytest.raises(CheckpointError, match="No space left") as caught:
-            save_training(folder, nn.Linear(2, 2), {"step": 2})
+            save_training(folder, nn.Linear(2, 2).state_dict(), {"step": 2})
     assert str(folder) in str(caught.value) and "intact" in str(caught.value)
     assert names(tmp_path) == ["checkpoint"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == kept
@@ -266,7 +266,9 @@ def test_full_disk_keeps_the_previous_training_checkpoint(tmp_path, monkeypatch,
 def test_training_state_round_trip_and_absence(tmp_path):
     model = nn.Linear(2, 2)
     assert load_training(tmp_path / "checkpoint", model) is None
-    save_training(tmp_path / "checkpoint", model, {"step": 7, "history": [{"step": 5, "val": {"miou_gt": 0.5}}]})
+    save_training(
+        tmp_path / "checkpoint", model.state_dict(), {"step": 7, "history": [{"step": 5, "val": {"miou_gt": 0.5}}]}
+    )
     other = nn.Linear(2, 2)
     assert load_training(tmp_path / "checkpoint", other)["history"][0]["val"]["miou_gt"] == 0.5
     assert torch.equal(other.weight, model.weight)
@@ -275,7 +277,7 @@ def test_training_state_round_trip_and_absence(tmp_path):
 def three_saves(folder):
     model = nn.Linear(2, 2)
     for step in (1, 2, 3):
-        save_training(folder, model, {"step": step})
+        save_training(folder, model.state_dict(), {"step": step})
     return model
 
 
@@ -296,7 +298,7 @@ def test_the_last_two_training_checkpoints_are_kept(tmp_path):
     done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "checkpoint", check=False)
     assert done.returncode == 0
     assert set_damaged_aside(tmp_path / "checkpoint") == ""
-    save_training(tmp_path / "checkpoint", model, {"step": 4}, keep_previous=False)
+    save_training(tmp_path / "checkpoint", model.state_dict(), {"step": 4}, keep_previous=False)
     assert names(tmp_path) == ["checkpoint"]
 
 
@@ -310,7 +312,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, name, harm):
     assert "damaged" in said and str(folder) in said and f"{folder}.damaged" in said
     assert load_training(folder, model)["step"] == 2
     assert names(tmp_path) == ["checkpoint", "checkpoint.damaged"]
-    save_training(folder, model, {"step": 3})
+    save_training(folder, model.state_dict(), {"step": 3})
     assert set_damaged_aside(folder) == "" and load_training(folder, model)["step"] == 3
 
 
@@ -352,7 +354,7 @@ def test_wherever_a_save_or_a_fall_back_is_killed_a_whole_checkpoint_is_found(tm
                 patch.setattr(checkpoint.shutil, "rmtree", counted(checkpoint.shutil.rmtree))
                 try:
                     set_damaged_aside(folder)
-                    save_training(folder, model, {"step": 4})
+                    save_training(folder, model.state_dict(), {"step": 4})
                 except Killed:
                     pass
                 finished = len(calls) < stop

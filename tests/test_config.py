@@ -140,6 +140,11 @@ def test_bad_values_are_one_clear_line(override, words):
     assert words in message and override in message and len(message.splitlines()) == 1
 
 
+def test_fsdp_and_fp16_exclude_each_other():
+    with pytest.raises(ConfigError, match="fsdp: its gradients are not scaled as amp=fp16 needs"):
+        load_config(None, ["train.fsdp=true", "train.amp=fp16"])
+
+
 @pytest.mark.parametrize(
     "text, words",
     [("model: [", "not valid YAML"), ("- a\n- b\n", "expected sections"), ("just words", "expected sections"),

@@ -100,8 +100,9 @@ def test_two_processes_killed_at_random_moments_end_in_the_same_weights(data, tm
     assert steps == list(range(1, 41))
 
 
-def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path):  # noqa: F811
-    config = configure(data, tmp_path / "out", ["train.steps=4000", "train.eval_every=0"])
+@pytest.mark.parametrize("fsdp", ["false", "true"], ids=["whole", "fsdp"])
+def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path, fsdp):  # noqa: F811
+    config = configure(data, tmp_path / "out", ["train.steps=4000", "train.eval_every=0", f"train.fsdp={fsdp}"])
     launcher = torchrun(config, tmp_path)
     wait_for(launcher, lambda: lines(tmp_path / "out") >= 3)
     victim = next(process for process in ranks(launcher) if process.environ()["RANK"] == "1")

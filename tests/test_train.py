@@ -1,5 +1,6 @@
 """Training survives everything, and it is the same training for any number of processes, workers and interruptions."""
 
+import contextlib
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ from fgaseg.config import load_config
 from fgaseg.data import DataError
 from fgaseg.reporter import JsonLog
 from fgaseg.scenes import GROUNDS, SEEN, UNSEEN
+from fgaseg.sharding import load_optimizer_state
+from fgaseg.text import Vocabulary
 from fgaseg.train import Interrupted, TrainingError, choose_classes, learning_rate_factor, relabel, train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -98,8 +102,9 @@ def assert_same_run(out, expected):
     assert got.keys() == want.keys() and all(torch.equal(got[key], want[key]) for key in want)
     got, want = state(out), state(expected)
     assert got["step"] == want["step"] and got["history"] == want["history"] and got["losses"] == want["losses"]
-    for index, values in want["optimizer"]["state"].items():
-        assert all(torch.equal(value, got["optimizer"]["state"][index][key]) for key, value in values.items())
+    assert got["optimizer"].keys() == want["optimizer"].keys()
+    for name, values in want["optimizer"].items():
+        assert all(torch.equal(value, got["optimizer"][name][key]) for key, value in values.items())
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +164,7 @@ def test_first_step_has_the_learning_rates_and_the_clipped_gradient(data, tmp_pa
     clip = max(value for key, value in moved.items() if key.startswith("clip."))
     head = max(value for key, value in moved.items() if key.startswith("head.") and "num_batches" not in key)
     assert head == pytest.approx(LR, rel=0.01) and clip == pytest.approx(LR / 2, rel=0.05)  # Adam's first step is lr
-    gradients = [values["exp_avg"] / 0.1 for values in state(tmp_path)["optimizer"]["state"].values()]
+    gradients = [values["exp_avg"] / 0.1 for values in state(tmp_path)["optimizer"].values()]
     assert torch.cat([gradient.flatten() for gradient in gradients]).norm() == pytest.approx(0.01, rel=1e-3)
     assert summary.losses["gradient_norm"] > 0.1  # the norm that is reported is the one before clipping
 
@@ -455,6 +460,8 @@ torch.set_num_threads(1)
 import fgaseg.train
 from fgaseg.config import load_config
 from fgaseg.distributed import rank, use_global_batch_norm, world_size
+from fgaseg.sharding import load_optimizer_state
+from fgaseg.text import Vocabulary
 from fgaseg.train import Interrupted, train
 
 config = load_config(sys.argv[1])
@@ -495,11 +502,11 @@ torch.save((results, norm.state_dict()), sys.argv[3] + f"/norm{rank()}.pt")
 """
 
 
-@pytest.fixture(scope="module")
-def two_processes(data, tmp_path_factory):
+@pytest.fixture(scope="module", params=["false", "true"], ids=["whole", "fsdp"])
+def two_processes(request, data, tmp_path_factory):
     """A run of two processes, one of which is told to stop after step 3, resumed by one alone, and then by two."""
     folder = tmp_path_factory.mktemp("two")
-    config = configure(data, folder / "out", ["data.workers=1"])
+    config = configure(data, folder / "out", ["data.workers=1", f"train.fsdp={request.param}"])
     config.save(folder / "run.yaml")
     (folder / "run.py").write_text(TWO)
     command = [
@@ -575,6 +582,81 @@ def test_global_batch_norm_is_batch_norm_of_the_whole_batch(two_processes):
             torch.testing.assert_close(buffers[f"0.{key}"].double(), norm.state_dict()[key], rtol=1e-5, atol=1e-6)
 
 
+SHARDED = """
+import json, sys, torch
+torch.set_num_threads(1)
+from fgaseg.config import load_config
+from fgaseg.distributed import rank
+from fgaseg.train import _Training
+
+run = _Training(load_config(sys.argv[1]), True, False, None)
+run.run()
+blocks = [p for n, p in run.model.clip.named_parameters() if ".attn." in n or ".mlp." in n]
+moments = [run.optimizer.state[p]["exp_avg"] for p in blocks if p in run.optimizer.state]
+sizes = [[sum(p.numel() for p in part), sum(p.to_local().numel() for p in part)] for part in (blocks, moments)]
+json.dump(sizes, open(sys.argv[2] + f"/{rank()}.json", "w"))
+"""
+
+
+@pytest.mark.parametrize("finetune", ["scratch", "prompt"])
+def test_fsdp_shares_the_encoders_out_and_sums_their_gradients(data, tmp_path, finetune):
+    """scratch: sharded and whole parameters under one learning rate; prompt: the texts are frozen."""
+    recipe = [f"model.encoder.finetune={finetune}", "train.steps=1", "train.clip_norm=0.01", "train.accumulate=2"]
+    config = configure(data, tmp_path / "two", [*recipe, "train.fsdp=true", "train.eval_every=1"])
+    one = train(configure(data, tmp_path / "one", [*recipe, "train.fsdp=true"]), progress=False)
+    config.save(tmp_path / "run.yaml")
+    (tmp_path / "run.py").write_text(SHARDED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(tmp_path / "run.py"), str(tmp_path / "run.yaml"), str(tmp_path)],
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=120,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    sizes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for kind, ((all_here, kept_here), (all_there, kept_there)) in enumerate(zip(*sizes, strict=True)):
+        assert all_here == all_there == kept_here + kept_there and (all_here > 0) == (
+            kind == 0 or finetune == "scratch"
+        )
+        assert abs(kept_here - kept_there) <= 0.01 * all_here
+    want, got = (state(tmp_path / name)["optimizer"] for name in ("one", "two"))
+    assert got.keys() == want.keys()
+    assert distance(*([moments[name]["exp_avg"] for name in want] for moments in (got, want))) < 1e-5
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert two["losses"] == pytest.approx(one.losses, rel=1e-5)
+    assert two["trained_parameters"] == one.trained_parameters
+
+
+def test_an_optimizer_state_of_other_parameters_is_refused():
+    """As versions before the names of parameters were in it left it: nothing of it would fit, in silence."""
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="optimizer state of 'state', which is no parameter"):
+        load_optimizer_state(model, torch.optim.AdamW(model.parameters()), {"state": {}, "param_groups": []})
+
+
+@pytest.mark.parametrize("names, processes", [(7, 3), (2, 3), (1, 2), (6, 1)])
+def test_every_name_is_embedded_once_in_as_many_batches_everywhere(monkeypatch, names, processes):
+    """Else processes with sharded weights wait for each other for ever."""
+    encoded = []
+
+    def encode(some):
+        encoded.append(some)
+        return Vocabulary(tuple(some), torch.tensor([[float(name)] for name in some]))
+
+    run = SimpleNamespace(text_trains=True, train_set=SimpleNamespace(names=[str(i) for i in range(10)]), device="cpu",
+                          model=SimpleNamespace(encode=encode), _autocast=contextlib.nullcontext)  # fmt: skip
+    monkeypatch.setattr(fgaseg.train, "PROMPTS_PER_BATCH", 2)
+    monkeypatch.setattr(fgaseg.train, "world_size", lambda: processes)
+    monkeypatch.setattr(fgaseg.train, "share_rows", lambda rows, places, total:
+                        torch.zeros(total, 1).index_copy(0, places, rows))  # fmt: skip
+    chosen, total, batches = torch.arange(10)[-names:], torch.zeros(names, 1), set()
+    for rank in range(processes):
+        monkeypatch.setattr(fgaseg.train, "rank", lambda rank=rank: rank)
+        encoded.clear()
+        total += fgaseg.train._Training._texts(run, chosen)
+        batches.add(tuple(map(len, encoded)))
+    assert len(batches) == 1 and max(batches.pop()) <= 2
+    assert torch.equal(total[:, 0], chosen.float())
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr(fgaseg.train, "world_size", lambda: 3)
     with pytest.raises(TrainingError, match=r"train\.batch=4 cannot be shared evenly by 3 processes"):
@@ -601,7 +683,7 @@ def test_micro_batches_equal_the_whole_batch(data, tmp_path):
             out = tmp_path / f"{len(switches)}-{parts}"
             config = configure(data, out, [*recipe, *switches, f"train.accumulate={parts}"])
             losses[parts] = train(config, progress=False).losses
-            gradients[parts] = [values["exp_avg"] for values in state(out)["optimizer"]["state"].values()]
+            gradients[parts] = [values["exp_avg"] for values in state(out)["optimizer"].values()]
         for parts in (2, 4):
             assert distance(gradients[parts], gradients[1]) < 1e-5
             assert losses[parts] == pytest.approx(losses[1], rel=1e-5)
