@@ -80,7 +80,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]
 ) -> None:
-    """Give the optimizer what `optimizer_state` returned, whoever shards what now. ValueError: it is another model's."""
+    """Give the optimizer what `optimizer_state` returned, however sharded now. ValueError: it is another model's."""
     parameters = dict(model.named_parameters())
     if strangers := [name for name in saved if name not in parameters]:
         raise ValueError(f"optimizer state of {strangers[0]!r}, which is no parameter of this model")
