@@ -442,11 +442,13 @@ class _Training:
         began = time.monotonic()
         try:
             found = next(batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            # the pictures come as values or errors; what is raised is the way to a worker that is gone
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
             found = TrainingError(
-                f"a loader worker died before step {self.step + 1} ({str(error).splitlines()[0].rstrip('. ')}): the "
+                f"a loader worker died before step {self.step + 1} ({reason}): the "
                 f"system may be out of memory; run the same command again to resume, with fewer data.workers (now "
                 f"{self.config.data.workers}) if it happens again"
             )

@@ -73,7 +73,7 @@ def test_two_processes_killed_at_random_moments_end_in_the_same_weights(data, tm
     for name in ("never", "often"):
         (tmp_path / name).mkdir()
     never = torchrun(configure(data, tmp_path / "never" / "out", recipe), tmp_path / "never")
-    assert never.wait(120) == 0, (tmp_path / "never" / "stderr").read_text()
+    assert never.wait(300) == 0, (tmp_path / "never" / "stderr").read_text()
 
     folder, chance = tmp_path / "often", random.Random()
     config, kills = configure(data, folder / "out", recipe), []
@@ -92,7 +92,7 @@ def test_two_processes_killed_at_random_moments_end_in_the_same_weights(data, tm
             chance.choice(ranks(launcher)).kill()
             assert launcher.wait(60) != 0  # the other rank stops by itself
     if launcher.poll() != 0:
-        assert torchrun(config, folder).wait(120) == 0, (kills, (folder / "stderr").read_text())
+        assert torchrun(config, folder).wait(300) == 0, (kills, (folder / "stderr").read_text())
     print("killed (what, after how many steps):", kills)
     assert kills, "the run was over before it could be killed"
     assert_same_run(folder / "out", tmp_path / "never" / "out")
@@ -144,6 +144,23 @@ def test_a_dead_worker_is_one_message_and_a_saved_step(whole, data, tmp_path):  
     assert 3 <= state(tmp_path)["step"] < STEPS  # what had been fetched was still trained on
     train(config, progress=False)
     assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly"), EOFError(),
+                                   ConnectionResetError(104, "Connection reset by peer")], ids=repr)  # fmt: skip
+def test_every_way_that_a_dead_worker_shows_is_the_same_message(data, tmp_path, monkeypatch, error):  # noqa: F811
+    """The last two: it dies while a batch passes to the trainer."""
+    following = fgaseg.train._Training._next
+
+    def dead():
+        raise error
+        yield
+
+    monkeypatch.setattr(fgaseg.train._Training, "_next",
+                        lambda self, batches: following(self, dead() if self.step == 3 else batches))  # fmt: skip
+    with pytest.raises(TrainingError, match=r"a loader worker died before step 4 \(.*\w\): .*data\.workers"):
+        train(configure(data, tmp_path, ["train.eval_every=0"]), progress=False)
+    assert state(tmp_path)["step"] == 3
 
 
 @pytest.mark.parametrize("worker", ["dies later", "dies first"])

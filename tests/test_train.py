@@ -521,7 +521,7 @@ def two_processes(request, data, tmp_path_factory):
     for part in ("first", "last"):
         arguments = [str(folder / "run.yaml"), part, str(folder)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, *arguments], env=environment, text=True, capture_output=True, timeout=120,
+        done = subprocess.run([*command, *arguments], env=environment, text=True, capture_output=True, timeout=300,
                               check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr
         if part == "first":
@@ -608,7 +608,7 @@ def test_fsdp_shares_the_encoders_out_and_sums_their_gradients(data, tmp_path, f
     (tmp_path / "run.py").write_text(SHARDED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*command, str(tmp_path / "run.py"), str(tmp_path / "run.yaml"), str(tmp_path)],
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=120,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, capture_output=True, timeout=300,
                           check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     sizes = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
