@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -281,6 +281,8 @@ class Unfinished:
                 with safetensors.safe_open(file, "pt") as part:
                     record = json.loads(part.metadata()["record"])
                     tensors = {key: part.get_tensor(key) for key in part.keys()}
+                    if part.metadata()["sha256"] != _digest(tensors):
+                        raise ValueError("its counts are not those that were written")
             except Exception as error:  # safetensors, JSON and missing keys: each has its own
                 warnings.warn(f"{file}: is damaged ({error}); its pictures are scored again", stacklevel=2)
                 continue
@@ -297,7 +299,8 @@ class Unfinished:
     def save(self, tally: Tally) -> None:
         """Replace this process's part, atomically."""
         path = self.folder / f"{self.name}.part{rank()}.safetensors"
-        write_weights(path, tally.tensors(), {"record": json.dumps(self.record)})
+        tensors = tally.tensors()
+        write_weights(path, tensors, {"record": json.dumps(self.record), "sha256": _digest(tensors)})
         self._saved = time.monotonic()
 
     def save_when_due(self, tally: Tally) -> None:
@@ -312,6 +315,10 @@ class Unfinished:
     def _remove(files: Iterable[Path]) -> None:
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

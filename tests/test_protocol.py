@@ -276,10 +276,12 @@ def test_restarted_and_stopped_it_goes_on(model, folder, tmp_path):
     assert score(model, dataset(folder), "val", out=tmp_path).scores == score(model, dataset(folder), "val").scores
 
 
-def test_a_damaged_part_is_said_and_scored_again(model, folder, tmp_path):
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]],
+                         ids=["cut short", "one bit"])  # fmt: skip
+def test_a_damaged_part_is_said_and_scored_again(model, folder, tmp_path, damage):
     interrupted(model, dataset(folder), 4, out=tmp_path)
     part = tmp_path / "val.part0.safetensors"
-    part.write_bytes(part.read_bytes()[:-9])
+    part.write_bytes(damage(part.read_bytes()))
     with pytest.warns(UserWarning, match=r"part0\.safetensors: is damaged"):
         result = score(model, dataset(folder), "val", out=tmp_path)
     assert result.scores == score(model, dataset(folder), "val").scores
