@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -118,6 +119,11 @@ def prepare(
     """
     if (images or labels) and (len(names) != 1 or (split is None and len(find_set(names[0]).usual_splits) > 1)):
         raise DataError("--images and --labels are those of one set and split: name it, with --split where it has two")
+    if labels and any(part.startswith("annotations_detectron2") for part in labels.resolve().parts):
+        raise DataError(
+            f"--labels {labels}: holds prepared labels, by its name, and would be converted twice: name the published "
+            f"ones, or score these with fgaseg eval --data {names[0]} --images ... --labels ..."
+        )
     if not (out and images):
         _check_root(root)
     target, done = out or root, []
@@ -178,6 +184,10 @@ def _link_originals(
 ) -> None:
     place = one.splits[split]
     wanted = {place.images: images or root / place.images, place.labels: labels or root / place.labels}
+    if place.images == place.labels:
+        if images and labels and images.resolve() != labels.resolve():
+            raise DataError(f"{one.name}: photos and labels lie in one folder: give --images and --labels the same one")
+        wanted = {place.images: images or labels or root / place.images}
     if place.list and "/" in place.list:
         wanted[place.list] = root / place.list
     for relative, given in wanted.items():
@@ -560,8 +570,10 @@ def print_prepared(rows: list[Prepared], root: Path) -> None:
     console.print(table)
     console.print(f"written below {root}", markup=False, soft_wrap=True)
     for row in rows:
-        for stem, reason in row.failed.items():
+        for stem, reason in itertools.islice(row.failed.items(), SHOWN):
             console.print(f"{row.set} {row.split}: {stem} failed: {reason}", markup=False, soft_wrap=True)
+        if len(row.failed) > SHOWN:
+            console.print(f"{row.set} {row.split}: and {len(row.failed) - SHOWN} more (--json has all)")
 
 
 def print_checked(rows: list[Checked], root: Path) -> None:

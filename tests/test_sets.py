@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from fgaseg.config import Config, ConfigError, DataConfig, load_config
 from fgaseg.data import DataError
 from fgaseg.evaluate import ClassScore, Scores
 from fgaseg.images import ImageError
-from fgaseg.prepare import check, check_folder, prepare, shrink
+from fgaseg.prepare import check, check_folder, prepare, print_prepared, shrink
 from fgaseg.sets import SETS, decode_counts, open_set, read_label_map, training_sets
 from fgaseg.train import train
 
@@ -493,6 +494,37 @@ def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch)
     assert main(own) == 1 and "holds label 151" in capsys.readouterr().out
     with pytest.raises(DataError, match="need --names FILE, or the name of a set"):
         check_folder(prepared, prepared, None, None, None)
+
+
+def test_a847_elsewhere_is_one_folder(tree, tmp_path):
+    prepare(["a847"], tree)
+    here = tree / FULL
+    folder, out = here / "images/ADE/validation", tmp_path / "out"
+    given = ["--images", str(folder), "--labels", str(folder)]
+    assert main(["data", "prepare", "a847", *given, "--out", str(out), "--workers", "0"]) == 0
+    for kind in ("images_detectron2", "annotations_detectron2"):
+        assert hashes(out / FULL / kind) == hashes(here / kind)
+    with pytest.raises(DataError, match="photos and labels lie in one folder"):
+        prepare(["a847"], tmp_path, out=tmp_path / "two", images=here, labels=tmp_path)
+
+
+def test_prepared_labels_are_not_prepared_again(tree, tmp_path):
+    """VOC's values, prepared, are values that VOC publishes too."""
+    prepare(["pas20"], tree)
+    voc = tree / "VOCdevkit/VOC2012"
+    with pytest.raises(DataError, match="would be converted twice: .* fgaseg eval --data pas20 --images"):
+        prepare(["pas20"], tree, out=tmp_path, images=voc / "JPEGImages", labels=voc / "annotations_detectron2/val")
+
+
+def test_of_many_failures_the_first_are_shown(tree, capsys):
+    for file in (tree / "ADEChallengeData2016/annotations").rglob("*.png"):
+        file.write_bytes(b"")
+    rows = prepare(["a150"], tree) + prepare(["a150"], tree, split="train")
+    failed = sum(len(row.failed) for row in rows)
+    merged = replace(rows[0], failed=rows[0].failed | rows[1].failed)
+    print_prepared([merged], tree)
+    said = capsys.readouterr().out
+    assert failed > 10 and said.count(" failed: ") == 10 and f"and {failed - 10} more" in said
 
 
 def test_brackets_in_names_and_paths_are_no_markup(tree, tmp_path, capsys):
