@@ -1,21 +1,20 @@
 """FSDP for the encoders: each process keeps a part of CLIP's blocks, of their gradients and of their Adam state.
 
 The units are the attention and the MLP of every block of both towers (torch's fully_shard): a process has one whole
-only while it computes with it. Norms, embeddings and the head stay whole everywhere. Gradients are sums over the
-processes, as in `fgaseg.distributed`; what is saved is whole, so that a run resumes with or without FSDP.
+only while it computes with it (autocast's bf16 copies last until the backward pass, as they do without FSDP). Norms,
+embeddings and the head stay whole everywhere. Gradients are sums over the processes, as in `fgaseg.distributed`; what
+is saved is whole, so that a run resumes with or without FSDP.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fgaseg.distributed import noticing_lost_processes, rank, sum_over_processes, world_size
 from fgaseg.model import FGASeg
@@ -26,13 +25,23 @@ def shard_encoders(model: FGASeg) -> None:
 
     The parameters of the blocks become DTensors: make the optimizer afterwards. Load weights before.
     """
+    # not at the top: some builds of PyTorch have no torch.distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    # of Linear's 3-D outputs, which nothing here changes in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(model.mean.device.type, (world_size(),))
     for tower in (model.clip.visual.transformer, model.clip.transformer):
+        units: list[Any] = [
+            fully_shard(part, mesh=mesh) for block in tower.resblocks for part in (block.attn, block.mlp)
+        ]
+        for before, unit in zip([units[0], *units], units, strict=False):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            # by default it is what ran before, which after an evaluation is not the same on every process
+            unit.set_modules_to_backward_prefetch([before])
         for block in tower.resblocks:
-            for part in (block.attn, block.mlp):
-                unit = cast(FSDPModule, fully_shard(part, mesh=mesh))
-                unit.set_gradient_divide_factor(1.0)
-                unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
             register_fsdp_forward_method(block.attn, "values")
     # a root without parameters of its own: it starts the units off and, unlike them, is not gathered for good
     fully_shard(model, mesh=mesh, ignored_params=set(unsharded(model.parameters())))
@@ -42,7 +51,7 @@ def shard_encoders(model: FGASeg) -> None:
 @contextlib.contextmanager
 def whole_encoders(model: FGASeg) -> Iterator[None]:
     """Every process has all weights in here, so that each may run the model as often as it likes (no gradients)."""
-    units = [module for module in model.modules() if isinstance(module, FSDPModule) and module is not model]
+    units: list[Any] = [module for module in model.modules() if hasattr(module, "unshard") and module is not model]
     with noticing_lost_processes():
         for unit in units:
             unit.set_reshard_after_forward(False)
@@ -55,19 +64,23 @@ def whole_encoders(model: FGASeg) -> Iterator[None]:
             unit.reshard()
 
 
+def _is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor
+
+
 def unsharded(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Those that every process has whole. The gradients of the others have been summed in the backward pass."""
-    return [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+    return [parameter for parameter in parameters if not _is_sharded(parameter)]
 
 
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
     """A state dict with whole tensors in the place of sharded ones: on the CPU of the main process, None elsewhere."""
-    return {key: _whole(value) if isinstance(value, DTensor) else value for key, value in state.items()}
+    return {key: _whole(value) if _is_sharded(value) else value for key, value in state.items()}
 
 
-def _whole(value: DTensor) -> Tensor | None:
+def _whole(value: Any) -> Tensor | None:
     with noticing_lost_processes():
-        tensor = value.full_tensor()
+        tensor: Tensor = value.full_tensor()
     return tensor.cpu() if rank() == 0 else None
 
 
@@ -89,25 +102,27 @@ def load_optimizer_state(
             optimizer.state[parameter] = {key: _like(parameter, value) for key, value in saved[name].items()}
 
 
-def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+def _like(parameter: Any, value: Tensor) -> Tensor:
     value = value.to(parameter.device)
-    if isinstance(parameter, DTensor) and value.ndim:  # Adam's step number is one for all
+    if _is_sharded(parameter) and value.ndim:  # Adam's step number is one for all
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return value
 
 
 def split_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Optimizer groups that hold sharded parameters only, or none: fused Adam takes no mixture."""
-    kinds = [(group, [p for p in group["params"] if isinstance(p, DTensor) is sharded])
+    kinds = [(group, [p for p in group["params"] if _is_sharded(p) is sharded])
              for group in groups for sharded in (False, True)]  # fmt: skip
     return [group | {"params": parameters} for group, parameters in kinds if parameters]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     """torch's clip_grad_norm_ over the whole model; the norm before clipping, the same on every process."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    parts = [gradient.to_local() for gradient in gradients if isinstance(gradient, DTensor)]
-    shared = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    gradients: list[Any] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    parts = [gradient.to_local() for gradient in gradients if _is_sharded(gradient)]
+    shared = [gradient for gradient in gradients if not _is_sharded(gradient)]
     norm = nn.utils.get_total_norm(shared)
     if parts:
         norm = (norm.square() + sum_over_processes(nn.utils.get_total_norm(parts).square())).sqrt()

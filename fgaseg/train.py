@@ -387,7 +387,8 @@ class _Training:
         recipe = self.config.train
         if world_size() > 1:
             use_global_batch_norm(self.model)
-        if world_size() > 1 and recipe.fsdp:
+        self.sharded = world_size() > 1 and recipe.fsdp
+        if self.sharded:
             if not self.text_trains:
                 self.frozen_texts = self.model.encode(self.train_set.names).embeddings
             shard_encoders(self.model)
@@ -658,6 +659,8 @@ class _Training:
                     item = dataset[index]
                     drawn = picture(self.model, item, dataset.names)
                 except Exception as error:  # memory, fonts: nothing that training needs
+                    if self.sharded:  # what broke off in the middle of a block leaves the processes out of step
+                        raise
                     reporter.say(f"no picture {index} of {name} at step {self.step}: {error}")
                     return
                 reporter.picture(self.step, f"{name}/{item['stem']}", drawn)

@@ -589,8 +589,12 @@ from fgaseg.config import load_config
 from fgaseg.distributed import rank
 from fgaseg.train import _Training
 
-run = _Training(load_config(sys.argv[1]), True, False, None)
+config = load_config(sys.argv[1])
+run = _Training(config, True, False, None)
 run.run()
+# one picture for two processes: before the next step they have not done the same
+more = ["train.out=" + sys.argv[2] + "/more", "train.steps=3", "train.eval_every=1", "data.val_count=1"]
+_Training(config.override(more), True, False, None).run()
 blocks = [p for n, p in run.model.clip.named_parameters() if ".attn." in n or ".mlp." in n]
 moments = [run.optimizer.state[p]["exp_avg"] for p in blocks if p in run.optimizer.state]
 sizes = [[sum(p.numel() for p in part), sum(p.to_local().numel() for p in part)] for part in (blocks, moments)]
@@ -865,6 +869,19 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_training_goes_on(uninterrupt
     train(configure(data, tmp_path, ["train.tensorboard=true"]))
     assert capfd.readouterr().err.count("no picture 0 of val at step") == 2
     assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_a_picture_that_cannot_be_drawn_ends_a_sharded_training(data, tmp_path, monkeypatch):
+    """One process has left a block half-way: the next step would wait for ever."""
+
+    def failing(*_):
+        raise RuntimeError("out of memory")
+
+    run = fgaseg.train._Training(configure(data, tmp_path, ["train.tensorboard=true"]), True, False, None)
+    monkeypatch.setattr(fgaseg.train, "picture", failing)
+    run.sharded = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.run()
 
 
 def test_a_full_disk_under_the_log_leaves_whole_lines(tmp_path, monkeypatch):
