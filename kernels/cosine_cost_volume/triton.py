@@ -201,8 +201,10 @@ def _cosine_cost_volume_sums(
     of_pixels = (image * tl.cdiv(texts_size, BLOCK_TEXTS) + text_block) * size
     tl.store(texts_sums + of_texts + text, text_sum, text < texts_size)
     tl.store(pixels_sums + of_pixels + pixel, pixel_sum, pixel < size)
-    tl.store(texts_inverse + image * texts_size + text, text_inverse, text < tl.where(pixel_block == 0, texts_size, 0))
-    tl.store(pixels_inverse + image * size + pixel, pixel_inverse, pixel < tl.where(text_block == 0, size, 0))
+    tl.store(
+        texts_inverse + image * texts_size + text, text_inverse, tl.where(pixel_block == 0, text < texts_size, False)
+    )
+    tl.store(pixels_inverse + image * size + pixel, pixel_inverse, tl.where(text_block == 0, pixel < size, False))
 
 
 @triton.jit

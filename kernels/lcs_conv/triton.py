@@ -150,7 +150,7 @@ def _lcs_conv_product(
         acc = tl.dot(weights, tl.trans(pixels), acc, input_precision=PRECISION)
 
     if not BACKWARD:
-        with_bias = m < tl.where((first != 0) & (part == 0), M, 0)
+        with_bias = tl.where((first != 0) & (part == 0), m < M, False)
         shift = tl.load(bias + b * stride_bias_b + m.to(tl.int64) * stride_bias_t, mask=with_bias, other=0.0)
         acc += shift.to(tl.float32)[:, None]
     row = m.to(tl.int64)
