@@ -124,7 +124,7 @@ def _topk_classes_gather(x, rows, y, classes, all_rows, size, stride_image, stri
     at = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(rows + packed)
     x += row // classes * stride_image + row % classes * stride_class
-    inside = (at < size) & (row >= 0) & (row < all_rows)
+    inside = tl.where((row >= 0) & (row < all_rows), at < size, False)
     tl.store(y + packed * size + at, tl.load(x + at * stride, inside, other=0), at < size)
 
 
@@ -141,7 +141,7 @@ def _topk_classes_scatter(y, rows, x, packed_rows, steps, size, stride_row, stri
         high = tl.where(below, high, middle)
         low = tl.where(below, middle + 1, low)
     found = (low < packed_rows) & (tl.load(rows + low, low < packed_rows, other=-1) == row)
-    value = tl.load(y + low * stride_row + at * stride, (at < size) & found, other=0)
+    value = tl.load(y + low * stride_row + at * stride, tl.where(found, at < size, False), other=0)
     tl.store(x + row * size + at, tl.where(found, value, fill.to(value.dtype)), at < size)
 
 

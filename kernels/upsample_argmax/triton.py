@@ -73,7 +73,7 @@ def _upsample_argmax(
     top, bottom, left, right = top * stride_y, bottom * stride_y, left * stride_x, right * stride_x
     maps += image * stride_image
     to = image * height * width + pixel
-    resumed = inside & (before > 0)
+    resumed = tl.where(before > 0, inside, False)
     best = tl.load(scores + to, resumed, other=float("-inf"))
     label = tl.load(labels + to, resumed, other=0)
     total = tl.zeros((BLOCK,), tl.float32)
