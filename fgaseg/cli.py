@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -140,12 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _say_warning
             return options.run(options) or 0
     except KeyboardInterrupt:
+        if options.run is run_data_prepare:
+            print("stopped: run the same command again, and it goes on", file=sys.stderr)
         return 130
     except Exception as error:
         from .train import Interrupted
 
         if isinstance(error, Interrupted):
-            print(error, file=sys.stderr)
+            if _is_main():
+                print(error, file=sys.stderr)
             return 128 + error.signal
         if isinstance(error, _expected()):
             print(f"fgaseg {options.command}: {error}", file=sys.stderr)
@@ -182,7 +186,13 @@ def _expected() -> tuple[type[Exception], ...]:
 
 def _say_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                  line: str | None = None) -> None:  # fmt: skip
-    print(f"note: {message}", file=sys.stderr)
+    if _is_main():
+        print(f"note: {message}", file=sys.stderr)
+
+
+def _is_main() -> bool:
+    """Of several processes under torchrun, whether or not they have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class UsageError(ValueError):
@@ -210,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def command(name: str, run: Any, text: str, among: Any = commands) -> argparse.ArgumentParser:
-        summary = text.split(".")[0].replace("\n", " ")
+        summary = re.split(r"\.\s", text)[0].replace("\n", " ")
         one = among.add_parser(name, help=summary, description=text,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         one.set_defaults(run=run)
@@ -376,6 +386,7 @@ def run_data_prepare(options: argparse.Namespace) -> int:
 
     _check_data_options(options)
     given = {key: getattr(options, key) for key in ("split", "out", "images", "labels", "workers")}
+    _check_out(options.out)
     root = options.root or default_root()
     rows = prepare(options.sets, root, **given, progress=True)
     if options.json:
@@ -390,6 +401,19 @@ def _check_data_options(options: argparse.Namespace) -> None:
         raise UsageError(f"--workers {options.workers}: give 0 (this process) or more")
     if bool(options.images) != bool(options.labels):
         raise UsageError("--images and --labels go together: give both")
+
+
+def _check_out(out: Path | None) -> None:
+    """Say before hours are spent that nothing can be written to a folder, which need not exist yet."""
+    if out is None:
+        return
+    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        reason = f"cannot be written to ({error.strerror})" if nearest.is_dir() else f"{nearest} is a file"
+        raise UsageError(f"--out {out}: {reason}; give another folder") from None
 
 
 def run_train(options: argparse.Namespace) -> None:
@@ -414,6 +438,7 @@ def run_eval(options: argparse.Namespace) -> None:
     _check_eval(options)
     _join_processes(options)
     sets = _eval_sets(options)
+    _check_out(options.out)
     views = {"window": "inference=windows", "whole": "inference=whole"}
     options.set += [switch for view, switch in views.items() if getattr(options, view)]
     options.set += [f"top_k={'null' if options.top_k == 'all' else options.top_k}"] if options.top_k else []
@@ -440,7 +465,9 @@ def run_eval(options: argparse.Namespace) -> None:
 def _check_eval(options: argparse.Namespace) -> None:
     """One model and one source of data; what is not given gets its default."""
     if bool(options.model) == bool(options.weights):
-        raise UsageError("give the model once: as the first word, or with --weights")
+        raise UsageError(
+            "give the model once: as the first word, or with --weights (and sets with commas: --data a150,pas20)"
+        )
     options.weights = options.weights or options.model
     others = [key for key in ("names", "list", "config") if getattr(options, key)]
     if options.data and others:
@@ -451,6 +478,12 @@ def _check_eval(options: argparse.Namespace) -> None:
         raise UsageError("--images and --labels are those of one set: give one with --data, and no --root")
     if options.data and options.out is None:
         options.out = Path("runs/eval")
+    missing = [f"--{key}" for key in ("images", "labels", "names") if not getattr(options, key)]
+    if missing and not (options.data or options.config or options.root):
+        raise UsageError(
+            "what to score it on: give --data with names of sets (fgaseg data list), commas between them, or, for your "
+            f"own data, {' and '.join(missing)}"
+        )
     if options.root and not options.data:
         raise UsageError("--root is the folder of the sets that --data names: give --data, for example --data a150")
     for key in ("count", "batch"):
@@ -558,6 +591,8 @@ def run_segment(options: argparse.Namespace) -> None:
     from .text import check_names
 
     outputs = [_output(options, source) for source in options.images]
+    for folder in {out.parent for out in outputs}:
+        _check_out(folder)
     if twice := {str(out) for out in outputs if outputs.count(out) > 1}:
         raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
     names = read_names(options.names) if options.names else [n.strip() for n in options.classes.split(",")]

@@ -296,7 +296,7 @@ class TrainConfig(_Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup >= self.steps:
-            raise ValueError(f"warmup: must be below steps ({self.steps}); got {self.warmup}")
+            raise ValueError(f"warmup: must be below steps ({self.steps}); got {self.warmup}: lower train.warmup too")
         if self.fsdp and self.amp == "fp16":
             raise ValueError("fsdp: its gradients are not scaled as amp=fp16 needs; give amp=bf16 or amp=no")
         return self

@@ -31,6 +31,7 @@ from fgaseg.data import DataError
 from fgaseg.distributed import rank, sum_over_processes, world_size
 
 SAVE_SECONDS = 30.0  # between two saves of an unfinished evaluation
+SAID_SECONDS = 60.0  # between two lines of progress where no bar can be drawn
 AHEAD = 4  # pictures read while the model labels another
 
 
@@ -380,6 +381,9 @@ def evaluate(
             mine = _mine(tally, images, unfinished)
             before = f" ({len(tally.done)} done before)" if tally.done else ""
             console, quiet = Console(stderr=True), not progress or rank() > 0
+            if tally.done and not quiet:
+                console.print(f"going on: {len(tally.done)} of {images} pictures were scored before", highlight=False)
+            said, last = time.monotonic(), len(tally.done) + len(mine)
             with closing(_read_ahead(dataset, mine, batch)) as items:
                 for index, item, picture in track(
                     items, f"scoring{before}", len(mine), console=console, transient=True, disable=quiet
@@ -393,6 +397,10 @@ def evaluate(
                         raise DataError(f"{item['stem']}: {error}") from error
                     if unfinished is not None:
                         unfinished.save_when_due(tally)
+                    if not quiet and not console.is_terminal and time.monotonic() - said >= SAID_SECONDS:
+                        share = f" of process 0 of {world_size()}" if world_size() > 1 else ""
+                        console.print(f"scored {len(tally.done)} of {last} pictures{share}", highlight=False)
+                        said = time.monotonic()
     except Exception:
         if unfinished is not None and tally.done:
             unfinished.save(tally)

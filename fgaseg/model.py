@@ -583,6 +583,8 @@ class FGASeg(nn.Module):
         if not directory.is_dir():
             directory = _download(str(source))
         path = directory / "config.json"
+        if not path.exists():
+            raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
         try:
             data = json.loads(path.read_text())
         except (OSError, ValueError) as error:

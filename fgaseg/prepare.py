@@ -365,8 +365,8 @@ def check(
     done = [_check_split(one, part, root, quick, workers, progress) for one, part in places]
     if all(row.state == "absent" for row in done):
         wanted = "; ".join(dict.fromkeys(text for row in done for text in row.missing))
-        wanted = wanted if names else "fgaseg data list says which folders belong there"
-        raise DataError(f"{root} holds none of {', '.join(dict.fromkeys(row.set for row in done))}; wanted: {wanted}")
+        wanted = f"wanted: {wanted}" if names else "fgaseg data list says which folders belong there"
+        raise DataError(f"{root} holds none of {', '.join(dict.fromkeys(row.set for row in done))}; {wanted}")
     return done
 
 
@@ -546,7 +546,7 @@ def check_folder(
             row.problems.setdefault(kind, []).append(text)
         if low is not None:
             row.values = [min(low, row.values[0]), max(high, row.values[1])] if row.values else [low, high]
-    row.state = "wrong" if row.problems else "ready"
+    row.state = "wrong" if row.problems.keys() - {"count"} else "incomplete" if row.problems else "ready"
     return row
 
 

@@ -266,16 +266,16 @@ def cautions(name: str, result: Result, published_images: int | None) -> list[st
     if published_images is not None and whole != published_images:
         lines.append(f"the data has {whole} pictures, the published set {published_images}")
     if made["text"]["templates"] != [PUBLISHED_TEMPLATE]:
-        lines.append(f"template {_some(made['text']['templates'])}, published with {PUBLISHED_TEMPLATE!r}")
+        lines.append(f"template {_some(made['text']['templates'])}, published with {PUBLISHED_TEMPLATE!r} (--template)")
     if not made["text"]["first_synonym"]:
-        lines.append("all synonyms are in the prompt, published with the first alone")
+        lines.append("all synonyms are in the prompt, published with the first alone (--set first_synonym=true)")
     if made["input"]["inference"] != "windows":
-        lines.append("photos seen whole, published with windows")
+        lines.append("photos seen whole, published with windows (--window)")
     if made["numerics"]["autocast"] != "no":
         lines.append(f"computed in {made['numerics']['autocast']}, published in float32")
     gap = 100 * (result.scores.miou_gt - result.scores.miou_union)
     if gap >= 0.05:
-        lines.append(f"union is {gap:.1f} below only by its definition, and no published number here uses it")
+        lines.append(f"the union row is {gap:.1f} lower by its definition alone: mIoU is what was published")
     return [f"{COLUMNS.get(name, name)}: {line}" for line in lines]
 
 

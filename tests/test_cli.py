@@ -94,6 +94,7 @@ def test_eval_scores_a_folder(model, photo, tmp_path, capsys):
     assert main(command) == 0 and "mIoU" in capsys.readouterr().out
 
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 MISTAKES = {
     "no model": (["segment", "PHOTO", "--model", "nowhere", "--classes", "cat"], "neither a folder"),
     "no photo": (["segment", "nothing.jpg", "--model", "MODEL", "--classes", "cat"], "no such file"),
@@ -101,14 +102,22 @@ MISTAKES = {
     "misspelt key": (["train", "CONFIG", "train.stepz=3"], "train.steps"),
     "no device": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--device", "gpu"], "cannot be used"),
     "no config": (["train", "nowhere.yaml"], "cannot be read"),
-    "no data": (["eval", "MODEL"], "data.names is not set"),
-}
+    "no data": (["eval", "MODEL"], "give --data with names of sets (fgaseg data list), commas"),
+    "half of the data": (["eval", "MODEL", "--images", "X", "--names", "X"], "or, for your own data, --labels"),
+    "a set that is no model": (["eval", "MODEL", "--data", "a150", "--weights", "MODEL"], "--data a150,pas20"),
+    "out is a file": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--out", "CONFIG/x.png"],
+                      "demo.yaml is a file; give another"),
+    "out cannot be": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--out", "/proc/x/y.png"],
+                      "cannot be written to"),
+    "no saved model": (["segment", "PHOTO", "--model", "HERE", "--classes", "cat"], "is missing: give the folder of a"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("command, message", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_and_no_traceback(command, message, model, photo, capsys):
-    config = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
-    command = [{"PHOTO": photo, "MODEL": model, "CONFIG": config}.get(word, word) for word in command]
+    config = str(CONFIGS / "demo.yaml")
+    given = {"PHOTO": photo, "MODEL": model, "CONFIG": config, "CONFIG/x.png": f"{config}/x.png", "HERE": str(CONFIGS)}
+    command = [given.get(word, word) for word in command]
     assert main(command) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and error.startswith(f"fgaseg {command[0]}: ")

@@ -287,6 +287,15 @@ def test_a_damaged_part_is_said_and_scored_again(model, folder, tmp_path, damage
     assert result.scores == score(model, dataset(folder), "val").scores
 
 
+def test_progress_without_a_terminal_is_lines(model, folder, tmp_path, monkeypatch, capsys):
+    interrupted(model, dataset(folder), 4, out=tmp_path)
+    monkeypatch.setattr("fgaseg.evaluate.SAID_SECONDS", 0.0)
+    score(model, dataset(folder), "val", out=tmp_path, progress=True)
+    said = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert said[0] == "going on: 4 of 12 pictures were scored before"
+    assert said[1:] == [f"scored {number} of 12 pictures" for number in range(5, 13)]
+
+
 SLOW = """
 import sys, time
 import fgaseg.evaluate as e
@@ -413,7 +422,7 @@ def test_union_below_the_published_definition_is_said(model, folder):
     absent = ClassScore("absent", 0, 0, 5)
     lower = replace(result, scores=Scores(1, [*rows, absent]))
     same = replace(result, scores=Scores(1, rows))
-    assert any("only by its definition" in line for line in cautions("pc459", lower, 5104))
+    assert any("lower by its definition alone" in line for line in cautions("pc459", lower, 5104))
     assert not any("definition" in line for line in cautions("pc459", same, 5104))
 
 
