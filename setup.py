@@ -252,7 +252,12 @@ def main() -> None:
         print("fgaseg build plan\n  " + "\n  ".join(lines), file=sys.stderr, flush=True)
     kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
     setup(
-        packages=["fgaseg", "fgaseg.configs", *kernels],
+        packages=[
+            "fgaseg",
+            *(f"fgaseg.{name}" for name in find_packages(str(HERE / "fgaseg"))),
+            "fgaseg.configs",
+            *kernels,
+        ],
         ext_modules=extensions(parts, torch),
         cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     )

@@ -24,11 +24,12 @@ from rich.progress import track
 from torch import Tensor
 
 import fgaseg
-from fgaseg import plain, segment
-from fgaseg.decoder import SharedConv
+from fgaseg.inference import prediction as segment
 from fgaseg.kernels import upsample_argmax, window_attention
 from fgaseg.kernels.window_attention.reference import window_attention_reference
-from fgaseg.losses import segmentation_losses
+from fgaseg.model import reference as plain
+from fgaseg.model.decoder import SharedConv
+from fgaseg.training.losses import segmentation_losses
 
 Row = tuple[str, Callable[[], Any], Callable[[], Any]]  # name, with the work, without it
 ROUNDS, SECONDS = 7, 6
@@ -79,7 +80,7 @@ class Cases:
 
     def cap(self) -> Row:
         unit, texts = F.normalize(self.features.embedding, dim=1), F.normalize(self.aligned, dim=-1)
-        kept = fgaseg.model.Rows(1, self.classes, fgaseg.model.strongest_classes(self.gcs, 256))
+        kept = fgaseg.model.head.Rows(1, self.classes, fgaseg.model.head.strongest_classes(self.gcs, 256))
         lcs = self.head.lcs
         return (
             "class cap before the local maps",
@@ -139,7 +140,7 @@ class Cases:
             return segment.label(self.model, self.pixels, self.vocabulary, PHOTO)[1]
 
         def at_once() -> Tensor:
-            steps, usual = fgaseg.model.PIXELS_PER_STEP, dict(fgaseg.model.PIXELS_PER_STEP)
+            steps, usual = fgaseg.model.head.PIXELS_PER_STEP, dict(fgaseg.model.head.PIXELS_PER_STEP)
             try:
                 steps.update(dict.fromkeys(steps, 1 << 40))
                 return scores()
@@ -182,17 +183,17 @@ def training(bench: Bench) -> Iterator[Row]:
     logits, labels = torch.randn(1, 171, 96, 96), torch.randint(0, 171, (1, SIZE, SIZE))
 
     def loss(piece: int) -> Tensor:
-        usual, fgaseg.losses.PIECE = fgaseg.losses.PIECE, piece
+        usual, fgaseg.training.losses.PIECE = fgaseg.training.losses.PIECE, piece
         try:
             return gradient(one_loss, logits)
         finally:
-            fgaseg.losses.PIECE = usual
+            fgaseg.training.losses.PIECE = usual
 
     def one_loss(x: Tensor) -> Tensor:
-        out = fgaseg.model.Output(x, x, None, None, [], None)
+        out = fgaseg.model.head.Output(x, x, None, None, [], None)
         return segmentation_losses(out, labels, bench.model.config.loss)["loss"].sqrt()
 
-    yield "losses in pieces of the classes", lambda: loss(1 << 30), lambda: loss(fgaseg.losses.PIECE)
+    yield "losses in pieces of the classes", lambda: loss(1 << 30), lambda: loss(fgaseg.training.losses.PIECE)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

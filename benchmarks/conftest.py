@@ -24,7 +24,7 @@ import torch
 from shapes import DEVICE
 from torch import Tensor
 
-from fgaseg.info import processor, version
+from fgaseg.environment import processor, version
 
 ROWS: list[dict[str, Any]] = []
 

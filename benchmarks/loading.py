@@ -19,9 +19,10 @@ import torchvision
 from torch.utils.data import DataLoader, Dataset
 
 from fgaseg.config import DataConfig
-from fgaseg.data import PairDataset, augment, read_labels
-from fgaseg.images import read_image, to_pixels
-from fgaseg.sets import open_set
+from fgaseg.data.augmentation import augment
+from fgaseg.data.benchmark_sets import open_set
+from fgaseg.data.folders import PairDataset, read_labels
+from fgaseg.data.images import read_image, to_pixels
 
 
 class Repeated(Dataset):

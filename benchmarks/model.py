@@ -28,10 +28,13 @@ from shapes import DEVICE
 from torch import Tensor
 
 import fgaseg
-from fgaseg import aggregation, alignment, decoder, encoder, plain, segment, supplement
-from fgaseg.losses import segmentation_losses
-from fgaseg.model import Output
-from fgaseg.text import Vocabulary
+from fgaseg.inference import prediction as segment
+from fgaseg.model import aggregation, alignment, decoder, supplement
+from fgaseg.model import image_encoder as encoder
+from fgaseg.model import reference as plain
+from fgaseg.model.head import Output
+from fgaseg.training.losses import segmentation_losses
+from fgaseg.vocabulary import Vocabulary
 
 SIZE, PHOTO = 384, (480, 640)
 CLASSES = (20, 150, 171, 459, 847, 2000, 10_000)

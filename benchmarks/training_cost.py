@@ -14,10 +14,10 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import fgaseg.plain
+import fgaseg.model.reference
 from fgaseg import FGASeg
 from fgaseg.config import load_config
-from fgaseg.text import Vocabulary
+from fgaseg.vocabulary import Vocabulary
 
 
 def _tflop(forward: Callable[[], torch.Tensor], device: str = "meta") -> float:
@@ -40,7 +40,7 @@ def count(path: str, classes: int) -> dict[str, float]:
         ),  # the tokens
         "image_tower_tflop": _tflop(lambda: torch.cat([x.flatten() for x in model.image_encoder(pixels)])),
         "image_and_head_tflop": _tflop(lambda: model(pixels, Vocabulary(tuple(names), texts)).logits),
-        "image_and_plain_head_tflop": _tflop(lambda: fgaseg.plain.train(model, pixels, texts).logits),
+        "image_and_plain_head_tflop": _tflop(lambda: fgaseg.model.reference.train(model, pixels, texts).logits),
     }
     trained = [p for p in model.parameters() if p.requires_grad]
     return parts | {

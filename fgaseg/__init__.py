@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import Config, ModelConfig, load_config
+    from .inference import Result
     from .model import FGASeg
-    from .segment import Result
-    from .text import Vocabulary
+    from .vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 
@@ -18,8 +18,8 @@ _HOME = {
     "ModelConfig": "config",
     "load_config": "config",
     "FGASeg": "model",
-    "Result": "segment",
-    "Vocabulary": "text",
+    "Result": "inference",
+    "Vocabulary": "vocabulary",
 }
 
 

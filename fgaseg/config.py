@@ -26,11 +26,8 @@ from pydantic import (
     model_validator,
 )
 
-from fgaseg.checkpoint import atomic_write
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names where it came from, the key, and what would be right."""
+from .errors import ConfigError
+from .files import atomic_write
 
 
 def _odd(value: int) -> int:

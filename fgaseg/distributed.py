@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .errors import ProcessLost
+
 T = TypeVar("T")
 
 
@@ -25,10 +27,6 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process among them."""
     return dist.get_rank() if world_size() > 1 else 0
-
-
-class ProcessLost(RuntimeError):
-    """A process that this one waits for is gone, or has not answered for too long; the message is the backend's."""
 
 
 @contextlib.contextmanager

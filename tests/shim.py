@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import torch
+from paths import ROOT
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from fgaseg.kernels._library import emulate
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "shim"
 
 

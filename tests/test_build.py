@@ -7,13 +7,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from fgaseg.kernels import _library
 
-ROOT = Path(__file__).parents[1]
 LIBRARY = next(iter(sorted((ROOT / "kernels").glob("_C.*so"))), None)
 PLAN = "import json, torch, setup; print(json.dumps(setup.plan(torch)))"
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from fgaseg.config import Config, ConfigError, LossConfig, ModelConfig, load_config
+from fgaseg.config import Config, LossConfig, ModelConfig, load_config
+from fgaseg.errors import ConfigError
 
 
 def refused(*overrides, path=None):

@@ -1,0 +1,183 @@
+"""Reading photos of every kind into one form, and that form into the network's input."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+
+from ..errors import ImageError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PIXEL_LIMIT = 100_000_000
+
+ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+
+_OPEN_LOCK = threading.Lock()
+
+
+def read_image(source: ImageSource) -> Image.Image:
+    """The image as 8-bit RGB, upright.
+
+    source    a file (any format Pillow reads; the first frame of several), a PIL image, an array [H, W] or
+              [H, W, 1 | 3 | 4], or a tensor [1 | 3 | 4, H, W] or as the arrays (one that fits both is channels first).
+              Arrays and tensors are uint8, uint16, or floating point in 0..1
+
+    The EXIF orientation is applied; 16-bit grey is divided by 257; transparency is laid on white; CMYK, palette and the
+    other colour modes are converted. More than 100 megapixels: a JPEG is decoded at a half, a quarter or an eighth of
+    its sides, with a warning that says so; anything else is an error. FGASEG_PIXEL_LIMIT (pixels) in the environment
+    moves that limit. Raises ImageError, which names the file, for whatever cannot be read.
+    """
+    if isinstance(source, torch.Tensor):
+        return _from_array(*_tensor_as_array(source))
+    if isinstance(source, np.ndarray):
+        return _from_array(source, f"array {source.dtype}{list(source.shape)}")
+    if isinstance(source, Image.Image):
+        return _to_rgb(
+            source, getattr(source, "filename", "") or f"PIL image {source.mode} {source.width}x{source.height}"
+        )
+    if isinstance(source, str | os.PathLike):
+        with open_image(source) as image:
+            return _to_rgb(image, str(source))
+    raise ImageError(f"{type(source).__name__} is not an image: give a path, a PIL image, an array or a tensor")
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Opens an image file without decoding it, with the checks and the errors of ``read_image``."""
+    file = Path(path)
+    if file.is_dir():
+        raise ImageError(f"{file}: is a folder, not an image: name a file in it")
+    if not file.exists():
+        raise ImageError(f"{file}: no such file: check the path")
+    try:
+        if file.stat().st_size == 0:
+            raise ImageError(f"{file}: is empty (0 bytes): fetch or copy it again")
+        image = _open_any_size(file)
+    except PermissionError as error:
+        raise ImageError(f"{file}: may not be read: change its permissions") from error
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's readers raise a dozen types, SyntaxError and struct.error among them
+        raise ImageError(
+            f"{file}: is not an image Pillow can read, or its head is damaged: give a JPEG or PNG"
+        ) from error
+    _limit_pixels(image, str(file))
+    return image
+
+
+def _open_any_size(file: Path) -> Image.Image:
+    """Opens without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size."""
+    with _OPEN_LOCK:
+        guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = guard
+
+
+def _limit_pixels(image: Image.Image, name: str) -> None:
+    setting = os.environ.get("FGASEG_PIXEL_LIMIT", str(PIXEL_LIMIT))
+    if not setting.isdecimal():
+        raise ImageError(f"FGASEG_PIXEL_LIMIT={setting!r} in the environment: give a whole number of pixels")
+    limit = int(setting)
+    width, height = image.size
+    if width * height <= limit:
+        return
+    size = f"{name}: {width}x{height} is more than {limit:,} pixels"
+    factor = next((n for n in (2, 4, 8) if width * height <= limit * n * n), None)
+    if factor is None or not isinstance(image, JpegImageFile):
+        raise ImageError(f"{size}: make it smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment")
+    image.draft(None, (width // factor, height // factor))
+    warnings.warn(
+        f"{size}: read at {image.width}x{image.height}; FGASEG_PIXEL_LIMIT in the environment moves the limit",
+        stacklevel=4,
+    )
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise ImageError(f"{name}: has no pixels ({image.width}x{image.height}): give one with at least 1x1")
+    try:
+        image.load()
+    except Exception as error:  # as above: every reader has its own
+        raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _from_array(_sixteen_bit(np.asarray(image), name), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _sixteen_bit(values: np.ndarray, name: str) -> np.ndarray:
+    """Pillow widens some 16-bit greys to 32 bits: the values are what counts."""
+    if values.dtype.kind == "f":
+        return values
+    if values.min() < 0 or values.max() > 65535:
+        raise ImageError(f"{name}: holds grey values from {values.min()} to {values.max()}: save it with 8 or 16 bits")
+    return values.astype(np.uint16)
+
+
+def _tensor_as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
+    name = f"tensor {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy has no bfloat16
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.permute(1, 2, 0)
+    return tensor.numpy(), name
+
+
+def _from_array(values: np.ndarray, name: str) -> Image.Image:
+    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name}: is not one image: give [H, W], [H, W, 3] or [H, W, 4] (tensors also [3, H, W])")
+    if 0 in values.shape:
+        raise ImageError(f"{name}: has no pixels: give one with at least 1x1")
+    if values.dtype.kind == "f":
+        values = _from_unit_range(values, name)
+    elif values.dtype == np.uint16:
+        values = (values / 257).round().astype(np.uint8)
+    elif values.dtype != np.uint8:
+        raise ImageError(f"{name}: has neither 8-bit, 16-bit nor floating point values: convert it to uint8")
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), name)
+
+
+def _from_unit_range(values: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        bad = np.argwhere(~np.isfinite(values))[0].tolist()
+        raise ImageError(f"{name}: holds NaN or infinity, first at {bad}: replace it")
+    if values.min() < 0 or values.max() > 1:
+        found = f"{values.min():.6g} to {values.max():.6g}"
+        raise ImageError(f"{name}: floating point images are in 0..1, this one is in {found}: scale it, or pass uint8")
+    return (values * 255).round().astype(np.uint8)
+
+
+def to_pixels(
+    image: Image.Image | np.ndarray | torch.Tensor, size: tuple[int, int] | None = None, antialias: bool = False
+) -> torch.Tensor:
+    """What the encoder takes: CLIP-normalised pixels.
+
+    image     RGB: a PIL image, or uint8 [H, W, 3]
+    size      (height, width) to resize to, bilinear; None keeps the size
+    returns   [3, height, width] float32, (value / 255 - CLIP mean) / CLIP standard deviation
+
+    The published protocol resizes without antialiasing, hence the default.
+    """
+    values = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
+    if values.dtype != torch.uint8 or values.ndim != 3 or values.shape[2] != 3:
+        found = f"{str(values.dtype).removeprefix('torch.')}{list(values.shape)}"
+        raise ImageError(f"to_pixels: takes uint8 [H, W, 3], not {found}: pass the image through read_image first")
+    pixels = values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    if size is not None and size != tuple(pixels.shape[1:]):
+        pixels = torch.nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=antialias)[0]
+    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]

@@ -1,0 +1,116 @@
+"""What is installed, what was built, and which backend would run each op here: ``fgaseg info``."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels import Selection, _dispatch, _library
+from .kernels.class_attention.reference import accumulator
+from .kernels.labels.host import why_no_host
+
+PACKAGES = (
+    "fgaseg",
+    "torch",
+    "torchvision",
+    "triton",
+    "open_clip_torch",
+    "einops",
+    "pybind11",
+    "ninja",
+    "numpy",
+    "safetensors",
+    "accelerate",
+)
+
+
+def _selection(device: str) -> Selection:
+    rows = torch.tensor([0, 2], device=device)
+    return Selection(rows, torch.tensor([2], device=device), 1, 3)
+
+
+def _summary(new: Callable[..., Tensor], device: str) -> tuple:
+    return new(3, 2, 4), new(3, 2, 4), new(3, 4), torch.tensor([0, 3], device=device), 2
+
+
+def _lookup(new: Callable[..., Tensor], device: str) -> tuple:
+    summary, total = (x.to(accumulator(x.dtype)) for x in (new(1, 2, 2, 2, 2), new(1, 2, 2, 2)))
+    return new(3, 2, 4), new(3, 4), summary, total, torch.tensor([0, 3], device=device), 2, 1e-6
+
+
+# One representative call of each op: small, because only dtype and device matter to the choice.
+CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
+    "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
+    "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
+    "lcs_conv_from_text": lambda new, device: (new(1, 3, 5), new(19, 5), new(19), new(1, 2, 4, 4), 3),
+    "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
+    "topk_classes": lambda new, device: (new(1, 3, 4, 4), 1),
+    "gather_classes": lambda new, device: (new(1, 3, 2), _selection(device)),
+    "class_summary": _summary,
+    "class_lookup": _lookup,
+    "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
+    "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
+    "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
+    "window_attention": lambda new, device: (*(new(n, 3, 4, 2) for n in (2, 2, 2, 1, 1)), 1, 2, 1),
+}
+
+
+def version(package: str) -> str:
+    """The installed version of a package, or "not installed"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _choices(op: str, device: str) -> list[dict[str, Any]]:
+    """For each dtype: the backend that would run, and why each of those tried before it would not."""
+    found = []
+    for dtype in _dispatch.DTYPES:
+
+        def new(*sizes: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(sizes, dtype=dtype, device=device)
+
+        args = CALLS[op](new, device)
+        reasons = {backend.name: backend.why_not(*args) for backend in _dispatch.OPS[op]}
+        runs = next(name for name, why in reasons.items() if not why)
+        passed = {name: why for name, why in reasons.items() if why}
+        found.append({"dtype": str(dtype).removeprefix("torch."), "runs": runs, "why_not": passed})
+    return found
+
+
+def processor() -> str:
+    """The processor's name, such as "AMD EPYC 9554"."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def collect() -> dict[str, Any]:
+    """Versions, the machine, what setup.py built or skipped and why, and per op, device and dtype the backend.
+
+    Everything in it can be written as JSON.
+    """
+    cuda = torch.cuda.is_available()
+    devices = ["cpu", "cuda"] if cuda else ["cpu"]
+    return {
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch_cuda": torch.version.cuda or "a build without CUDA",
+            "gpu": torch.cuda.get_device_name() if cuda else "none found",
+        },
+        "built": _library.build_info(),
+        "loaded": {part: why or "loaded" for part, why in {**_library.unavailable, "host": why_no_host}.items()},
+        "strict": os.environ.get("FGASEG_STRICT") == "1",
+        "ops": {op: {device: _choices(op, device) for device in devices} for op in CALLS},
+    }

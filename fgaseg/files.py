@@ -1,0 +1,91 @@
+"""Files that are whole or absent: atomic writing, weights from strangers, and the state of a training run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it over `path`.
+
+    Whatever happens (full disk, Ctrl-C, power loss), `path` holds either its old content or all of the new.
+    Raises OSError as it came; the temporary file is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide a shared model from its users
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(path: str | Path, keep_old: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to fill; when the block ends well, it takes the place of `path`.
+
+    The old folder is kept as `<path>.old` until the new one is in place, so one complete folder exists at any moment:
+    read it through `complete_directory`. If the block raises, the temporary folder is removed and `path` is untouched.
+    With `keep_old`, `<path>.old` then stays, as the last but one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    old = _old(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())
+        yield temporary
+        for file in temporary.rglob("*"):
+            _fsync(file)
+        _fsync(temporary)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        raise
+    if not keep_old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def complete_directory(path: str | Path) -> Path | None:
+    """The folder that `atomic_directory(path)` last completed, or None. It is `<path>.old` if the process was killed
+    between the two renames."""
+    path = Path(path)
+    return next((folder for folder in (path, _old(path)) if folder.is_dir()), None)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file, or a folder's entries (so that a rename inside it survives power loss)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,34 @@
+"""From a photo to labels: prediction, results and pictures."""
+
+from .pictures import comparison, heat, legend, overlay, panel
+from .prediction import (
+    LONGEST,
+    LONGEST_ASPECT,
+    STRIDE,
+    WINDOW,
+    WINDOWS_SIZE,
+    _views,
+    predict,
+    pseudo_masks,
+    sliding_scores,
+)
+from .results import Result, draw_pseudo_masks
+
+__all__ = [
+    "LONGEST",
+    "LONGEST_ASPECT",
+    "STRIDE",
+    "WINDOW",
+    "WINDOWS_SIZE",
+    "Result",
+    "_views",
+    "comparison",
+    "draw_pseudo_masks",
+    "heat",
+    "legend",
+    "overlay",
+    "panel",
+    "predict",
+    "pseudo_masks",
+    "sliding_scores",
+]

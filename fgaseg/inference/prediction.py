@@ -1,0 +1,153 @@
+"""From a photo to labels at its own size; score maps are upsampled as they are compared: [T, H, W] never exists."""
+
+from collections.abc import Iterator
+from math import isqrt
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..data import to_pixels
+from ..kernels import upsample_argmax, upsample_argmax_windows
+from ..kernels.upsample_argmax.reference import averaged_scores
+from ..vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ..model import FGASeg
+from .results import PseudoMasks, Result
+
+LONGEST_ASPECT = 4  # the long side is at most this many times image_size
+WINDOWS_SIZE, WINDOW, STRIDE, LONGEST = 640, 384, 256, 2560  # the released evaluation (protocol)
+
+
+def input_size(height: int, width: int, short: int, patch: int) -> tuple[int, int]:
+    """Network input of a photo: short side to `short`, aspect kept, long side at most 4 × short, whole patches."""
+    scale = min(short / min(height, width), LONGEST_ASPECT * short / max(height, width))
+    return tuple(max(round(n * scale / patch), 1) * patch for n in (height, width))  # type: ignore[return-value]
+
+
+def pseudo_masks(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> PseudoMasks:
+    """S_g and S_l of a photo (Fig. 6)."""
+    with torch.inference_mode():
+        out = model(_whole(model, image), vocabulary)
+    return PseudoMasks(out.gcs[0].float().cpu().numpy(), None if out.lcs is None else out.lcs[0].float().cpu().numpy())
+
+
+def predict(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Result:
+    """Label a photo the way `model.config.inference` says.
+
+    whole    one view, aspect kept; argmax of the bilinearly upsampled logits
+    windows  the released evaluation: short edge to 640, squashed to 640×640, four 384 windows and one global view,
+             scores averaged; argmax of the averaged scores upsampled to the photo's size
+    """
+    if model.training:
+        raise RuntimeError("segment: the model is in training mode; call model.eval() first")
+    size = (image.height, image.width)
+    if model.config.inference == "windows":
+        photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
+        labels, scores = by_windows(model, photo, vocabulary, size)
+    else:
+        labels, scores = (x[0] for x in label(model, _whole(model, image), vocabulary, size))
+    first: dict[str, int] = {}
+    for i, name in enumerate(vocabulary.names):  # equal classes tie but for rounding: the first one has the pixel
+        first.setdefault(model.text_encoder.subject(name), i)
+    same = torch.tensor([first[model.text_encoder.subject(name)] for name in vocabulary.names], device=labels.device)
+    return Result(same[labels].cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
+
+
+def _whole(model: "FGASeg", image: Image.Image) -> Tensor:
+    size = input_size(image.height, image.width, model.config.image_size, model.patch)
+    return to_pixels(image, size)[None].to(model.mean)
+
+
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+class Winners:
+    """The best class of every pixel, and its score, over parts of the classes; ties go to the class that came first."""
+
+    def __init__(self) -> None:
+        self.labels: Tensor | None = None
+
+    def add(self, classes: Tensor, labels: Tensor, scores: Tensor, total: Tensor | None = None) -> None:
+        """labels index classes [c]; total is the sum of exp(score - best) over these, as of ``upsample_argmax``."""
+        labels = classes[labels]
+        if self.labels is None:
+            self.labels, self.scores, self.total = labels, scores, total
+            return
+        wins = (scores > self.scores) | (scores.isnan() & ~self.scores.isnan())
+        best = torch.where(wins, scores, self.scores)
+        if total is not None and self.total is not None:
+            self.total = self.total * (self.scores - best).exp() + total * (scores - best).exp()
+        self.labels, self.scores = torch.where(wins, labels, self.labels), best
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        assert self.labels is not None  # a vocabulary is never empty
+        return self.labels, self.scores
+
+
+def label(model: "FGASeg", pixels: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels and the winners' probabilities [B, H, W] at `size` of CLIP-normalised pixels [B, 3, h, w], seen whole.
+
+    No map of a class is ever at that size, and beyond `class_maps_budget` not all of them exist at any.
+    """
+    softmax = model.config.loss.seg == "ce" and not model.config.released_fast_scores
+    winners = Winners()
+    for classes, logits in model.stream(pixels, vocabulary):
+        winners.add(classes, *upsample_argmax(logits, size, total=softmax))
+    labels, scores = winners.best()
+    if softmax:
+        return labels, 1 / cast(Tensor, winners.total)
+    return labels, scores if model.config.released_fast_scores else scores.sigmoid()
+
+
+def by_windows(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Labels and the winners' averaged scores [H, W] at `size` of a photo [3, h, w] 0..255, as `predict` says."""
+    scale = min(WINDOWS_SIZE / min(photo.shape[1:]), LONGEST / max(photo.shape[1:]))
+    photo = _resize(photo, tuple(max(round(n * scale), 1) for n in photo.shape[1:]))  # type: ignore[arg-type]
+    winners = Winners()
+    for classes, logits, activation in _view_scores(model, photo, vocabulary):
+        winners.add(classes, *upsample_argmax_windows(logits, WINDOW, STRIDE, size, activation))
+    return winners.best()
+
+
+def _views(model: "FGASeg", photo: Tensor) -> Tensor:
+    """The released code's views [5, 3, side, side] of a photo [3, h, w], RGB 0..255: four crops, then all of it."""
+    squashed = _resize(photo, (WINDOWS_SIZE, WINDOWS_SIZE))
+    starts = range(0, WINDOWS_SIZE - WINDOW + 1, STRIDE)
+    views = [squashed[:, y : y + WINDOW, x : x + WINDOW] for y in starts for x in starts]
+    views.append(_resize(photo, (WINDOW, WINDOW)))
+    batch = (torch.stack(views) / 255 - model.mean[:, None, None]) / model.std[:, None, None]
+    side = model.config.image_size // model.patch * model.patch
+    return batch if side == WINDOW else F.interpolate(batch, (side, side), mode="bilinear", align_corners=False)
+
+
+def _view_scores(
+    model: "FGASeg", photo: Tensor, vocabulary: Vocabulary
+) -> Iterator[tuple[Tensor, Tensor, Literal["sigmoid", "none"]]]:
+    """Classes [c], their logits [5, c, h, w] in every view, and what makes scores of these once they are resized.
+
+    Several parts come only beyond `class_maps_budget`, and not with a softmax, which is over all classes.
+    """
+    parts = model.stream(_views(model, photo), vocabulary)
+    if model.config.loss.seg == "ce":  # before the resize
+        classes, logits = (torch.cat(x, dim=d) for x, d in zip(zip(*parts, strict=True), (0, 1), strict=True))
+        yield classes, logits.float().softmax(dim=1), "none"
+    else:
+        for classes, logits in parts:
+            yield classes, logits, "sigmoid"
+
+
+def sliding_scores(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The released code's averaged scores [T, 640, 640], all in memory, to compare with it; photo [3, h, w] 0..255."""
+    views = _views(model, photo)
+    together = model.config.fast and model.config.topk_union == "batch"  # the released union is over all views
+    logits = torch.cat([model(part, vocabulary).logits for part in views.split(len(views) if together else 1)])
+    if model.config.loss.seg == "ce":
+        logits = logits.float().softmax(dim=1)
+    side = isqrt(len(views) - 1)
+    return averaged_scores(logits, side, WINDOW, STRIDE, model.config.loss.seg != "ce")

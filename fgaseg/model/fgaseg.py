@@ -1,0 +1,204 @@
+"""FGASeg: photo and class names to per-class logits. Every stage of the paper in the order it is computed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..data import CLIP_MEAN, CLIP_STD, ImageSource, read_image
+from ..errors import CheckpointError, EncoderError, VocabularyError
+from ..files import atomic_write
+from ..inference import Result, predict
+from ..vocabulary import Vocabulary
+from ..weights import load as load_released
+from ..weights import load_weights, read_weights, write_weights
+from .clip import build_clip
+from .head import Head, Output
+from .image_encoder import ImageEncoder, ImageFeatures, guidance_blocks
+from .text_encoder import TextEncoder
+
+
+class FGASeg(nn.Module):
+    """Open-vocabulary segmentation: pixels and a vocabulary to one logit map per class.
+
+        model = FGASeg.from_pretrained("path-or-hub-id")
+        result = model.segment("photo.jpg", ["cat", "sofa", "wooden floor"])
+        result.overlay().save("out.png")
+
+    Underneath, `model(pixels, model.encode(names)).logits` is [B, T, 4H, 4W] before any sigmoid or softmax.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig | None = None):
+        super().__init__()
+        config = config or ModelConfig()
+        self.clip, architecture = build_clip(config.encoder)
+        visual = self.clip.visual
+        blocks = guidance_blocks(config.encoder, len(visual.transformer.resblocks))
+        self.config = config
+        self.architecture = architecture
+        self.image_encoder = ImageEncoder(visual, blocks)
+        self.text_encoder = TextEncoder(self.clip, config.template, config.first_synonym)
+        channels, width = visual.proj.shape[1], visual.proj.shape[0]
+        if channels % config.p2t_heads and config.p2t_layers:
+            raise EncoderError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
+        self.head = Head(config, channels, width)
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN), persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD), persistent=False)
+
+    @property
+    def patch(self) -> int:
+        return self.image_encoder.patch
+
+    def encode(self, names: Sequence[str]) -> Vocabulary:
+        """Class names to a reusable vocabulary, cached until the text tower's weights change.
+
+        In training mode, where the text tower trains, it is computed anew with its graph and not cached.
+        """
+        return self.text_encoder.encode(names, graph=self.training)
+
+    def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
+        """pixels [B, 3, h, w], CLIP-normalised; where the patch does not divide, padded: H = ceil(h / patch)."""
+        texts = self._check(pixels, vocabulary)
+        return self.head(self.image_encoder(pixels), texts)
+
+    def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]:
+        """`forward` for a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]), part after part.
+
+        For inference. Classes ascend; those that no image has kept do not come. All come at once while their maps fit
+        `class_maps_budget`.
+        """
+        texts = self._check(pixels, vocabulary)
+        # one by one: on a CPU, a batch takes more memory and no less time
+        encoded = [self.image_encoder(image) for image in pixels.split(1)]
+        yield from self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
+
+    def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """The vocabulary's embeddings where and as the pixels are; an error if the two do not fit this model."""
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
+            raise ValueError(
+                f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "
+                "CLIP's mean and standard deviation (model.segment takes photos as they are)"
+            )
+        texts = vocabulary.embeddings
+        if texts.shape[-1] != self.clip.visual.proj.shape[1]:
+            raise VocabularyError(
+                f"vocabulary: its embeddings have {texts.shape[-1]} channels and this model's images "
+                f"{self.clip.visual.proj.shape[1]}; encode the names with this model"
+            )
+        return texts.to(pixels.device, pixels.dtype)
+
+    @overload
+    def segment(self, image: list[Any] | tuple[Any, ...], names: Sequence[str] | Vocabulary) -> list[Result]: ...
+
+    @overload
+    def segment(self, image: ImageSource, names: Sequence[str] | Vocabulary) -> Result: ...
+
+    @torch.inference_mode()
+    def segment(self, image: Any, names: Sequence[str] | Vocabulary) -> Result | list[Result]:
+        """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
+
+        names  class names, or a vocabulary made by `encode`; labels are indices into it
+        """
+        vocabulary = names if isinstance(names, Vocabulary) else self.encode(names)
+        if isinstance(image, list | tuple):
+            return [predict(self, read_image(one), vocabulary) for one in image]
+        return predict(self, read_image(image), vocabulary)
+
+    @torch.inference_mode()
+    def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:
+        """Labels [H, W] int64 at the photo's own size, on the model's device."""
+        return torch.from_numpy(predict(self, read_image(image), vocabulary).labels).to(self.mean.device)
+
+    def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW groups: CLIP at lr · factor; no weight decay on norms and embeddings."""
+        undecayed = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
+        plain = {id(p) for m in self.modules() if isinstance(m, undecayed)
+                 for p in m.parameters(recurse=False)}  # fmt: skip
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                decays = id(parameter) not in plain and not name.endswith(("positional_embedding", "class_embedding"))
+                groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
+        return [
+            {
+                "params": p,
+                "lr": lr * (encoder_lr_factor if clip else 1),
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+            for (clip, decays), p in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+    def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write CLIP's two towers alone, for `encoder.pretrained` of another model."""
+        write_weights(path, {k: v.to(dtype) for k, v in self.clip.state_dict().items()})
+
+    def save_pretrained(self, directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write config.json and model.safetensors; each file appears whole or not at all.
+
+        state_dict  in place of the model's own, where that is sharded over processes
+        """
+        directory = Path(directory)
+        config = self.config.dump()
+        config["encoder"].update(architecture=self.architecture, pretrained=None)
+        write_weights(directory / "model.safetensors", self.state_dict() if state_dict is None else state_dict)
+        text = json.dumps({"model_type": "fgaseg", **config}, indent=2) + "\n"
+        atomic_write(directory / "config.json", lambda file: file.write(text.encode()))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **switches: Any) -> "FGASeg":
+        """Load what `save_pretrained` wrote, from a folder or a hub id, in evaluation mode.
+
+        switches  of ModelConfig, over what was saved, such as inference="windows" or class_maps_budget=500
+        """
+        directory = Path(source)
+        if not directory.is_dir():
+            directory = _download(str(source))
+        path = directory / "config.json"
+        if not path.exists():
+            raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a configuration that save_pretrained wrote: {error}") from None
+        if not isinstance(data, dict) or data.pop("model_type", None) != "fgaseg":
+            raise CheckpointError(f"{path}: not an fgaseg model (its model_type is missing or another)")
+        model = cls(ModelConfig.from_json(json.dumps(data), str(path)).override(_as_overrides(switches)))
+        model.load_weights(directory / "model.safetensors")
+        return model.eval()
+
+    @classmethod
+    def from_released(cls, source: str | Path | Mapping[str, Any], **switches: Any) -> "FGASeg":
+        """Load a checkpoint of the released FGAseg code or of CAT-Seg, in evaluation mode.
+
+        source    a file (.pth, .safetensors), or the state dict that it holds
+        switches  of ModelConfig, over what keys and shapes tell and, for the rest, the `released` preset
+
+        Raises CheckpointError naming every key that does not fit. `fgaseg convert` also reports what was assumed.
+        """
+        return load_released(cls, source, _as_overrides(switches))[0]
+
+    def load_weights(self, path: str | Path) -> None:
+        """Fill every weight from a safetensors (or weights-only torch) file; keys that do not fit are an error."""
+        load_weights(self, read_weights(path), path)
+
+
+def _as_overrides(switches: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in switches.items()]
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
+    except Exception as error:
+        raise CheckpointError(
+            f"{source!r} is neither a folder here nor a model that could be fetched from the hub ({error})"
+        ) from error

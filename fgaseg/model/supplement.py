@@ -1,0 +1,51 @@
+"""Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import lcs_conv_from_text
+
+
+class LocalSupplement(nn.Module):
+    """LCS, eq. 10: every class slides its own depthwise K×K kernel, made from its text, over the pixels.
+
+    pixels   [B, C, H, W], unit length over C
+    texts    [B, T, C], unit length
+    returns  S_l [B, T, H, W]
+    """
+
+    def __init__(self, channels: int, kernel_size: int, kernel_norm: str):
+        super().__init__()
+        self.kernel_size, self.kernel_norm = kernel_size, kernel_norm
+        self.text = nn.Linear(channels, channels * kernel_size**2 + 1)  # the last output is the class's bias
+
+    def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
+        weight, bias = self.text.weight, self.text.bias
+        return lcs_conv_from_text(texts, weight, bias, pixels, self.kernel_size, norm=self.kernel_norm)
+
+
+class Fusion(nn.Module):
+    """Two class maps into one: `cat` is a linear layer on both, `add` their sum (Table V). Channels last."""
+
+    def __init__(self, channels: int, mode: str):
+        super().__init__()
+        self.linear = nn.Linear(2 * channels, channels) if mode == "cat" else None
+
+    def forward(self, x: Tensor, local: Tensor) -> Tensor:
+        if self.linear is None:
+            return x + local
+        own, other = self.linear.weight.chunk(2, dim=1)  # W [x; l] = W_x x + W_l l: the two are never joined
+        out = F.linear(x, own, self.linear.bias).flatten(0, -2)
+        return torch.addmm(out, local.flatten(0, -2), other.T).view(x.shape)
+
+
+class MapEmbedding(nn.Module):
+    """A 7×7 convolution that gives every class map [N, H, W] its hidden channels: [N, H, W, hidden]."""
+
+    def __init__(self, hidden: int):
+        super().__init__()
+        self.conv = nn.Conv2d(1, hidden, 7, padding=3)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv(maps[:, None]).permute(0, 2, 3, 1)

@@ -1,0 +1,171 @@
+"""Files that are whole or absent: atomic writing, weights from strangers, and the state of a training run."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..files import atomic_write
+
+
+def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, atomically. Raises OSError (full disk, no permission)."""
+    # serialised in memory first: safetensors' own file writer reports a full disk as an error of its own kind
+    data = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, metadata)
+    atomic_write(path, lambda file: file.write(data))
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict, on the CPU, without running anything that is in the file.
+
+    path     a .safetensors file; a torch.save file (.pt, .pth, .bin, .ckpt) holding a state dict, at the top or under
+             "model", "state_dict" or "module"; or a folder with model.safetensors. The content decides, not the suffix.
+    NumPy arrays of numbers, which detectron2 may leave in a file, are read as tensors.
+    Raises CheckpointError, naming the file, when it is missing, empty, truncated, something else, or holds objects
+    other than plain data and tensors (a pickle can run code; such a file is refused unread).
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read weights: {error.strerror}; a file or a folder of "
+                              "model.safetensors is needed") from None  # fmt: skip
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty; copy or download it again")
+    # safetensors: eight bytes of header length, then JSON. torch.save: a zip archive, or (before 1.6) a pickle
+    if start[4:] == b"\0\0\0\0{":
+        return state_dict(_read_safetensors(path), path)
+    if start.startswith((b"PK\3\4", b"\x80")):
+        return state_dict(read_torch(path), path)
+    raise CheckpointError(f"{path}: neither a safetensors nor a torch.save file (it starts with {start!r})")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged or truncated safetensors file ({error}); fetch it again") from None
+
+
+class _Dtype:
+    """Stands for a numpy.dtype in a file: its letters and byte order, nothing that NumPy would have to trust."""
+
+    def __init__(self, name: str, *_: Any):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def decode(self, data: Any, shape: tuple[int, ...], fortran: bool) -> Tensor:
+        if self.name not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1") or not isinstance(data, bytes):
+            raise CheckpointError(f"holds a NumPy array of type {self.name}, and only numbers are read: refused")
+        values = np.frombuffer(data, (self.order if self.order in "<>" else "=") + self.name)
+        values = values.reshape(shape, order="F" if fortran else "C")
+        return torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+
+
+class _Array:
+    """Stands for a numpy.ndarray in a file."""
+
+    tensor: Tensor
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.tensor = dtype.decode(data, shape, fortran)
+
+
+def _empty_array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: _Dtype, data: Any) -> Tensor:
+    return dtype.decode(data, (), False)
+
+
+# names that NumPy's pickles call, old and new, and what is called here in their place
+NUMPY_STAND_INS: list[Any] = [
+    (_Dtype, "numpy.dtype"),
+    (_Array, "numpy.ndarray"),
+    *((_empty_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+def read_torch(path: str | Path) -> Any:
+    """torch.load with weights_only=True on the CPU; CheckpointError naming the file and the reason when it fails."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_STAND_INS):
+            warnings.simplefilter("ignore")  # torch comments on what is then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+        text = str(error)
+        if isinstance(error, CheckpointError):
+            reason = text
+        elif refused := re.search(r"GLOBAL (\S+)", text):
+            reason = f"holds the Python object {refused[1]}, which could run code: refused, nothing of it was run"
+        elif "TorchScript" in text:
+            reason = "is a TorchScript archive, not a state dict"
+        else:
+            reason = f"damaged, truncated or not a torch.save file ({type(error).__name__})"
+        raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, safetensors if you can") from None
+
+
+def state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
+    """The tensors of what a file held: names to tensors, at the top or under "model", "state_dict" or "module".
+
+    Raises CheckpointError naming `source` and the first entry that is not a tensor (or a NumPy array of numbers).
+    """
+    for key in ("model", "state_dict", "module"):
+        if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
+            data = data[key]
+            break
+    if not isinstance(data, Mapping) or not data:
+        raise CheckpointError(f"{source}: not a state dict (names to tensors), at the top or under model or state_dict")
+    tensors = {key: _as_tensor(value) for key, value in data.items()}
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise CheckpointError(f"{source}: not a state dict: {key!r} is of type {kind}, not a tensor")
+    return {str(key).removeprefix("module."): value for key, value in tensors.items()}
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value)
+    return value.tensor if isinstance(value, _Array) else value
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy tensors into the model. All keys and shapes must fit, else CheckpointError lists those that do not and the
+    model is left as it was. `source` is the file that the message names. Dtypes are converted to the model's."""
+    own = model.state_dict()
+    wrong = {
+        "missing from the file": [key for key in own if key not in tensors],
+        "not in the model": [key for key in tensors if key not in own],
+        "of another shape": [
+            f"{key} {list(tensors[key].shape)}, not {list(own[key].shape)}"
+            for key in own
+            if key in tensors and tensors[key].shape != own[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        lines = [f"  {len(keys)} {kind}: {_shortened(keys)}" for kind, keys in wrong.items() if keys]
+        raise CheckpointError("\n".join([f"{source}: these weights do not fit this model configuration", *lines]))
+    model.load_state_dict(dict(tensors))
+
+
+def _shortened(keys: list[str], most: int = 8) -> str:
+    return ", ".join(keys[:most]) + (f", and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from fgaseg import kernels
+from fgaseg.environment import CALLS, collect
+from fgaseg.kernels import _dispatch, kernel_softmax
+
+LOGITS = torch.zeros(1, 1, 9 * 256)
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+    monkeypatch.setitem(_dispatch.unavailable, "cpp", "it was left out of this test")
+    monkeypatch.setattr(_dispatch, "_told", set())
+
+
+def test_falling_back_is_said_once(without_library):
+    with pytest.warns(UserWarning, match="kernel_softmax: running the plain reference(?s:.*)left out of this test"):
+        kernel_softmax(LOGITS, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kernel_softmax(LOGITS, 3)
+
+
+def test_a_compiled_call_says_it_too(without_library):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: kernel_softmax(x, 3), fullgraph=True, backend="eager")
+    with pytest.warns(UserWarning, match="left out of this test"):
+        compiled(LOGITS)
+
+
+def test_strict_makes_it_an_error(without_library, monkeypatch):
+    monkeypatch.setenv("FGASEG_STRICT", "1")
+    with pytest.raises(RuntimeError, match="FGASEG_STRICT=1 and only the reference(?s:.*)left out of this test"):
+        kernel_softmax(LOGITS, 3)
+    kernel_softmax(LOGITS, 3, backend="reference")  # asked for by name: no fallback
+
+
+def test_a_backend_that_cannot_run_says_why(without_library):
+    with pytest.raises(RuntimeError, match="backend='cpp' cannot run this call: it was left out of this test"):
+        kernel_softmax(LOGITS, 3, backend="cpp")
+    with pytest.raises(ValueError, match="no backend 'metal'; there are auto, cpp, triton, cuda, reference"):
+        kernel_softmax(LOGITS, 3, backend="metal")
+
+
+def test_auto_leaves_small_calls_to_the_reference(monkeypatch):
+    few, many = torch.zeros(1, 1, 25 * 8), torch.zeros(1, 1, 25 * 4096)
+    ran = []
+    reference = _dispatch.OPS["kernel_softmax"][-1]
+    spy = _dispatch.Backend("reference", reference.why_not, lambda *args: ran.append(args) or reference.run(*args))
+    monkeypatch.setitem(_dispatch.OPS, "kernel_softmax", (*_dispatch.OPS["kernel_softmax"][:-1], spy))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is a choice, so nothing is said
+        kernel_softmax(few, 5)
+    assert len(ran) == 1
+    if not _dispatch.unavailable["cpp"]:
+        kernel_softmax(many, 5)
+        assert len(ran) == 1
+        assert "but auto takes the reference: it is faster up to 16384" in kernels.explain(
+            "kernel_softmax", few, 5, "taps"
+        )
+    kernel_softmax(many.requires_grad_(), 5)
+    assert len(ran) == 2
+
+
+def test_explain_names_every_backend():
+    pixels = torch.zeros(1, 2, 4, 4, device="meta")
+    text = kernels.explain("lcs_conv", pixels, torch.zeros(1, 3, 18), torch.zeros(1, 3), 3)
+    assert "float32[1, 2, 4, 4] on meta" in text and "cpp       tensors are on meta" in text
+    assert "triton    tensors are on meta" in text and "cuda      tensors are on meta" in text
+    assert "reference can run" in text
+    with pytest.raises(ValueError, match="no op 'lcs' in fgaseg.kernels; there are (?s:.*)lcs_conv"):
+        kernels.explain("lcs")
+
+
+def test_info_covers_every_op():
+    found = collect()
+    assert set(found["ops"]) == set(_dispatch.OPS) == set(CALLS)
+    for op, new_args in CALLS.items():
+        choice = next(c for c in found["ops"][op]["cpu"] if c["dtype"] == "float32")
+        args = new_args(lambda *sizes: torch.zeros(sizes), "cpu")
+        getattr(kernels, op)(*args, backend=choice["runs"])  # it says what would run; it does
+
+
+def test_the_kernels_alone_import_torch_and_little_else():
+    """Nobody who wants the ops has to install the model's packages, and importing them does not start CUDA."""
+    heavy = ["open_clip", "pydantic", "rich", "torchvision", "fgaseg.kernels.lcs_conv.triton"]
+    code = "import sys, torch, fgaseg.kernels; print(*sys.modules, torch.cuda.is_initialized())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *modules, started = done.stdout.split()
+    assert not set(modules) & set(heavy) and started == "False"

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
+from paths import SHARED
+from torch.library import opcheck
+
+from fgaseg.kernels import lcs_conv
+from fgaseg.kernels._library import overload
+from fgaseg.kernels.lcs_conv.reference import lcs_conv_reference
+
+CLIP_TEXT = SHARED / "data" / "clip_text" / "voc12_single.npy"
+# B, C, T, H, W, K; K larger than the map in the third
+SHAPES = [(1, 1, 1, 1, 1, 1), (2, 37, 5, 7, 9, 5), (2, 3, 2, 2, 3, 7), (1, 64, 3, 5, 4, 3), (3, 2, 4, 1, 13, 3)]
+EMPTY = [(0, 3, 2, 4, 5, 3), (2, 0, 2, 4, 5, 3), (2, 3, 0, 4, 5, 3)]
+NORMS = ["taps", "channels", "none"]
+
+
+def inputs(b, c, t, h, w, k, seed=0):
+    return [random(b, c, h, w, seed=seed), 2 * random(b, t, c * k * k, seed=seed + 1), random(b, t, seed=seed + 2)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_matches_reference(norm, dtype, layout, backend):
+    for *sizes, k in SHAPES + EMPTY:
+        check_backend(
+            lambda *a, k=k: lcs_conv(*a, k, norm, backend=backend),
+            lambda *a, k=k: lcs_conv_reference(*a, k, norm),
+            inputs(*sizes, k),
+            dtype,
+            layout,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_the_convolution_of_equation_10(backend):
+    """Against plain loops over every index, so that the reference is not its own judge."""
+    (b, c, t, h, w, k), (x, logits, bias) = (2, 3, 2, 4, 5, 3), inputs(2, 3, 2, 4, 5, 3)
+    kernels = logits.view(b, t, c, k * k).softmax(-1)
+    expected = bias[:, :, None, None].repeat(1, 1, h, w)
+    for y, dy in ((y, dy) for y in range(h) for dy in range(k) if 0 <= y + dy - 1 < h):
+        for z, dz in ((z, dz) for z in range(w) for dz in range(k) if 0 <= z + dz - 1 < w):
+            expected[:, :, y, z] += (kernels[..., dy * k + dz] * x[:, None, :, y + dy - 1, z + dz - 1]).sum(2)
+    torch.testing.assert_close(lcs_conv(x, logits, bias, k, backend=backend), expected)
+
+
+@needs_cpp
+def test_many_kernels_are_worked_off_in_parts():
+    """More normalised kernels than the C++ backend holds at once: the same numbers, and the pixel gradients add up."""
+    x, logits, bias = (v.float() for v in inputs(2, 128, 151, 3, 4, 11))
+    assert logits[0].numel() * 4 > 8 << 20
+    check_backend(
+        lambda *a: lcs_conv(*a, 11, backend="cpp"), lambda *a: lcs_conv_reference(*a, 11, "taps"),
+        [x, logits, bias], torch.float32, "contiguous",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_real_text_embeddings(dtype, backend):
+    """Twenty CLIP text embeddings as classes, and pixels made of them, through a fixed random projection to kernels."""
+    if not CLIP_TEXT.exists():
+        pytest.skip(reason=f"no {CLIP_TEXT.name} beside the repository")
+    texts = torch.from_numpy(np.load(CLIP_TEXT)).to(torch.get_default_device(), random.dtype)
+    pixels = (texts.T.reshape(1, 512, 4, 5) + 0.02 * random(1, 512, 4, 5)).contiguous()
+    logits = F.linear(texts, random(512 * 9, 512) / 16)[None]
+    check_backend(
+        lambda *a: lcs_conv(*a, 3, backend=backend), lambda *a: lcs_conv_reference(*a, 3, "taps"),
+        [F.normalize(pixels, dim=1), logits, random(1, 20)], dtype, "contiguous",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("backend", COMPILED)
+def test_op_contract(norm, backend):
+    args = [v.requires_grad_() for v in inputs(2, 2, 3, 3, 2, 3)]
+    opcheck(overload("lcs_conv", backend), (*args, 3, norm))
+    x, logits, _ = (v.detach() for v in args)
+    opcheck(overload("lcs_conv_backward", backend), (random(2, 3, 3, 2), x, logits, 3, norm))
+
+
+@needs_cpp
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_by_differences(norm):
+    args = [v.requires_grad_() for v in inputs(2, 2, 3, 3, 2, 3)]
+    assert torch.autograd.gradcheck(lambda *a: lcs_conv(*a, 3, norm, backend="cpp"), args)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_graph_for_all_sizes(backend):
+    sizes = [(2, 3, 5, 4, 6, 3), (3, 4, 7, 5, 9, 3), (4, 2, 6, 8, 3, 3)]
+    check_one_graph(lambda *a: lcs_conv(*a, 3, backend=backend), [inputs(*s) for s in sizes])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_runs_twice_to_the_same_bits(backend):
+    args = [v.float() for v in inputs(2, 37, 5, 7, 9, 5)]
+    assert torch.equal(lcs_conv(*args, 5, backend=backend), lcs_conv(*args, 5, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_runs_like_a_convolution(backend):
+    """Inputs of different dtypes, as autocast leaves them, come out in its dtype with float32 gradients."""
+    x, logits, bias = (v.float().requires_grad_() for v in inputs(2, 3, 4, 5, 6, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = lcs_conv(x, logits.bfloat16(), bias, 3, backend=backend)
+    assert y.dtype == torch.bfloat16
+    y.sum().backward()
+    assert x.grad.dtype == logits.grad.dtype == torch.float32
+
+
+def test_says_what_is_wrong():
+    x, logits, bias = torch.zeros(2, 3, 4, 5), torch.zeros(2, 6, 27), torch.zeros(2, 6)
+    with pytest.raises(ValueError, match="kernel_size is 2; expected an odd number"):
+        lcs_conv(x, torch.zeros(2, 6, 12), bias, 2)
+    with pytest.raises(ValueError, match=r"kernel_logits has shape \[2, 6, 18\].* expect \[2, T, 27\]"):
+        lcs_conv(x, logits[..., :18], bias, 3)
+    with pytest.raises(ValueError, match=r"bias has shape \[2, 5\]; expected \[2, 6\]"):
+        lcs_conv(x, logits, bias[:, :5], 3)
+    with pytest.raises(ValueError, match="H and W at least 1"):
+        lcs_conv(x[:, :, :0], logits, bias, 3)
+    with pytest.raises(TypeError, match=r"bias has dtype torch.float64 but pixels has torch.float32"):
+        lcs_conv(x, logits, bias.double(), 3)
+    with pytest.raises(ValueError, match="kernel_logits is on meta but pixels is on cpu"):
+        lcs_conv(x, logits.to("meta"), bias, 3)

@@ -1,0 +1,474 @@
+"""The model as a whole: shapes, batches, vocabularies, switches, compilation, and what users may do wrong."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import ARCHITECTURE, NAMES, pixels, tiny_config, tiny_model
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fgaseg.model.head
+from fgaseg import FGASeg, ModelConfig
+from fgaseg.errors import CheckpointError, EncoderError, VocabularyError
+from fgaseg.training.losses import segmentation_losses
+
+SWITCHES = {
+    "paper": {},
+    "released": {"preset": "released"},
+    "fast cat": {"fast": True, "top_k": 1},
+    "fast add, three heads": {"fast": True, "fusion": "add", "top_k": 2, "loss": {"aux_heads": 3}},
+    "released fast": {"preset": "released", "fast": True, "top_k": 1},
+    "no P2Tformer": {"p2t_layers": 0},
+    "deep P2Tformer, fixed gamma": {"p2t_layers": 3, "gamma": 0.5, "gamma_trainable": False},
+    "no T2Ploss": {"t2p": False},
+    "T2Ploss on V_T": {"t2p_text": "text", "t2p_kernel_size": 1},
+    "no LCS": {"lcs": False},
+    "K 5, channels": {"kernel_size": 5, "kernel_norm": "channels"},
+    "K 1, none": {"kernel_size": 1, "kernel_norm": "none"},
+    "add": {"fusion": "add"},
+    "cap": {"class_cap": 3},
+    "cosine maps alone": {"propagation": False, "t2p": False, "lcs": False},
+    "bare": {"p2t_layers": 0, "t2p": False, "lcs": False},
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
+def test_trains_and_gives_the_same_for_one_image_and_three(switches):
+    model = tiny_model(**switches).train()
+    photos = pixels(3, 64, 72)
+    labels = torch.randint(0, 5, (3, 64, 72), generator=torch.Generator().manual_seed(0))
+    losses = segmentation_losses(model(photos, model.encode(NAMES)), labels, model.config.loss)
+    losses["loss"].backward()
+    unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    # the last visual block runs without attention: its queries and keys are never read
+    assert unused == {f"clip.visual.transformer.resblocks.2.attn.{p}_proj_weight" for p in "qk"}
+
+    model.eval()
+    with torch.no_grad():
+        vocabulary = model.encode(NAMES)
+        together = model(photos, vocabulary)
+        if model.config.topk_union == "batch":
+            return  # there an image's result depends on its batch by definition
+        for i in range(3):
+            alone = model(photos[i : i + 1], vocabulary)
+            torch.testing.assert_close(alone.logits[0], together.logits[i], atol=2e-5, rtol=1e-4)
+    assert together.logits.shape == (3, 5, 32, 36) and together.align is None and together.aux == []
+
+
+@pytest.mark.parametrize("size", [(192, 192), (136, 248), (8, 8), (61, 30)], ids=str)
+def test_any_grid(size):
+    model = tiny_model()
+    with torch.no_grad():
+        out = model(pixels(1, *size), model.encode(NAMES[:1]))
+    grid = [-(-n // 8) for n in size]
+    assert out.logits.shape == (1, 1, 4 * grid[0], 4 * grid[1]) and out.gcs.shape == (1, 1, *grid)
+    assert out.logits.isfinite().all() and out.gcs.abs().max() <= 1 + 1e-6
+
+
+def test_two_thousand_classes_in_pieces_equal_one_piece(monkeypatch):
+    model = tiny_model()
+    names = [f"thing number {i}" for i in range(2000)]
+    with torch.no_grad():
+        vocabulary = model.encode(names)
+        in_pieces = model(pixels(), vocabulary).logits
+        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 10**9)
+        whole = model(pixels(), vocabulary).logits
+    assert in_pieces.shape[1] == 2000
+    torch.testing.assert_close(in_pieces, whole, atol=1e-4, rtol=1e-4)
+
+
+def plain_photos(batch: int) -> torch.Tensor:
+    """One colour each, so that a pixel's best class is much the same everywhere."""
+    return pixels(batch, 1, 1).expand(-1, -1, 64, 64) * torch.tensor([0.1, 1.0, 4.0])[:batch, None, None, None]
+
+
+THINGS = [f"thing {i}" for i in range(12)]
+
+
+def test_pieces_do_not_leak_between_images(monkeypatch):
+    model = tiny_model(fast=True, top_k=2)
+    with torch.no_grad():
+        vocabulary = model.encode(THINGS)
+        whole = model(plain_photos(3), vocabulary)
+        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 64)
+        pieces = model(plain_photos(3), vocabulary)
+    assert len(set(whole.kept.sum(1).tolist())) > 1  # else this tests nothing
+    assert torch.equal(whole.kept, pieces.kept)
+    torch.testing.assert_close(whole.logits, pieces.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_pruning_computes_survivors_as_if_they_had_been_asked_for_alone():
+    model = tiny_model(fast=True, top_k=1)
+    with torch.no_grad():
+        out = model(plain_photos(1), model.encode(THINGS))
+        kept = out.kept[0].nonzero()[:, 0].tolist()
+        assert 0 < len(kept) < len(THINGS)
+        alone = model(plain_photos(1), model.encode([THINGS[i] for i in kept]))
+    torch.testing.assert_close(out.logits[0, kept], alone.logits[0], atol=2e-5, rtol=1e-4)
+    dropped = [i for i in range(len(THINGS)) if i not in kept]
+    assert (out.logits[0, dropped] == -100).all()
+
+
+def test_class_cap_keeps_the_strongest_and_breaks_ties_by_index():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])[..., None, None].expand(1, 5, 2, 2)
+    assert fgaseg.model.packed_maps.strongest_classes(scores, 2).rows.tolist() == [1, 2]
+    model = tiny_model(class_cap=3)
+    with torch.no_grad():
+        out = model(pixels(), model.encode(NAMES))
+    best = out.gcs[0].flatten(1).amax(1).topk(3).indices
+    assert set(out.kept[0].nonzero()[:, 0].tolist()) == set(best.tolist())
+    assert (out.logits[0][~out.kept[0]] == -100).all() and (out.lcs[0][~out.kept[0]] == 0).all()
+
+
+def test_batch_union_never_brings_back_what_the_cap_dropped():
+    model = tiny_model(fast=True, top_k=1, topk_union="batch", class_cap=3, p2t_layers=0, loss={"aux_heads": 3})
+    with torch.no_grad():
+        vocabulary = model.encode(THINGS)
+        out = model(plain_photos(3)[1:], vocabulary)
+        capped = [fgaseg.model.packed_maps.strongest_classes(maps[None], 3).rows.tolist() for maps in out.gcs]
+        assert capped[0] != capped[1]  # else the union brings nothing to bring back
+        free = tiny_model(fast=True, top_k=12, p2t_layers=0, loss={"aux_heads": 3})
+        for i in range(2):
+            kept = out.kept[i].nonzero()[:, 0].tolist()
+            assert kept and set(kept) <= set(capped[i])
+            alone = free(plain_photos(3)[1 + i : 2 + i], model.encode([THINGS[k] for k in kept]))
+            torch.testing.assert_close(out.logits[i, kept], alone.logits[0], atol=2e-5, rtol=1e-4)
+
+
+def test_nan_in_fast_mode_is_an_error_and_not_an_empty_picture():
+    model = tiny_model(fast=True)
+    with torch.no_grad(), pytest.raises(FloatingPointError, match="hold NaN"):
+        model(pixels() * float("nan"), model.encode(NAMES))
+
+
+@pytest.mark.parametrize("switches", [{}, {"preset": "released"}, {"fusion": "add", "lcs": False}], ids=str)
+def test_head_compiles_into_one_graph(switches):
+    model = tiny_model(**switches)
+    with torch.no_grad():
+        features, texts = model.image_encoder(pixels(2)), model.encode(NAMES).embeddings
+        compiled = torch.compile(model.head, fullgraph=True, backend="aot_eager")
+        got, expected = compiled(features, texts), model.head(features, texts)
+    torch.testing.assert_close(got.logits, expected.logits)
+
+
+def test_head_compiles_for_training():
+    model = tiny_model().train()
+    compiled = torch.compile(model.head, fullgraph=True, backend="aot_eager")
+    out = compiled(model.image_encoder(pixels(2)), model.encode(NAMES).embeddings)
+    (out.logits.sum() + out.align.sum()).backward()
+    assert model.head.p2t.gamma.grad is not None
+
+
+def test_vocabulary_cache_follows_names_template_and_weights():
+    model = tiny_model()
+    with torch.no_grad():
+        first = model.encode(NAMES)
+        assert model.encode(tuple(NAMES)) is first
+        assert model.encode(NAMES[::-1]) is not first
+        weight = model.clip.transformer.resblocks[0].mlp.c_fc.weight
+        weight.data.neg_()  # leaves version counter, norm and pointer alone
+        changed = model.encode(NAMES)
+        assert not torch.equal(changed.embeddings, first.embeddings)
+        weight.data.neg_()
+        torch.testing.assert_close(model.encode(NAMES).embeddings, first.embeddings, atol=0, rtol=0)
+        model.text_encoder.templates = ("the {}",)
+        assert not torch.equal(model.encode(NAMES).embeddings, first.embeddings)
+
+
+def test_training_never_reads_a_cached_vocabulary():
+    model = tiny_model()
+    cached = model.encode(NAMES)
+    assert not cached.embeddings.requires_grad and model.encode(NAMES) is cached
+    assert model.train().encode(NAMES).embeddings.requires_grad
+
+
+def test_a_cached_vocabulary_does_not_depend_on_autocast():
+    model = tiny_model(encoder={"finetune": "none"})
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = model.encode(NAMES)
+    assert inside.embeddings.dtype == torch.float32
+    assert torch.equal(inside.embeddings, tiny_model(encoder={"finetune": "none"}).encode(NAMES).embeddings)
+
+
+def test_bfloat16_weights_segment():
+    assert tiny_model().to(torch.bfloat16).segment(np.zeros((9, 9), np.uint8), NAMES).labels.shape == (9, 9)
+
+
+def test_duplicate_names_give_their_pixels_to_the_first():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    names = [*NAMES, "dog", "wooden  floor"]  # white space does not make another class
+    result = tiny_model().segment(noise, names)
+    assert set(np.unique(result.labels)) <= set(range(5))
+    assert sum(result.present.values()) == pytest.approx(1)
+    assert sum(sum(runs[1::2]) for runs in result.run_lengths().values()) == noise[..., 0].size
+
+
+def test_a_vocabulary_cached_by_segment_serves_training_of_a_frozen_encoder():
+    model = tiny_model(encoder={"finetune": "none"})
+    model.segment(np.zeros((9, 9), np.uint8), NAMES)
+    out = model(pixels(), model.encode(NAMES))
+    out.logits.sum().backward()
+    assert model.head.lcs.text.weight.grad is not None
+
+
+VOCABULARIES = {
+    "empty list": ([], "empty"),
+    "empty name": (["cat", " "], "entry 1 is empty"),
+    "string": ("cat", "give a list"),
+    "number": (["cat", 3], "not a string"),
+}
+
+
+@pytest.mark.parametrize("names, message", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_bad_vocabularies(names, message):
+    with pytest.raises(VocabularyError, match=message):
+        tiny_model().encode(names)
+
+
+def test_unusual_vocabularies():
+    model = tiny_model()
+    names = ["猫", "собака", "قطة", "!?", "...", "cat", "cat", "a " * 200, "x{}y", "🐈"]
+    result = model.segment(np.zeros((20, 30, 3), np.uint8), names)
+    assert result.labels.shape == (20, 30) and result.classes == tuple(names)
+    embeddings = model.encode(names).embeddings
+    assert torch.equal(embeddings[5], embeddings[6]) and embeddings.isfinite().all()
+
+
+def test_ten_thousand_names():
+    embeddings = tiny_model().encode([f"name {i}" for i in range(10_000)]).embeddings
+    assert embeddings.shape == (10_000, 32)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(10_000))
+
+
+PHOTOS = {
+    "PIL": Image.new("RGB", (50, 30), "red"),
+    "1x1": Image.new("L", (1, 1)),
+    "very wide": Image.new("RGB", (2000, 3)),
+    "array": np.zeros((30, 50, 3), np.uint8),
+    "tensor": torch.zeros(3, 30, 50),
+}
+
+
+@pytest.mark.parametrize("mode", ["whole", "windows"])
+@pytest.mark.parametrize("photo", PHOTOS.values(), ids=PHOTOS)
+def test_segment_labels_the_photo_at_its_own_size(photo, mode):
+    result = tiny_model(inference=mode).segment(photo, NAMES)
+    size = result.image.size[::-1]
+    assert result.labels.shape == size == result.scores.shape and result.labels.dtype == np.int64
+    assert 0 <= result.labels.min() and result.labels.max() < 5
+    assert (result.scores > 0).all() and (result.scores <= 1).all()
+    assert sum(result.present.values()) == pytest.approx(1)
+    runs = result.run_lengths()
+    assert all(sum(counts) == result.labels.size for counts in runs.values())
+
+
+def test_segment_takes_a_list_and_a_path(tmp_path):
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "photo.png")
+    model = tiny_model()
+    one, two = model.segment([tmp_path / "photo.png", np.zeros((9, 9), np.uint8)], NAMES)
+    assert one.labels.shape == (30, 40) and two.labels.shape == (9, 9)
+    one.overlay().save(tmp_path / "out.png")
+
+
+def test_labels_are_the_argmax_of_upsampled_logits():
+    model = tiny_model()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    full = model.segment(photo, NAMES)
+    with torch.no_grad():
+        logits = model(fgaseg.inference.prediction._whole(model, photo), model.encode(NAMES)).logits
+    up = torch.nn.functional.interpolate(logits, size=(50, 70), mode="bilinear", align_corners=False)[0]
+    first, second = up.topk(2, dim=0).values
+    clear = (first - second > 1e-5).numpy()  # elsewhere rounding decides
+    assert clear.mean() > 0.99 and np.array_equal(full.labels[clear], up.argmax(0).numpy()[clear])
+    np.testing.assert_allclose(full.scores, up.softmax(0).amax(0).numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("preset", [{}, {"preset": "released"}], ids=["softmax", "sigmoid"])
+def test_windows_are_labelled_by_the_scores_of_the_released_order(preset):
+    model = tiny_model(inference="windows", **preset)
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    result = model.segment(photo, NAMES)
+    with torch.no_grad():
+        enlarged = fgaseg.inference.prediction._resize(
+            torch.from_numpy(np.array(photo)).permute(2, 0, 1).float(), (640, 896)
+        )
+        scores = fgaseg.inference.prediction.sliding_scores(model, enlarged, model.encode(NAMES))
+    best, labels = fgaseg.inference.prediction._resize(scores, (50, 70)).max(0)
+    np.testing.assert_allclose(result.scores, best.numpy(), rtol=1e-4)
+    assert (result.labels == labels.numpy()).mean() > 0.999
+
+
+@pytest.mark.parametrize("mode", ["whole", "windows"])
+def test_memory_of_labelling_does_not_grow_with_the_photo_times_the_classes(mode):
+    """No tensor is made of even a quarter of [T, H, W]."""
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for x in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(x, torch.Tensor):
+                    self.elements = max(self.elements, x.numel())
+            return result
+
+    model, names = tiny_model(inference=mode), [f"class {i}" for i in range(100)]
+    with Largest() as largest:
+        model.segment(Image.new("RGB", (2000, 1500)), names)
+    assert largest.elements < 100 * 2000 * 1500 / 4
+
+
+def test_segment_refuses_training_mode():
+    with pytest.raises(RuntimeError, match="eval"):
+        tiny_model().train().segment(np.zeros((9, 9), np.uint8), NAMES)
+
+
+BAD_PIXELS = [
+    torch.zeros(3, 8, 8),
+    torch.zeros(1, 4, 8, 8),
+    torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
+    torch.zeros(0, 3, 8, 8),
+]
+
+
+@pytest.mark.parametrize("bad", BAD_PIXELS, ids=lambda x: f"{x.dtype}{list(x.shape)}")
+def test_bad_pixels(bad):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="expected a floating"):
+        model(bad, model.encode(NAMES))
+
+
+def test_vocabulary_of_another_model():
+    other = fgaseg.Vocabulary(("cat",), torch.ones(1, 48))
+    with pytest.raises(VocabularyError, match="encode the names with this model"):
+        tiny_model()(pixels(), other)
+
+
+def test_save_and_load_give_the_same_logits(tmp_path):
+    model = tiny_model(fast=True, fusion="add", encoder={"finetune": "prompt", "prompt_tokens": 2})
+    model.save_pretrained(tmp_path / "m")
+    again = FGASeg.from_pretrained(tmp_path / "m")
+    with torch.no_grad():
+        expected, got = (m(pixels(), m.encode(NAMES)).logits for m in (model, again))
+    assert torch.equal(expected, got) and not again.training
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_broken_saved_models(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        FGASeg.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "kernel_sise": 3}))
+    with pytest.raises(fgaseg.config.ConfigError, match="kernel_size"):
+        FGASeg.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="not an fgaseg model"):
+        FGASeg.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="neither a folder"):
+        FGASeg.from_pretrained(tmp_path / "nowhere")
+
+
+def test_weights_of_another_configuration(tmp_path):
+    tiny_model(kernel_size=5).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"head\.lcs\.text"):
+        tiny_model().load_weights(tmp_path / "model.safetensors")
+
+
+def test_finetuning_strategies_train_what_table_seven_says():
+    trained = {}
+    for strategy in ("attention", "prompt", "full", "none", "scratch"):
+        model = FGASeg(tiny_config(encoder={"finetune": strategy}))
+        trained[strategy] = {n for n, p in model.clip.named_parameters() if p.requires_grad}
+        assert all(p.requires_grad for p in model.head.parameters())
+    assert trained["none"] == set() and trained["prompt"] == {"visual.transformer.prompt_tokens"}
+    assert all(n.endswith(("q_proj_weight", "v_proj_weight")) for n in trained["attention"])
+    assert len(trained["attention"]) == 2 * (3 + 2)
+    assert all("resblocks" in n for n in trained["full"]) and "token_embedding.weight" in trained["scratch"]
+
+
+def test_parameter_groups_cover_every_trained_weight_once():
+    model = FGASeg(tiny_config(encoder={"finetune": "attention"}))
+    groups = model.parameter_groups(2e-4, 0.01, 1e-4)
+    grouped = [id(p) for g in groups for p in g["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert {(g["lr"], g["weight_decay"]) for g in groups} == {(2e-4, 1e-4), (2e-4, 0.0), (2e-4 * 0.01, 1e-4)}
+    norms = {id(p) for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert id(model.head.layers[0].guidance_norm.weight) in norms and id(model.head.fuse.linear.bias) not in norms
+
+
+def test_parameter_counts_of_the_paper():
+    """Table VII, B/16: 20.4 M with attention tuning, 122.9 M with full tuning (meta device: no memory)."""
+    from fgaseg.model.clip import _instantiate, resolve_architecture, set_finetuning
+
+    config = ModelConfig(encoder={"pretrained": None})
+    with torch.device("meta"):
+        clip = _instantiate(resolve_architecture(config.encoder)[0], "ViT-B-16")
+    counts = {}
+    for strategy in ("attention", "full"):
+        set_finetuning(clip, strategy)
+        counts[strategy] = sum(p.numel() for p in clip.parameters() if p.requires_grad) / 1e6
+    assert counts["attention"] == pytest.approx(20.4, abs=0.06) and counts["full"] == pytest.approx(122.9, abs=0.06)
+
+
+def _archive(model, path, **changes):
+    """A checkpoint as open_clip writes it: q, k and v fused."""
+    weights = dict(model.clip.state_dict())
+    for key in [k for k in weights if k.endswith("q_proj_weight")]:
+        stem = key.removesuffix("q_proj_weight")
+        weights[stem + "in_proj_weight"] = torch.cat([weights.pop(f"{stem}{p}_proj_weight") for p in "qkv"])
+    torch.save({"state_dict": {**{f"module.{k}": v for k, v in weights.items()}, **changes}}, path)
+
+
+def test_encoder_from_a_local_open_clip_checkpoint(tmp_path):
+    source = tiny_model(seed=3)
+    _archive(source, tmp_path / "clip.pt")
+    loaded = tiny_model(seed=4, encoder={"pretrained": str(tmp_path / "clip.pt"), "finetune": "none"})
+    fresh = FGASeg(tiny_config(encoder={"pretrained": str(tmp_path / "clip.pt")}))
+    for key, value in source.clip.state_dict().items():
+        assert torch.equal(fresh.clip.state_dict()[key], value), key
+    assert loaded.encode(NAMES).embeddings.shape == (5, 32)
+
+
+ENCODERS = {
+    "unknown name": ({"name": "ViT-Q-99", "architecture": None, "pretrained": None}, "knows no model"),
+    "neither file nor tag": ({"pretrained": "nowhere.pt"}, "neither a file or folder here nor a tag"),
+    "resnet": ({"name": "RN50", "architecture": None, "pretrained": None}, "not a plain CLIP ViT"),
+    "guidance": ({"guidance_blocks": (0, 2)}, "must name two of the first 2 blocks"),
+}
+
+
+@pytest.mark.parametrize("encoder, message", ENCODERS.values(), ids=ENCODERS)
+def test_encoders_that_cannot_be(encoder, message):
+    with pytest.raises(EncoderError, match=message):
+        FGASeg(tiny_config(encoder=encoder))
+
+
+def test_text_tower_must_match_the_image_tower(tmp_path):
+    source = tiny_model()
+    visual = {k: v for k, v in source.clip.state_dict().items() if k.startswith("visual.")}
+    torch.save(visual, tmp_path / "half.pt")
+    with pytest.raises(CheckpointError, match="has no text tower"):
+        FGASeg(tiny_config(encoder={"pretrained": str(tmp_path / "half.pt")}))
+    other = {**ARCHITECTURE, "text_cfg": {**ARCHITECTURE["text_cfg"], "layers": 1}}
+    _archive(FGASeg(tiny_config(encoder={"architecture": other})), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="do not fit"):
+        FGASeg(tiny_config(encoder={"pretrained": str(tmp_path / "other.pt")}))
+
+
+def test_a_compiled_head_gives_the_same():
+    model, compiled = tiny_model(), tiny_model()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.head.compile(backend=counter, dynamic=True, fullgraph=True)
+    with torch.no_grad():
+        for classes in (5, 200):  # the second comes in pieces, the last of them shorter
+            vocabulary = model.encode([f"thing {i}" for i in range(classes)])
+            got, expected = (m(pixels(1), vocabulary).logits for m in (compiled, model))
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert 0 < counter.frame_count <= 20

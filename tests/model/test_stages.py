@@ -1,0 +1,359 @@
+"""Every stage against its plainest form, in float64: concatenation where it shares, loops where it batches."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
+
+import fgaseg.training.losses
+from fgaseg.config import LossConfig
+from fgaseg.model.aggregation import ClassAttention, ClassSums, Guided, SwinBlock
+from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
+from fgaseg.model.clip import resized_positions, split_projections
+from fgaseg.model.decoder import SharedConv
+from fgaseg.model.head import Output
+from fgaseg.model.supplement import LocalSupplement
+from fgaseg.training.losses import segmentation_losses
+
+
+def rand(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def same(got, expected):
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
+
+
+def test_guided_linear_is_a_linear_layer_on_both():
+    layer = Guided(4, 3, 5).double()
+    x, guidance = rand(2, 7, 4), rand(2, 7, 3, seed=1)
+    same(layer(x) + layer.project(guidance), layer.linear(torch.cat([x, guidance], -1)))
+
+
+def test_shared_convolution_is_a_convolution_of_both():
+    layer = SharedConv(4, 3, 5).double()
+    x, guidance = rand(6, 4, 8, 9), rand(2, 3, 8, 9, seed=1)
+    same(layer(x, guidance), layer.conv(torch.cat([x, guidance.repeat_interleave(3, 0)], 1)))
+
+
+def by_images(layer, x, guidance):
+    """layer on rows [B, T, ...] packed, the classes of every image in two pieces whose sums are added."""
+    batch, classes = x.shape[:2]
+    offsets = torch.arange(batch + 1) * classes
+    whole = layer(x.flatten(0, 1), guidance.flatten(0, 1), offsets)
+    parts = [(p.flatten(0, 1), g.flatten(0, 1), torch.arange(batch + 1) * p.shape[1])
+             for p, g in zip(x.split(2, 1), guidance.split(2, 1), strict=True)]  # fmt: skip
+    sums = ClassSums(*(sum(s) for s in zip(*(layer.summarize(*part) for part in parts), strict=True)))
+    sums = layer.pad(sums, offsets.diff())
+    pieces = torch.cat([layer.attend(*part, sums).unflatten(0, (batch, -1)) for part in parts], 1)
+    same(pieces.flatten(0, 1), whole)
+    return whole.unflatten(0, (batch, classes))
+
+
+def test_pad_tokens_in_closed_form_equal_pad_tokens_in_the_sequence():
+    padded, literal = ClassAttention(8, 6, 2, 9).double(), ClassAttention(8, 6, 2, 0).double()
+    literal.load_state_dict({k: v for k, v in padded.state_dict().items() if not k.startswith("pad")})
+    with torch.no_grad():
+        padded.pad_token.normal_()
+        padded.pad_guidance.normal_()
+    x, guidance = rand(2, 5, 3, 8), rand(2, 5, 6, seed=1)
+    tokens = torch.cat([x, padded.pad_token.expand(2, 4, 3, 8)], 1)
+    texts = torch.cat([guidance, padded.pad_guidance.expand(2, 4, 6)], 1)
+    same(by_images(padded, x, guidance), by_images(literal, tokens, texts)[:, :5])
+    assert not torch.allclose(by_images(padded, x, guidance), by_images(literal, x, guidance))  # it changes the numbers
+    same(
+        by_images(padded, tokens, texts), by_images(literal, tokens, texts)
+    )  # as many classes as places: nothing is padded
+
+
+def test_class_attention_is_linear_attention_over_the_classes_of_a_pixel():
+    layer = ClassAttention(8, 6, 2, 0).double()
+    x, guidance = rand(1, 5, 3, 8), rand(1, 5, 6, seed=1)
+    expected = torch.empty_like(x)
+    for p in range(3):
+        normed = layer.norm1(x[0, :, p])
+        both = torch.cat([normed, guidance[0]], -1)
+        q, k, v = layer.q.linear(both), layer.k.linear(both), layer.v(normed)
+        out = []
+        for h in (slice(0, 4), slice(4, 8)):
+            weights = (F.elu(q[:, h]) + 1) @ (F.elu(k[:, h]) + 1).T
+            out.append(weights / (weights.sum(1, keepdim=True) + 1e-6) @ v[:, h])
+        y = x[0, :, p] + torch.cat(out, -1)
+        expected[0, :, p] = y + layer.mlp(layer.norm2(y))
+    same(by_images(layer, x, guidance), expected)
+
+
+def _plain_swin(block, x, guidance):
+    """One row, token by token: who attends to whom is decided from window and region coordinates, padding left out."""
+    height, width, _ = x.shape
+    window, shift = (block.window, block.shift) if min(height, width) > block.window else (min(height, width), 0)
+    padded = [n + -n % window for n in (height, width)]
+    a = block.attention
+    normed = block.norm1(x)
+    both = torch.cat([normed, guidance], -1)
+    q, k, v = a.q.linear(both), a.k.linear(both), a.v(normed)
+
+    def place(y, x_):  # window and region after the shift
+        out = []
+        for n, size in ((y, padded[0]), (x_, padded[1])):
+            rolled = (n - shift) % size
+            out.append((rolled // window, rolled >= size - window and rolled >= size - shift))
+        return (out[0][0], out[1][0]), (out[0][1], out[1][1])
+
+    out = torch.empty_like(x)
+    for y in range(height):
+        for x_ in range(width):
+            mine, region = place(y, x_)
+            keys = [(j, i) for j in range(height) for i in range(width) if place(j, i)[0] == mine]
+            penalty = x.new_tensor([0.0 if place(j, i)[1] == region else -100.0 for j, i in keys])
+            heads = []
+            for h in range(a.heads):
+                d = slice(h * q.shape[-1] // a.heads, (h + 1) * q.shape[-1] // a.heads)
+                ks, vs = torch.stack([k[j, i, d] for j, i in keys]), torch.stack([v[j, i, d] for j, i in keys])
+                scores = ks @ q[y, x_, d] / math.sqrt(ks.shape[1]) + penalty
+                heads.append(scores.softmax(0) @ vs)
+            out[y, x_] = a.proj(torch.cat(heads))
+    x = x + out
+    return x + block.mlp(block.norm2(x))
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (7, 10), (3, 9), (4, 4), (1, 5)], ids=str)
+@pytest.mark.parametrize("shift", [0, 2])
+def test_swin_block_window_by_window(grid, shift):
+    torch.manual_seed(0)
+    block = SwinBlock(8, 6, 2, 4, shift).double()
+    x, guidance = rand(4, *grid, 8), rand(2, *grid, 6, seed=1)
+    got = block(x, guidance)
+    for row in range(4):
+        same(got[row], _plain_swin(block, x[row], guidance[row // 2]))
+
+
+def test_sine_positions():
+    """Channel c of the first half at row y: sin or cos of 2π (y + 1) / (H + 1e-6) / 10000^(2⌊c/2⌋ / half)."""
+    got = sine_positions(3, 5, 8)
+    for c in range(4):
+        wave = math.sin if c % 2 == 0 else math.cos
+        for y in range(3):
+            for x in range(5):
+                scale = 10000 ** (2 * (c // 2) / 4)
+                assert got[c, y, x] == pytest.approx(wave((y + 1) / (3 + 1e-6) * 2 * math.pi / scale), abs=1e-5)
+                assert got[4 + c, y, x] == pytest.approx(wave((x + 1) / (5 + 1e-6) * 2 * math.pi / scale), abs=1e-5)
+
+
+@pytest.mark.parametrize("value_positions", [True, False])
+def test_p2tformer_step_by_step(value_positions):
+    module = P2Tformer(8, 2, 2, 0.3, True, value_positions).double()
+    image, texts = rand(2, 8, 3, 4), F.normalize(rand(5, 8, seed=1), dim=-1)
+    positions = sine_positions(3, 4, 8).double()
+    expected = []
+    for b in range(2):
+        keys = (image[b] + positions).flatten(1).T
+        values = keys if value_positions else image[b].flatten(1).T
+        t = texts
+        for layer in module.layers:
+            wq, wk, wv = layer.attention.in_proj_weight.chunk(3)
+            bq, bk, bv = layer.attention.in_proj_bias.chunk(3)
+            q, k, v = t @ wq.T + bq, keys @ wk.T + bk, values @ wv.T + bv
+            heads = [((q[:, h] @ k[:, h].T) / 2).softmax(1) @ v[:, h] for h in (slice(0, 4), slice(4, 8))]
+            t = layer.norm(t + layer.linear(layer.attention.out_proj(torch.cat(heads, 1))))
+        expected.append(texts + module.gamma * t)
+    same(module(image, texts), torch.stack(expected))
+
+
+def test_p2tformer_switched_off_and_with_fixed_gamma():
+    texts = F.normalize(rand(5, 8), dim=-1)
+    off = P2Tformer(8, 0, 2, 0.1, True, True).double()
+    assert torch.equal(off(rand(1, 8, 2, 2), texts)[0], texts) and not list(off.parameters())
+    fixed = P2Tformer(8, 1, 2, 0.5, False, True)
+    assert "gamma" not in dict(fixed.named_parameters()) and (fixed.gamma == 0.5).all()
+
+
+def test_t2p_is_one_convolution_per_class():
+    module = T2PProjector(8, 3).double().eval()
+    image, texts = rand(2, 8, 3, 4), rand(2, 5, 8, seed=1)
+    got = module(image, texts)
+    assert got.shape == (2, 5, 12, 16)
+    projected = module.project(image)
+    for b in range(2):
+        for t in range(5):
+            generated = module.text(texts[b, t])
+            kernel = generated[:-1].reshape(1, 4, 3, 3)
+            same(got[b, t], F.conv2d(projected[b : b + 1], kernel, generated[-1:], padding=1)[0, 0])
+
+
+@pytest.mark.parametrize("norm", ["taps", "channels", "none"])
+def test_local_supplement_tap_by_tap(norm):
+    module = LocalSupplement(4, 3, norm).double()
+    image, texts = F.normalize(rand(1, 4, 5, 6), dim=1), F.normalize(rand(1, 2, 4, seed=1), dim=-1)
+    got = module(image, texts)
+    padded = F.pad(image[0], (1, 1, 1, 1))
+    for t in range(2):
+        generated = module.text(texts[0, t])
+        kernel = generated[:-1].reshape(4, 9)
+        kernel = kernel.softmax(1) if norm == "taps" else kernel.softmax(0) if norm == "channels" else kernel
+        expected = torch.full((5, 6), generated[-1].item(), dtype=torch.float64)
+        for tap in range(9):
+            dy, dx = divmod(tap, 3)
+            expected += (kernel[:, tap, None, None] * padded[:, dy : dy + 5, dx : dx + 6]).sum(0)
+        same(got[0, t], expected)
+
+
+def _open_clip_twin(model):
+    """open_clip's own model with the same weights."""
+    weights = dict(model.clip.state_dict())
+    for key in [k for k in weights if k.endswith("q_proj_weight")]:
+        stem = key.removesuffix("q_proj_weight")
+        weights[stem + "in_proj_weight"] = torch.cat([weights.pop(f"{stem}{p}_proj_weight") for p in "qkv"])
+    twin = open_clip.model.CLIP(**ARCHITECTURE).double().eval()
+    twin.load_state_dict(weights)
+    assert split_projections(weights).keys() == model.clip.state_dict().keys()
+    return twin
+
+
+def test_text_tower_equals_open_clip_without_the_cut():
+    model = tiny_model().double()
+    twin = _open_clip_twin(model)
+    prompts = [f"a photo of a {n}" for n in [*NAMES, "a much longer name of a class than the others have"]]
+    expected = F.normalize(twin.encode_text(open_clip.SimpleTokenizer(context_length=16)(prompts)), dim=-1)
+    got = model.encode([p.removeprefix("a photo of a ") for p in prompts]).embeddings
+    same(got.detach(), expected.detach())
+
+
+def test_image_tower_equals_open_clip_up_to_the_dense_block():
+    model = tiny_model().double()
+    twin, photo = _open_clip_twin(model), pixels(2, 32, 32).double()
+    outputs = []
+    for block in twin.visual.transformer.resblocks:
+        block.register_forward_hook(lambda _, inputs, output: outputs.append((inputs[0], output)))
+    twin.encode_image(photo)
+    got = model.image_encoder(photo)
+    for feature, block in ((got.early, 0), (got.late, 1)):
+        same(feature.flatten(2).transpose(1, 2), outputs[block][1][:, 1:])
+    last, x = twin.visual.transformer.resblocks[-1], outputs[2][0]
+    weight, bias = last.attn.in_proj_weight.chunk(3)[2], last.attn.in_proj_bias.chunk(3)[2]
+    v = last.attn.out_proj(last.ln_1(x) @ weight.T + bias) + x[:, :1]
+    dense = twin.visual.ln_post(v + last.mlp(last.ln_2(v))) @ twin.visual.proj
+    same(got.embedding.flatten(2).transpose(1, 2), dense[:, 1:])
+
+
+def test_prompt_tokens_stand_after_the_class_token_and_leave_again():
+    model = tiny_model(encoder={"finetune": "prompt", "prompt_tokens": 2})
+    before = model.image_encoder(pixels())
+    with torch.no_grad():
+        model.clip.visual.transformer.prompt_tokens[2] += 1  # the dense block has no use for them
+        assert torch.equal(model.image_encoder(pixels()).embedding, before.embedding)
+        model.clip.visual.transformer.prompt_tokens[0] += 1
+    after = model.image_encoder(pixels())
+    assert after.embedding.shape == before.embedding.shape and not torch.allclose(after.embedding, before.embedding)
+
+
+def test_positions_keep_the_class_row_and_their_own_grid():
+    table = rand(1 + 16, 6)
+    assert resized_positions(table, (4, 4), (4, 4)) is table
+    resized = resized_positions(table, (4, 4), (3, 7))
+    assert resized.shape == (22, 6) and torch.equal(resized[0], table[0])
+    square = table[1:].T.reshape(1, 6, 4, 4).float()
+    expected = F.interpolate(square, size=(3, 7), mode="bicubic", align_corners=False, antialias=False)
+    torch.testing.assert_close(resized[1:].float(), expected[0].flatten(1).T)
+
+
+def _output(logits, align=None, aux=()):
+    return Output(logits, logits, None, align, list(aux), None)
+
+
+LABELS = torch.tensor([[[0, 1, 2, 255], [2, 2, 255, 255], [1, 0, 0, 1], [2, 1, 0, 0]]])
+
+
+@pytest.fixture(params=[1, 2, 32])
+def piece(request, monkeypatch):
+    monkeypatch.setattr(fgaseg.training.losses, "PIECE", request.param)
+
+
+def test_losses_of_the_paper_pixel_by_pixel(piece):
+    logits, small, aux = rand(1, 3, 4, 4), rand(1, 3, 2, 2, seed=1), rand(1, 3, 4, 4, seed=2)
+    align = F.interpolate(small, (4, 4), mode="bilinear", align_corners=False)
+    config = LossConfig(lambda_align=0.5, lambda_aux=0.25)
+    got = segmentation_losses(_output(logits, small, [aux]), LABELS, config)
+    ce, aux_ce, squares, n = 0.0, 0.0, 0.0, 0
+    for y in range(4):
+        for x in range(4):
+            label = int(LABELS[0, y, x])
+            if label == 255:
+                continue
+            n += 1
+            ce -= logits[0, :, y, x].log_softmax(0)[label].item()
+            aux_ce -= aux[0, :, y, x].log_softmax(0)[label].item()
+            squares += sum((align[0, t, y, x].item() - (t == label)) ** 2 for t in range(3))
+    assert got["seg"].item() == pytest.approx(ce / n, rel=1e-6)
+    assert got["aux"].item() == pytest.approx(aux_ce / n, rel=1e-6)
+    assert got["align"].item() == pytest.approx(squares / (3 * n), rel=1e-6)
+    assert got["loss"].item() == pytest.approx((ce + 0.25 * aux_ce) / n + 0.5 * squares / (3 * n), rel=1e-6)
+    summed = segmentation_losses(_output(logits, small), LABELS, LossConfig(align_reduction="sum"))
+    assert summed["align"].item() == pytest.approx(squares, rel=1e-6)
+
+
+def test_losses_of_the_released_code(piece):
+    logits, align = rand(1, 3, 4, 4), rand(1, 3, 2, 2, seed=1)
+    heads = [rand(1, 3, 4, 4, seed=s) for s in (2, 3, 4)]
+    config = LossConfig(seg="bce", align="bce", aux_heads=3)
+    got = segmentation_losses(_output(logits, align, heads), LABELS, config)
+    target = torch.zeros(1, 3, 4, 4)
+    for t in range(3):
+        target[0, t] = LABELS[0] == t  # an unlabelled pixel is a negative of every class
+    seg, *aux = (F.binary_cross_entropy_with_logits(x.float(), target) for x in (logits, *heads))
+    alignment = F.binary_cross_entropy_with_logits(align.float(), target[:, :, ::2, ::2])
+    assert got["align"].item() == pytest.approx(alignment.item(), rel=1e-6)
+    expected = seg + 0.02 * alignment + 0.2 * aux[0] + aux[1] + aux[2]
+    assert got["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+def test_pieces_of_the_classes_change_no_gradient(kind, monkeypatch):
+    config, gradients = LossConfig(seg="bce", align=kind, lambda_align=0.5), []
+    for size in (32, 2):
+        monkeypatch.setattr(fgaseg.training.losses, "PIECE", size)
+        logits, align = rand(1, 3, 2, 2).requires_grad_(), rand(1, 3, 2, 2, seed=1).requires_grad_()
+        segmentation_losses(_output(logits, align), LABELS, config)["loss"].backward()
+        gradients.append(torch.cat([logits.grad, align.grad]))
+    assert gradients[0].abs().min() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("switches", [{}, {"class_balance": 0.5}, {"seg": "bce", "align": "bce"}], ids=str)
+def test_losses_of_two_halves_add_up_to_the_whole(switches):
+    config = LossConfig(**switches)
+    logits, align = rand(4, 3, 4, 4), rand(4, 3, 8, 8, seed=1)
+    labels = torch.cat([LABELS, LABELS.flip(1), LABELS.clone().fill_(255), LABELS.flip(2)])
+    whole = segmentation_losses(_output(logits, align), labels, config)
+
+    def part(s, world):
+        return segmentation_losses(_output(logits[s], align[s]), labels[s], config, world=world)
+
+    halves, counts = (slice(0, 2), slice(2, 4)), ([], [])
+    for s, own in zip(halves, counts, strict=True):
+        part(s, lambda count, own=own: own.append(count) or count)
+    totals = [sum(pair) for pair in zip(*counts, strict=True)]
+    parts = []
+    for s in halves:
+        left = iter(totals)
+        parts.append(part(s, lambda _, left=left: next(left)))
+    for key in whole:
+        assert sum(p[key] for p in parts).item() == pytest.approx(whole[key].item(), rel=1e-5)
+
+
+def test_class_balance_weighs_classes_by_their_pixels():
+    logits = rand(1, 3, 4, 4)
+    got = segmentation_losses(_output(logits), LABELS, LossConfig(class_balance=1.0))["seg"]
+    per_class = []
+    for t in range(3):
+        y, x = (LABELS[0] == t).nonzero().T
+        per_class.append(-logits[0, :, y, x].log_softmax(0)[t].mean().item())
+    assert got.item() == pytest.approx(sum(per_class) / 3, rel=1e-6)  # every class present counts the same
+
+
+def test_a_batch_without_any_label_has_loss_zero_and_not_nan():
+    losses = segmentation_losses(_output(rand(1, 3, 4, 4), rand(1, 3, 4, 4)), LABELS.clone().fill_(255), LossConfig())
+    assert all(value.item() == 0 for value in losses.values())
