@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .errors import ProcessLost
+from .errors import ProcessLostError
 
 T = TypeVar("T")
 
@@ -34,25 +34,25 @@ def _waiting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no kind of its own for it
-        raise ProcessLost(str(error).splitlines()[0]) from error
+        raise ProcessLostError(str(error).splitlines()[0]) from error
 
 
 @contextlib.contextmanager
 def noticing_lost_processes() -> Iterator[None]:
-    """ProcessLost for what PyTorch's own collectives raise, which gather sharded weights in the middle of anything."""
+    """ProcessLostError for what PyTorch's own collectives raise, which gather sharded weights at any point."""
     try:
         yield
     except RuntimeError as error:
         of_gloo = any(sign in str(error) for sign in ("gloo/", "closed by peer"))  # it has no kind of its own
         if of_gloo or isinstance(error, getattr(dist, "DistError", ())):
-            raise ProcessLost(str(error).splitlines()[0]) from error
+            raise ProcessLostError(str(error).splitlines()[0]) from error
         raise
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of `value` (same shape and dtype everywhere) over all processes; a new tensor without gradient.
 
-    Raises ProcessLost.
+    Raises ProcessLostError.
     """
     value = value.detach()
     if world_size() > 1:
@@ -63,7 +63,7 @@ def sum_over_processes(value: Tensor) -> Tensor:
 
 
 def gather_rows(value: Tensor) -> Tensor:
-    """`value` [n, ...] of all processes (same shape everywhere), one after the other. Raises ProcessLost."""
+    """`value` [n, ...] of all processes (same shape everywhere), one after the other. Raises ProcessLostError."""
     if world_size() == 1:
         return value
     parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -73,7 +73,7 @@ def gather_rows(value: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """A small value of plain types of every process. Raises ProcessLost."""
+    """A small value of plain types of every process. Raises ProcessLostError."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()

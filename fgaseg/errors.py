@@ -13,7 +13,7 @@ class ConfigError(FGASegError, ValueError):
     """A configuration that cannot be used; the message names where it came from, the key, and what would be right."""
 
 
-class ProcessLost(FGASegError, RuntimeError):
+class ProcessLostError(FGASegError, RuntimeError):
     """A process that this one waits for is gone, or has not answered for too long; the message is the backend's."""
 
 
@@ -37,7 +37,7 @@ class TrainingError(FGASegError, RuntimeError):
     """Training cannot go on (a loss that is no number, an impossible set-up); the message says what to try."""
 
 
-class NotFinite(TrainingError):
+class NotFiniteError(TrainingError):
     """A loss or a gradient is no number: the same training fails again."""
 
 

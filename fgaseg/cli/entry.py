@@ -511,7 +511,7 @@ def _eval_sets(options: argparse.Namespace) -> dict[str, Any]:
         root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
     from ..config import load_config
-    from ..training import data_sets
+    from ..data import data_sets
 
     config = load_config(options.config, _data_overrides(options))
     return data_sets(config)[1] if config.data.scenes else _folder(config)

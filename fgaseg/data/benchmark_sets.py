@@ -347,15 +347,3 @@ def _refuse_unprepared(one: BenchmarkSet, split: str, root: Path, prepared: set[
     if missing or not prepared:
         what = f"{len(missing)} of {len(published)} labels are" if prepared else "is"
         raise DataError(f"{one.name}: {what} not prepared: run {prepare_command(one.name, split, root)}")
-
-
-def training_sets(data: DataConfig, seed: int = 0) -> tuple[PairDataset, dict[str, PairDataset]]:
-    """What ``data.set`` and ``data.val_set`` name: the training set and the validation sets by name.
-
-    Without ``data.set`` the training set is the one in ``data.images``; without ``data.val_set`` nothing is scored.
-    """
-    root = data.root or default_root()
-    scored: dict[str, PairDataset] = {data.val_set: open_set(data.val_set, root)} if data.val_set else {}
-    if data.set is None:
-        return FolderDataset(data, "train", seed), scored
-    return open_set(data.set, root, "train", config=data, seed=seed), scored

@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from ..config import Config, load_config
+from ..data import data_sets
 from ..environment import processor
-from ..errors import ConfigError, NotFinite, TrainingError
+from ..errors import ConfigError, NotFiniteError, TrainingError
 from ..evaluation import FIGURES
 from ..files import atomic_write
 from ..model import FGASeg
-from ..training import data_sets, train
+from ..training import train
 from .demo import demo_config, score
 
 Labels = tuple[str, ...]
@@ -395,7 +396,7 @@ def _do(job: Job) -> None:
         return
     try:
         summary = train(job.config)
-    except NotFinite as error:
+    except NotFiniteError as error:
         _save(job.file, {"failed": str(error)})
         return
     figures = {name: {key: getattr(one, key) for key in FIGURES} for name, one in summary.scores.items()}

@@ -16,13 +16,13 @@ from rich.table import Table
 from torch import Tensor
 
 from ..config import Config, load_config
-from ..data import SEEN, UNSEEN, SceneDataset
+from ..data import SCENES_SCORED, SEEN, UNSEEN, SceneDataset, data_sets
 from ..errors import ConfigError
 from ..evaluation import Scores, evaluate
 from ..files import atomic_write
 from ..inference import heat, legend, overlay, panel, pseudo_masks
 from ..model import FGASeg
-from ..training import SCENES_SCORED, data_sets, train
+from ..training import train
 
 PICTURED = [
     ("seen", 3),

@@ -1,6 +1,6 @@
 """The trainer and its parts."""
 
 from .losses import segmentation_losses
-from .trainer import SCENES_SCORED, Signals, data_sets, train
+from .trainer import Signals, train
 
-__all__ = ["SCENES_SCORED", "Signals", "data_sets", "segmentation_losses", "train"]
+__all__ = ["Signals", "segmentation_losses", "train"]

@@ -16,7 +16,6 @@ import os
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -33,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import Config
-from ..data import FolderDataset, SceneDataset, training_sets
+from ..data import data_sets
 from ..distributed import (
     gather_objects,
     gather_rows,
@@ -45,7 +44,7 @@ from ..distributed import (
     use_global_batch_norm,
     world_size,
 )
-from ..errors import CheckpointError, ImageError, Interrupted, NotFinite, ProcessLost, TrainingError
+from ..errors import CheckpointError, ImageError, Interrupted, NotFiniteError, ProcessLostError, TrainingError
 from ..evaluation import FIGURES, Scores, evaluate
 from ..files import atomic_write
 from ..inference import heat, legend, overlay, panel, pseudo_masks
@@ -65,8 +64,6 @@ from .sharding import (
     whole_state,
 )
 
-SCENES_PER_EPOCH = 10_000
-SCENES_SCORED = 100
 # what may differ between the run that wrote a checkpoint and the one that resumes it
 FREE_ON_RESUME = {
     "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
@@ -271,7 +268,7 @@ class Signals:
             signal.signal(number, self._previous[number])
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is ProcessLost:  # torchrun's SIGTERM follows, and must not come before the message
+        if kind is ProcessLostError:  # torchrun's SIGTERM follows, and must not come before the message
             self._previous.pop(signal.SIGTERM, None)
         self._restore(*self._previous)
 
@@ -402,7 +399,7 @@ class _Training:
     def _explaining_lost_processes(self) -> Iterator[None]:
         try:
             yield
-        except ProcessLost as error:
+        except ProcessLostError as error:
             kept = f"the checkpoint of step {self.saved} in {self.folder} is intact"
             raise TrainingError(
                 f"process {rank()} stops after step {self.step}: another training process is gone ({error}); its own "
@@ -576,7 +573,7 @@ class _Training:
         recipe = self.config.train
         stems = [stem for part in gather_objects(batch.stems) for stem in part]
         saved = self._save_batch(batch, stems)
-        raise NotFinite(
+        raise NotFiniteError(
             f"step {self.step + 1}: loss or gradient is not finite ({shown}); "
             f"the batch was {', '.join(stems)} ({saved}); "
             f"{kept if self.saved >= 0 else 'nothing was saved yet'}. "
@@ -826,24 +823,6 @@ def picture(model: FGASeg, item: dict[str, Any], names: list[str]) -> Image.Imag
         if maps is not None:
             shown.append((f"{title}: {names[subject]}", heat(maps[subject], size)))
     return panel([shown], below=legend([labels, predicted], names, 240 * len(shown)))
-
-
-def data_sets(config: Config) -> tuple[Any, dict[str, Any]]:
-    """The training set, and the validation sets by name."""
-    data, seed = config.data, config.train.seed
-    if data.scenes:
-        scored = data.val_count or SCENES_SCORED
-        train_set = SceneDataset("train", SCENES_PER_EPOCH, data.crop, seed)
-        return train_set, {split: SceneDataset(split, scored, data.crop) for split in ("seen", "unseen")}
-    if data.set or data.val_set:
-        return training_sets(data, seed)
-    if not (data.train_list or data.val_list or data.val_images):
-        warnings.warn(
-            "the validation photos are the training photos: the mIoU says how well they are remembered. Give "
-            "data.val_images and data.val_labels, data.val_list or data.train_list",
-            stacklevel=2,
-        )
-    return FolderDataset(data, "train", seed), {"val": FolderDataset(data, "val")}
 
 
 def _seed(*key: int) -> int:

@@ -23,9 +23,10 @@ from tiny import tiny_config, tiny_model
 
 from fgaseg.cli import main
 from fgaseg.config import Config, DataConfig, load_config
-from fgaseg.data.benchmark_sets import SETS, open_set, training_sets
+from fgaseg.data.benchmark_sets import SETS, open_set
 from fgaseg.data.label_formats import decode_counts, read_label_map
 from fgaseg.data.preparation import check, check_folder, prepare, print_prepared, shrink
+from fgaseg.data.selection import training_sets
 from fgaseg.errors import ConfigError, DataError, ImageError
 from fgaseg.evaluation.scores import ClassScore, Scores
 from fgaseg.training.trainer import train

@@ -17,7 +17,7 @@ from tiny import ARCHITECTURE
 import fgaseg.reproduce.ablations
 from fgaseg import FGASeg
 from fgaseg.cli import main
-from fgaseg.errors import NotFinite, TrainingError
+from fgaseg.errors import NotFiniteError, TrainingError
 from fgaseg.reproduce.ablations import DEFAULT, NOISE_SEEDS, T95, TABLES, Job, Row, markdown, row_config, run
 from fgaseg.reproduce.demo import demo_config
 
@@ -234,7 +234,7 @@ def test_a_row_that_diverges_is_said_to_have_failed_and_the_others_go_on(tiny, t
 
     def diverging(config):
         if config.model.kernel_norm == "none":
-            raise NotFinite("step 3: loss or gradient is not finite")
+            raise NotFiniteError("step 3: loss or gradient is not finite")
         return train(config)
 
     monkeypatch.setattr(fgaseg.reproduce.ablations, "train", diverging)

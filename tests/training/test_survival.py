@@ -117,8 +117,8 @@ def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path, f
 def test_the_message_of_a_lost_process_comes_before_torchruns_sigterm():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with pytest.raises(fgaseg.training.trainer.ProcessLost), fgaseg.training.trainer.Signals() as signals:
-            raise fgaseg.training.trainer.ProcessLost("Connection closed by peer")
+        with pytest.raises(fgaseg.training.trainer.ProcessLostError), fgaseg.training.trainer.Signals() as signals:
+            raise fgaseg.training.trainer.ProcessLostError("Connection closed by peer")
         assert signal.getsignal(signal.SIGTERM) == signals._note  # noted only: the process is at its end
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -229,7 +229,7 @@ def test_processes_that_do_not_share_a_disk_are_told(data, tmp_path, monkeypatch
 
 def test_a_process_that_dies_before_the_first_step_is_one_message(data, tmp_path, monkeypatch):  # noqa: F811
     def gone(_):
-        raise fgaseg.training.trainer.ProcessLost("Connection closed by peer")
+        raise fgaseg.training.trainer.ProcessLostError("Connection closed by peer")
 
     monkeypatch.setattr(fgaseg.training.trainer, "gather_objects", gone)
     with pytest.raises(TrainingError, match=r"another training process is gone \(Connection closed by peer\)"):
@@ -319,7 +319,7 @@ def test_the_batch_of_a_nan_is_named_and_kept(data, tmp_path, monkeypatch):  # n
     assert f"the batch was {', '.join(stems)}" in str(caught.value)
     with safetensors.safe_open(tmp_path / "nan_batch.safetensors", "pt") as file:
         assert json.loads(file.metadata()["stems"]) == stems and file.metadata()["step"] == "4"
-        train_set = fgaseg.training.trainer.data_sets(config)[0]
+        train_set = fgaseg.data.data_sets(config)[0]
         for place, (epoch, index) in enumerate(batches(config, 10)[3]):
             train_set.set_epoch(epoch)
             assert torch.equal(file.get_tensor("pixels")[place], train_set[index]["pixels"])

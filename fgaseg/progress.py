@@ -1,0 +1,40 @@
+"""Progress of long work: a bar where stderr is a terminal, else a line in the log now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+T = TypeVar("T")
+
+LOG_SECONDS = 60.0  # between two lines where no bar can be drawn
+
+log = logging.getLogger(__name__)
+
+
+def track(items: Iterable[T], title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[T]:
+    """Yield the items and show how many of `total` have been passed.
+
+    title  what is being done, such as "scoring"
+    done   how many of `total` were finished before
+    shown  False: show nothing
+    """
+    if not shown:
+        yield from items
+        return
+    console = Console(stderr=True)
+    last = time.monotonic()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(escape(title), total=total, completed=done)
+        for count, item in enumerate(items, done + 1):
+            yield item
+            bar.update(task, completed=count)
+            if not console.is_terminal and time.monotonic() - last >= LOG_SECONDS:
+                log.info("%s: %d of %d", title, count, total)
+                last = time.monotonic()
