@@ -18,7 +18,7 @@ import fgaseg.reproduce.ablations
 from fgaseg import FGASeg
 from fgaseg.cli import main
 from fgaseg.errors import NotFiniteError, TrainingError
-from fgaseg.reproduce.ablations import DEFAULT, NOISE_SEEDS, T95, TABLES, Job, Row, markdown, row_config, run
+from fgaseg.reproduce.ablations import DEFAULT, NOISE_SEEDS, T95, TABLES, Job, Row, markdown, row_config, run_ablations
 from fgaseg.reproduce.demo import demo_config
 
 BASE = demo_config(list(DEFAULT))
@@ -241,7 +241,7 @@ def test_a_row_that_diverges_is_said_to_have_failed_and_the_others_go_on(tiny, t
     # one seed, one small table
     monkeypatch.setattr(fgaseg.reproduce.ablations, "NOISE_SEEDS", ())
     monkeypatch.setitem(TABLES, "IV", fgaseg.reproduce.ablations.Table("Table IV", TABLES["IV"].parts[1:]))
-    results = run(["IV"], tiny, 1, out=tmp_path / "out")
+    results = run_ablations(["IV"], tiny, 1, out=tmp_path / "out")
     none, taps, channels = results["tables"]["IV"][0]
     assert "not finite" in none["failed"] and taps["miou"] and channels["miou"]
     text = capsys.readouterr().out
