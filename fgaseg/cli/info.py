@@ -1,19 +1,27 @@
-"""What is installed, what was built, and which backend would run each op here: ``fgaseg info``."""
+"""`fgaseg info`: what is installed, what was built, and which backend would run each op here."""
 
-import json as json_format
+import argparse
+import json
 
-from rich.console import Console
-from rich.table import Table
+from .options import add_json
 
-from ..environment import collect
+HELP = "Versions, what was built, and which backend runs each op and why not the others."
 
 
-def main(json: bool = False) -> int:
-    """Prints ``collect()`` as tables, or as JSON; returns the exit status 0."""
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..environment import collect
+
     found = collect()
-    if json:
-        print(json_format.dumps(found, indent=2))
-        return 0
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
     console = Console()
     for title in ("versions", "machine", "built", "loaded"):
         table = Table(title=title, title_justify="left", show_header=False)
@@ -30,4 +38,3 @@ def main(json: bool = False) -> int:
             for (runs, why), names in dtypes.items():
                 table.add_row(op, device, ", ".join(names), runs, why or "(slower)")
     console.print(table)
-    return 0

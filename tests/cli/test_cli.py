@@ -12,8 +12,9 @@ from paths import CONFIGS, SHARED
 from PIL import Image
 from tiny import NAMES, tiny_model
 
-import fgaseg.cli.entry
+import fgaseg
 from fgaseg.cli import main
+from fgaseg.cli.entry import parse
 from fgaseg.kernels import decode_runs
 
 DATA = SHARED / "data"
@@ -142,9 +143,9 @@ def test_eval_scores_drawn_scenes(model, capsys):
 
 
 def test_options_and_overrides_in_any_order():
-    options = fgaseg.cli.entry._parse(["train", "c.yaml", "--restart", "train.steps=5", "--json", "model.fusion=add"])
+    options = parse(["train", "c.yaml", "--restart", "train.steps=5", "--json", "model.fusion=add"])
     assert options.restart and options.json and options.overrides == ["train.steps=5", "model.fusion=add"]
-    demo = fgaseg.cli.entry._parse(["demo", "--seed", "0,1,2", "train.steps=100"])
+    demo = parse(["demo", "--seed", "0,1,2", "train.steps=100"])
     assert demo.seed == [0, 1, 2] and demo.overrides == ["train.steps=100"]
 
 

@@ -1,0 +1,40 @@
+"""`fgaseg train`."""
+
+import argparse
+import json
+
+from .options import add_json
+
+HELP = """\
+Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a names file (one name a line).
+
+  fgaseg train configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt train.out=runs/mine
+  torchrun --nproc-per-node 8 -m fgaseg train configs/vitb16.yaml ...      many GPUs; the batch is shared among them
+
+Every key of the YAML file can be overridden as section.key=value. Interrupted (Ctrl-C, SIGTERM, a crash), the same
+command goes on from the last checkpoint and ends in the same weights. The model is left in <train.out>/model.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    parser.add_argument("config", help="YAML file (see configs/)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4 model.kernel_size=5")
+    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in train.out and start over")
+
+
+def run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from ..config import load_config
+    from ..distributed import rank
+    from ..training import train
+
+    summary = train(load_config(options.config, options.overrides), resume=not options.restart)
+    if rank() == 0:
+        if options.json:
+            print(json.dumps(summary.dump()))
+        else:
+            for name, scores in summary.scores.items():
+                Console().print(scores.table(name))
+            print(f"model: {summary.model}")
