@@ -9,11 +9,12 @@ from ..errors import UsageError
 from .options import add_json
 
 HELP = """\
-Turn a checkpoint of the released FGAseg code or of CAT-Seg into a folder that FGASeg.from_pretrained loads, or back.
-What its keys tell (decoder mode, encoder, K, depths) is read off; the rest is as in the released preset, and listed.
+Convert a checkpoint of the released FGAseg code or of CAT-Seg to a folder that FGASeg.from_pretrained loads, or back.
+Decoder mode, encoder, K and depths are inferred from its keys and shapes; the rest is assumed to be as in the released
+preset, and listed.
 
   fgaseg convert model_final.pth --out models/released
-  fgaseg convert model_final.pth --out models/released top_k=8      a switch that the keys do not tell
+  fgaseg convert model_final.pth --out models/released top_k=8      a switch that the keys do not show
   fgaseg convert models/released --to-released --out model.pth
 """
 
@@ -22,9 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("checkpoint", help=".pth or .safetensors file; with --to-released: a model's folder or hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; with --to-released: .pth file")
-    parser.add_argument("--to-released", action="store_true", help="the other way: our model to the released keys")
+    parser.add_argument("--to-released", action="store_true", help="the other direction: from an fgaseg model")
     parser.add_argument(
-        "--allow-foreign", action="store_true", help="leave keys that belong to no FGAseg aside instead of refusing"
+        "--allow-foreign", action="store_true", help="skip keys that belong to neither code instead of refusing"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="switches of the model, e.g. top_k=8")
 
@@ -32,15 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..files import atomic_directory
     from ..model import FGASeg
-    from ..weights import load, save
+    from ..weights import read_released
 
     if options.to_released:
         if options.overrides or options.allow_foreign:
             raise UsageError("--to-released takes the model as it is: leave key=value and --allow-foreign out")
-        report = save(FGASeg.from_pretrained(options.checkpoint), options.out)
+        report = FGASeg.from_pretrained(options.checkpoint).save_released(options.out)
     else:
         _check_replaceable(options.out)
-        model, report = load(FGASeg, options.checkpoint, options.overrides, options.allow_foreign)
+        checkpoint = read_released(options.checkpoint, options.overrides)
+        model = FGASeg(checkpoint.config)
+        report = checkpoint.load_into(model, options.allow_foreign)
         with atomic_directory(options.out) as folder:
             model.save_pretrained(folder)
     if options.json:
@@ -50,9 +53,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Only a model may be replaced: whatever else is in a folder would be lost."""
+    """Refuse a folder that holds anything but a model: replacing it would lose the rest."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out {folder}: a file; give a folder to write the model to")
+        raise UsageError(f"--out {folder}: is a file; give a folder to write the model to")
     others = {file.name for file in folder.glob("*")} - {"config.json", "model.safetensors"}
     if others:
         raise UsageError(f"--out {folder}: holds other files ({', '.join(sorted(others)[:3])}); give a new folder")

@@ -14,8 +14,7 @@ from ..errors import CheckpointError, EncoderError, VocabularyError
 from ..files import atomic_write
 from ..inference import Result, predict
 from ..vocabulary import Vocabulary
-from ..weights import load as load_released
-from ..weights import load_weights, read_weights, write_weights
+from ..weights import ConversionReport, load_weights, read_released, read_weights, write_released, write_weights
 from .clip import build_clip
 from .head import Head, Output
 from .image_encoder import ImageEncoder, ImageFeatures, guidance_blocks
@@ -137,10 +136,10 @@ class FGASeg(nn.Module):
 
     def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write CLIP's two towers alone, for `encoder.pretrained` of another model."""
-        write_weights(path, {k: v.to(dtype) for k, v in self.clip.state_dict().items()})
+        write_weights(path, {key: value.to(dtype) for key, value in self.clip.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors; each file appears whole or not at all.
+        """Write config.json and model.safetensors, each atomically.
 
         state_dict  in place of the model's own, where that is sharded over processes
         """
@@ -151,46 +150,69 @@ class FGASeg(nn.Module):
         text = json.dumps({"model_type": "fgaseg", **config}, indent=2) + "\n"
         atomic_write(directory / "config.json", lambda file: file.write(text.encode()))
 
+    def save_released(self, path: str | Path) -> ConversionReport:
+        """Write a checkpoint that the released FGAseg code (or, without FGAseg's parts, CAT-Seg's) loads, atomically.
+
+        The report names what that code would compute differently. Raises CheckpointError for a model that has no
+        counterpart there, and OSError.
+        """
+        quick_gelu = bool(self.architecture.get("quick_gelu"))
+        return write_released(path, self.state_dict(), self.config, quick_gelu=quick_gelu)
+
     @classmethod
-    def from_pretrained(cls, source: str | Path, **switches: Any) -> "FGASeg":
+    def from_pretrained(cls, source: str | Path, **overrides: Any) -> "FGASeg":
         """Load what `save_pretrained` wrote, from a folder or a hub id, in evaluation mode.
 
-        switches  of ModelConfig, over what was saved, such as inference="windows" or class_maps_budget=500
+        overrides  keys of ModelConfig that replace the saved ones, such as inference="windows"
+
+        Raises CheckpointError naming the file that is missing, damaged or does not fit, and ConfigError for overrides.
         """
         directory = Path(source)
         if not directory.is_dir():
             directory = _download(str(source))
-        path = directory / "config.json"
-        if not path.exists():
-            raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
-        try:
-            data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: not a configuration that save_pretrained wrote: {error}") from None
-        if not isinstance(data, dict) or data.pop("model_type", None) != "fgaseg":
-            raise CheckpointError(f"{path}: not an fgaseg model (its model_type is missing or another)")
-        model = cls(ModelConfig.from_json(json.dumps(data), str(path)).override(_as_overrides(switches)))
+        model = cls(_read_config(directory / "config.json").override(_as_words(overrides)))
         model.load_weights(directory / "model.safetensors")
         return model.eval()
 
     @classmethod
-    def from_released(cls, source: str | Path | Mapping[str, Any], **switches: Any) -> "FGASeg":
+    def from_released(cls, source: str | Path | Mapping[str, Any], **overrides: Any) -> "FGASeg":
         """Load a checkpoint of the released FGAseg code or of CAT-Seg, in evaluation mode.
 
-        source    a file (.pth, .safetensors), or the state dict that it holds
-        switches  of ModelConfig, over what keys and shapes tell and, for the rest, the `released` preset
+        source     a file (.pth, .safetensors), or the state dict that it holds
+        overrides  keys of ModelConfig that replace what keys and shapes show and, for the rest, the `released` preset
 
-        Raises CheckpointError naming every key that does not fit. `fgaseg convert` also reports what was assumed.
+        Raises CheckpointError naming every key that does not fit, and ConfigError for overrides. `fgaseg convert` also
+        reports what was assumed.
         """
-        return load_released(cls, source, _as_overrides(switches))[0]
+        checkpoint = read_released(source, _as_words(overrides))
+        model = cls(checkpoint.config)
+        checkpoint.load_into(model)
+        return model.eval()
 
     def load_weights(self, path: str | Path) -> None:
-        """Fill every weight from a safetensors (or weights-only torch) file; keys that do not fit are an error."""
+        """Fill every weight from a safetensors (or weights-only torch) file.
+
+        Raises CheckpointError listing the keys that do not fit; the model is then unchanged.
+        """
         load_weights(self, read_weights(path), path)
 
 
-def _as_overrides(switches: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in switches.items()]
+def _read_config(path: Path) -> ModelConfig:
+    """The configuration that `save_pretrained` wrote."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a configuration that save_pretrained wrote: {error}") from None
+    if not isinstance(data, dict) or data.pop("model_type", None) != "fgaseg":
+        raise CheckpointError(f"{path}: not an fgaseg model (its model_type is missing or another)")
+    return ModelConfig.from_json(json.dumps(data), str(path))
+
+
+def _as_words(overrides: Mapping[str, Any]) -> list[str]:
+    """Keyword arguments as the "key=value" words of the command line."""
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def _download(source: str) -> Path:
@@ -200,5 +222,6 @@ def _download(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:
         raise CheckpointError(
-            f"{source!r} is neither a folder here nor a model that could be fetched from the hub ({error})"
+            f"{source!r} is neither a local folder nor a model that could be downloaded from the Hugging Face Hub "
+            f"({error})"
         ) from error

@@ -30,7 +30,7 @@ from ..kernels import Selection, kernel_softmax
 from ..model import FGASeg
 from ..model import head as model_module
 from ..training import segmentation_losses
-from ..weights import our_key
+from ..weights import RELEASED_KEYS
 
 WORST, MEDIAN = 1e-4, 1e-5  # largest error of any element of any stage; median over the stages of their largest
 # of gradients: rounding alone moves the released code's own by up to 2.5e-4 (its float32 beside our float64; ours in
@@ -486,7 +486,7 @@ def _train(root: Root, described: Described, recorded: Recording) -> list[Stage]
     for name in recorded.names:
         side, _, key = name.partition(":")
         if side in ("grad", "bn_after"):
-            computed[name] = (gradients if side == "grad" else buffers)[our_key(key) or key]
+            computed[name] = (gradients if side == "grad" else buffers)[RELEASED_KEYS.to_ours(key) or key]
             computed[name] = computed[name].reshape(recorded.shape(name))
     stages = list(compare(recorded, tape, computed))
     ours = {"seg": losses["seg"], "align": losses["align"], "total": losses["loss"]}
@@ -500,7 +500,9 @@ def _gradient_norms(path: Path, gradients: dict[str, Tensor]) -> list[Stage]:
     recorded = json.loads(path.read_text())
     total = torch.stack([g.double().norm() for g in gradients.values()]).norm()
     stages = [Stage("gradient norm", abs(float(total) / recorded["total_grad_norm"] - 1))]
-    entries = {our_key(key) or key: (key, *values) for key, values in recorded["grads_norm_sum_first"].items()}
+    entries = {
+        RELEASED_KEYS.to_ours(key) or key: (key, *values) for key, values in recorded["grads_norm_sum_first"].items()
+    }
     if alone := sorted(entries.keys() ^ gradients.keys()):
         stages.append(Stage("gradients", float("nan"), "only ours or only recorded: " + ", ".join(alone)))
     kinds: dict[str, dict[str, float]] = {"norms": {}, "sums": {}, "first elements": {}}

@@ -309,7 +309,8 @@ class _Training:
         self.model = FGASeg(config.model)
         notes: list[str] = []
         if config.train.init is not None:
-            notes = warm_start(self.model, config.train.init).lines(config.train.init)
+            quick_gelu = bool(self.model.architecture.get("quick_gelu"))
+            notes = warm_start(self.model, config.train.init, quick_gelu=quick_gelu).lines(config.train.init)
         self.model.to(self.device).train()
         text = [p for name, p in self.model.clip.named_parameters() if not name.startswith("visual.")]
         self.text_trains = any(p.requires_grad for p in text)

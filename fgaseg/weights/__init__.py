@@ -1,20 +1,26 @@
-"""Model files, training state, and the key names of other projects' checkpoints."""
+"""Model files, training checkpoints, and checkpoints of other projects."""
 
+from .key_maps import RELEASED_KEYS, KeyMap
 from .model_files import load_weights, read_weights, write_weights
-from .released import load, our_key, save
+from .released import ConversionReport, ReleasedCheckpoint, read_released, to_released, write_released
 from .training_state import load_training, remove_leftovers, save_training, set_damaged_aside
-from .warm_start import warm_start
+from .warm_start import WarmStartReport, warm_start
 
 __all__ = [
-    "load",
+    "RELEASED_KEYS",
+    "ConversionReport",
+    "KeyMap",
+    "ReleasedCheckpoint",
+    "WarmStartReport",
     "load_training",
     "load_weights",
-    "our_key",
+    "read_released",
     "read_weights",
     "remove_leftovers",
-    "save",
     "save_training",
     "set_damaged_aside",
+    "to_released",
     "warm_start",
+    "write_released",
     "write_weights",
 ]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, weights from strangers, and the state of a training run."""
+"""Files of weights: written atomically, and read without trusting them (a pickle can run code)."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: dic
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a state dict, on the CPU, without running anything that is in the file.
+    """Read a state dict from an untrusted file onto the CPU.
 
-    path     a .safetensors file; a torch.save file (.pt, .pth, .bin, .ckpt) holding a state dict, at the top or under
-             "model", "state_dict" or "module"; or a folder with model.safetensors. The content decides, not the suffix.
-    NumPy arrays of numbers, which detectron2 may leave in a file, are read as tensors.
-    Raises CheckpointError, naming the file, when it is missing, empty, truncated, something else, or holds objects
-    other than plain data and tensors (a pickle can run code; such a file is refused unread).
+    path     a .safetensors file; a torch.save file (.pt, .pth, .bin, .ckpt) holding a state dict, at the top level or
+             under "model", "state_dict" or "module"; or a folder with model.safetensors. The content decides, not the
+             suffix
+    Numeric NumPy arrays, which detectron2 may leave in a file, are read as tensors.
+    Raises CheckpointError, naming the file, when it is missing, empty, truncated, of another format, or holds objects
+    other than plain data and tensors (such a file is refused before anything in it runs).
     """
     path = Path(path)
     if path.is_dir():
@@ -41,15 +42,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot read weights: {error.strerror}; a file or a folder of "
-                              "model.safetensors is needed") from None  # fmt: skip
+        raise CheckpointError(f"{path}: cannot read weights: {error.strerror}; give a file, or a folder "
+                              "with model.safetensors") from None  # fmt: skip
     if not start:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
     # safetensors: eight bytes of header length, then JSON. torch.save: a zip archive, or (before 1.6) a pickle
     if start[4:] == b"\0\0\0\0{":
-        return state_dict(_read_safetensors(path), path)
+        return find_state_dict(_read_safetensors(path), path)
     if start.startswith((b"PK\3\4", b"\x80")):
-        return state_dict(read_torch(path), path)
+        return find_state_dict(read_torch(path), path)
     raise CheckpointError(f"{path}: neither a safetensors nor a torch.save file (it starts with {start!r})")
 
 
@@ -61,7 +62,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 class _Dtype:
-    """Stands for a numpy.dtype in a file: its letters and byte order, nothing that NumPy would have to trust."""
+    """Unpickled in place of a numpy.dtype: its name and byte order alone, so that NumPy is given nothing untrusted."""
 
     def __init__(self, name: str, *_: Any):
         self.name, self.order = name, "="
@@ -71,14 +72,14 @@ class _Dtype:
 
     def decode(self, data: Any, shape: tuple[int, ...], fortran: bool) -> Tensor:
         if self.name not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1") or not isinstance(data, bytes):
-            raise CheckpointError(f"holds a NumPy array of type {self.name}, and only numbers are read: refused")
+            raise CheckpointError(f"holds a NumPy array of type {self.name}; only numeric arrays are read: refused")
         values = np.frombuffer(data, (self.order if self.order in "<>" else "=") + self.name)
         values = values.reshape(shape, order="F" if fortran else "C")
         return torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
 
 
 class _Array:
-    """Stands for a numpy.ndarray in a file."""
+    """Unpickled in place of a numpy.ndarray."""
 
     tensor: Tensor
 
@@ -95,7 +96,7 @@ def _scalar(dtype: _Dtype, data: Any) -> Tensor:
     return dtype.decode(data, (), False)
 
 
-# names that NumPy's pickles call, old and new, and what is called here in their place
+# what pickles of NumPy 1 and 2 call by name, and what is called instead
 NUMPY_STAND_INS: list[Any] = [
     (_Dtype, "numpy.dtype"),
     (_Array, "numpy.ndarray"),
@@ -108,32 +109,34 @@ def read_torch(path: str | Path) -> Any:
     """torch.load with weights_only=True on the CPU; CheckpointError naming the file and the reason when it fails."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_STAND_INS):
-            warnings.simplefilter("ignore")  # torch comments on what is then refused
+            warnings.simplefilter("ignore")  # torch warns about files that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises a dozen kinds for damaged files
+    except Exception as error:  # torch.load raises a dozen types for damaged files
         text = str(error)
         if isinstance(error, CheckpointError):
             reason = text
         elif refused := re.search(r"GLOBAL (\S+)", text):
-            reason = f"holds the Python object {refused[1]}, which could run code: refused, nothing of it was run"
+            reason = f"holds the Python object {refused[1]}, which could run code: refused, and none of it was run"
         elif "TorchScript" in text:
             reason = "is a TorchScript archive, not a state dict"
         else:
             reason = f"damaged, truncated or not a torch.save file ({type(error).__name__})"
-        raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, safetensors if you can") from None
+        raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, preferably safetensors") from None
 
 
-def state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
-    """The tensors of what a file held: names to tensors, at the top or under "model", "state_dict" or "module".
+def find_state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds: at the top level or under "model", "state_dict" or "module".
 
-    Raises CheckpointError naming `source` and the first entry that is not a tensor (or a NumPy array of numbers).
+    Raises CheckpointError naming `source` and the first entry that is not a tensor (or a numeric NumPy array).
     """
     for key in ("model", "state_dict", "module"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             data = data[key]
             break
     if not isinstance(data, Mapping) or not data:
-        raise CheckpointError(f"{source}: not a state dict (names to tensors), at the top or under model or state_dict")
+        raise CheckpointError(
+            f"{source}: not a state dict: names to tensors are needed, at the top level or under model or state_dict"
+        )
     tensors = {key: _as_tensor(value) for key, value in data.items()}
     for key, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -149,10 +152,10 @@ def _as_tensor(value: Any) -> Any:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy tensors into the model. All keys and shapes must fit, else CheckpointError lists those that do not and the
-    model is left as it was. `source` is the file that the message names. Dtypes are converted to the model's."""
+    """Copy tensors into the model, converted to its dtypes. All keys and shapes must match: otherwise CheckpointError,
+    naming `source`, lists those that do not and the model is unchanged."""
     own = model.state_dict()
-    wrong = {
+    misfits = {
         "missing from the file": [key for key in own if key not in tensors],
         "not in the model": [key for key in tensors if key not in own],
         "of another shape": [
@@ -161,8 +164,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | 
             if key in tensors and tensors[key].shape != own[key].shape
         ],
     }
-    if any(wrong.values()):
-        lines = [f"  {len(keys)} {kind}: {_shortened(keys)}" for kind, keys in wrong.items() if keys]
+    if any(misfits.values()):
+        lines = [f"  {len(keys)} {kind}: {_shortened(keys)}" for kind, keys in misfits.items() if keys]
         raise CheckpointError("\n".join([f"{source}: these weights do not fit this model configuration", *lines]))
     model.load_state_dict(dict(tensors))
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, weights from strangers, and the state of a training run."""
+"""Training checkpoints: written whole with checksums, the previous one kept, damage detected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT_FILES = ("model.safetensors", "state.pt")
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove the temporary files and folders that a killed training left in `folder`, its own names only."""
+    """Remove the temporary files and folders that a killed training left in `folder`; no others."""
     folder = Path(folder)
     own = ("checkpoint", "config.yaml", "log.jsonl", "nan_batch.safetensors", "summary.json",
            "model/model.safetensors", "model/config.json")  # fmt: skip
@@ -36,10 +36,10 @@ def remove_leftovers(folder: str | Path) -> None:
 def save_training(
     folder: Path, weights: Mapping[str, Tensor], state: dict[str, Any], keep_previous: bool = True
 ) -> None:
-    """Make a new training checkpoint `folder`: model.safetensors, the rest in state.pt, and SHA256SUMS of both.
+    """Write a training checkpoint to `folder`: model.safetensors, everything else in state.pt, and SHA256SUMS of both.
 
-    The one before stays as `<folder>.old` (`keep_previous` False: goes), to fall back on if this one is damaged.
-    Raises CheckpointError on a full disk or any other OSError; the previous checkpoint is then still there, whole.
+    The previous one is kept as `<folder>.old` (unless `keep_previous` is False), to fall back on if this is damaged.
+    Raises CheckpointError on a full disk or any other OSError; the previous checkpoint is then still intact.
     """
     buffer = io.BytesIO()  # torch.save on a file turns a full disk into an internal error, or worse
     torch.save(state, buffer)
@@ -53,12 +53,12 @@ def save_training(
         kept = f"the previous checkpoint {previous} is intact" if previous else "there is no previous checkpoint"
         raise CheckpointError(
             f"{folder}: could not be written: {error.strerror or error}; {kept}. "
-            "Make room (or give another train.out) and run the same command again to resume"
+            "Free some space (or give another train.out) and run the same command again to resume"
         ) from error
 
 
 def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS of a training checkpoint's two files, in the format of `sha256sum -c`."""
+    """Write SHA256SUMS of a training checkpoint's two files, in the format that `sha256sum -c` checks."""
     lines = "".join(f"{_sha256(folder / name)}  {name}\n" for name in CHECKPOINT_FILES)
     atomic_write(folder / "SHA256SUMS", lambda file: file.write(lines.encode()))
 
@@ -69,7 +69,7 @@ def _sha256(path: Path) -> str:
 
 
 def check_training(folder: Path) -> None:
-    """Compare a training checkpoint's files with its SHA256SUMS; CheckpointError names one that is not as written."""
+    """Verify a training checkpoint against its SHA256SUMS. Raises CheckpointError naming a file that does not match."""
     try:
         lines = (folder / "SHA256SUMS").read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
@@ -77,14 +77,14 @@ def check_training(folder: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder}: damaged: {error}") from None
     if wrong:
-        raise CheckpointError(f"{folder / wrong[0]}: damaged: its SHA-256 is not the one in SHA256SUMS")
+        raise CheckpointError(f"{folder / wrong[0]}: damaged: its SHA-256 does not match SHA256SUMS")
 
 
 def set_damaged_aside(folder: Path) -> str:
-    """Where the last training checkpoint is damaged and the one before is whole, put that in its place.
+    """If the latest training checkpoint is damaged and the previous one is intact, put that in its place.
 
-    The damaged one is kept as `<folder>.damaged`. Returns what was done, for the user; "" where nothing had to be.
-    Raises CheckpointError, naming the damage, when no whole checkpoint is left.
+    The damaged one is kept as `<folder>.damaged`. Returns what was done, for the user, or "" if nothing had to be.
+    Raises CheckpointError, naming the damage, when no intact checkpoint is left.
     """
     found = complete_directory(folder)
     if found is None:
@@ -97,27 +97,27 @@ def set_damaged_aside(folder: Path) -> str:
     old, aside = _old(folder), folder.with_name(folder.name + ".damaged")
     try:
         if found == old or not old.is_dir():
-            raise CheckpointError("there is no checkpoint before it")
+            raise CheckpointError("there is no previous checkpoint")
         check_training(old)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{damage}; nor can an earlier one be used ({error}). Copy the folder back from a place where it is whole, "
-            "or start over with --restart"
+            f"{damage}; and the previous one cannot be used either ({error}). Restore the folder from a "
+            "backup, or start over with --restart"
         ) from None
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)  # from here on complete_directory finds the one before
+        os.replace(folder, aside)  # from here on complete_directory finds the previous one
         os.replace(old, folder)
     except OSError as error:
-        raise CheckpointError(f"{damage}; it cannot be set aside: {error.strerror or error}") from error
-    return f"{damage}. Going on from the checkpoint before it; the damaged one is kept in {aside}"
+        raise CheckpointError(f"{damage}; it cannot be moved aside: {error.strerror or error}") from error
+    return f"{damage}. Resuming from the previous checkpoint; the damaged one is kept in {aside}"
 
 
 def load_training(folder: Path, model: nn.Module) -> dict[str, Any] | None:
-    """Put a checkpoint's weights into the model and return its state; None if there is no checkpoint.
+    """Load a checkpoint's weights into the model and return the rest of its state; None if there is no checkpoint.
 
-    Raises CheckpointError naming the file that is damaged or does not fit (`set_damaged_aside` has looked for bits that
-    flipped).
+    Raises CheckpointError naming the file that is damaged or does not fit. Flipped bits are not looked for here:
+    `set_damaged_aside` comes first.
     """
     found = complete_directory(folder)
     if found is None:

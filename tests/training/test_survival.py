@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(whole, data, 
     path.write_bytes(content)
     train(config)
     said = capfd.readouterr().err
-    assert "model.safetensors: damaged" in said and "Going on from the checkpoint before it" in said
+    assert "model.safetensors: damaged" in said and "Resuming from the previous checkpoint" in said
     assert "at step 2/8" in said
     assert_same_run(tmp_path, whole)
     assert [row["step"] for row in log(tmp_path) if row["set"] == "val"] == [4, 8]
@@ -217,7 +217,7 @@ def test_nothing_whole_left_is_an_error(data, tmp_path):  # noqa: F811
     config = configure(data, tmp_path, ["train.steps=2", "train.eval_every=0"])
     train(config, progress=False)
     (tmp_path / "checkpoint" / "state.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"state\.pt: damaged.*no checkpoint before it.*--restart"):
+    with pytest.raises(CheckpointError, match=r"state\.pt: damaged.*no previous checkpoint.*--restart"):
         train(config, progress=False)
 
 

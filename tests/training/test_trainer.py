@@ -24,7 +24,6 @@ from torch import nn
 
 import fgaseg.model.text_encoder
 import fgaseg.training.trainer
-import fgaseg.weights.released
 from fgaseg import Config, FGASeg, ModelConfig
 from fgaseg.config import load_config
 from fgaseg.data.scenes import GROUNDS, SEEN, UNSEEN
@@ -34,6 +33,7 @@ from fgaseg.training.reporting import JsonLog
 from fgaseg.training.sharding import load_optimizer_state
 from fgaseg.training.trainer import choose_classes, learning_rate_factor, relabel, train
 from fgaseg.vocabulary import Vocabulary
+from fgaseg.weights import to_released
 
 TINY_MODEL = {
     "encoder": {"architecture": ARCHITECTURE, "finetune": "attention"}, "image_size": 32, "hidden": 32, "heads": 2,
@@ -794,7 +794,7 @@ def catseg(path):
     switches = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False, "class_cap": 256, "pad_classes": 256}
     torch.manual_seed(7)
     model = FGASeg(ModelConfig.model_validate({**TINY_MODEL, **switches}))
-    theirs, _ = fgaseg.weights.released.to_released(model)
+    theirs, _ = to_released(model.state_dict(), model.config, quick_gelu=False)
     torch.save({"model": {f"{key}": value for key, value in theirs.items()}, "iteration": 80000}, path)
     return model.state_dict()
 

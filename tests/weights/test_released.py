@@ -11,13 +11,14 @@ import torch
 from paths import SHARED
 from tiny import NAMES, pixels, tiny_model
 
-import fgaseg.weights.released as released
 from fgaseg import FGASeg, ModelConfig
 from fgaseg.cli import main
 from fgaseg.errors import CheckpointError, ConfigError
 from fgaseg.inference.prediction import sliding_scores
 from fgaseg.kernels.window_attention.reference import window_mask
-from fgaseg.weights.model_files import write_weights
+from fgaseg.weights import ConversionReport, read_released, to_released, write_weights
+from fgaseg.weights.released import shift_masks
+from fgaseg.weights.released_config import infer_config
 
 PARITY = SHARED / "parity"
 recorded = pytest.mark.skipif(not PARITY.is_dir(), reason=f"no recordings of the released code at {PARITY}")
@@ -48,6 +49,17 @@ def small(patch: int = 16, **switches) -> FGASeg:
     return model
 
 
+def written(model: FGASeg) -> tuple[dict[str, torch.Tensor], ConversionReport]:
+    quick_gelu = bool(model.architecture.get("quick_gelu"))
+    return to_released(model.state_dict(), model.config, quick_gelu=quick_gelu)
+
+
+def read(source, overrides=(), allow_foreign=False) -> tuple[FGASeg, ConversionReport]:
+    checkpoint = read_released(source, overrides)
+    model = FGASeg(checkpoint.config).eval()
+    return model, checkpoint.load_into(model, allow_foreign)
+
+
 def torch_file(path: Path, data) -> Path:
     torch.save(data, path)
     return path
@@ -73,14 +85,14 @@ def same(a: FGASeg, b: FGASeg) -> None:
 @pytest.mark.parametrize("fast, fusion", MODES.values(), ids=MODES)
 def test_there_and_back_is_bit_for_bit(fast, fusion, patch):
     model = small(patch, fast=fast, fusion=fusion)
-    weights, there = released.to_released(model)
+    weights, there = written(model)
     assert not there.different and len(there.mapped) == len(model.state_dict())
-    again, back = released.load(FGASeg, weights)
+    again, back = read(weights)
     same(model, again)
     assert back.mode == f"{'fast' if fast else 'no_fast'} {fusion}" and not (back.foreign or back.absent)
     assert again.config.dump() == {**model.config.dump(), "encoder": again.config.encoder.dump()}
     assert again.architecture == model.architecture
-    once_more, _ = released.to_released(again)
+    once_more, _ = written(again)
     assert all(torch.equal(once_more[key], value) for key, value in weights.items())
 
 
@@ -94,7 +106,7 @@ def test_there_and_back_is_bit_for_bit(fast, fusion, patch):
 )  # fmt: skip
 def test_what_keys_tell_is_read_off(switches):
     model = small(**switches)
-    again = FGASeg.from_released(released.to_released(model)[0])
+    again = FGASeg.from_released(written(model)[0])
     same(model, again)
     for name in {*switches} - {"encoder"}:
         assert getattr(again.config, name) == getattr(model.config, name)
@@ -105,12 +117,12 @@ def test_what_keys_tell_is_read_off(switches):
 @pytest.mark.parametrize("mode", ["no_fast_cat", "no_fast_add", "fast_cat", "fast_add", "L_no_fast_cat"])
 def test_full_size_keys_and_shapes(mode):
     theirs = keys(mode)
-    config = released.read_config(without_prefix(theirs))
+    config = infer_config(without_prefix(theirs))
     size = "ViT-L-14" if mode.startswith("L") else "ViT-B-16"
     assert (config.encoder.name, config.image_size) == (size, 336 if mode.startswith("L") else 384)
     assert (config.fast, config.fusion) == (not mode.removeprefix("L_").startswith("no"), mode[-3:])
     with torch.device("meta"):
-        ours, report = released.to_released(FGASeg(config))
+        ours, report = written(FGASeg(config))
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     assert len(report.computed) == 2
 
@@ -119,27 +131,27 @@ def test_full_size_keys_and_shapes(mode):
 @pytest.mark.parametrize("mode", ["no_fast_cat", "L_no_fast_cat"])
 def test_catseg_keys_and_shapes(mode):
     theirs = {key: v for key, v in keys(mode).items() if not re.match(FGASEG_PARTS, key.removeprefix(PREFIX))}
-    config = released.read_config(without_prefix(theirs))
+    config = infer_config(without_prefix(theirs))
     assert (config.p2t_layers, config.t2p, config.lcs, config.fast) == (0, False, False, False)
     assert (config.pad_classes, config.class_cap) == (256, 256)
     with torch.device("meta"):
-        ours, report = released.to_released(FGASeg(config))
+        ours, report = written(FGASeg(config))
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
     assert report.kind == "CAT-Seg" and not report.different
 
 
 def test_catseg_checkpoint_loads_and_runs():
-    whole = released.to_released(small())[0]
+    whole = written(small())[0]
     catseg = {key: v for key, v in whole.items() if not re.match(FGASEG_PARTS, key.removeprefix(PREFIX))}
-    model, report = released.load(FGASeg, {"model": catseg, "iteration": 3})
+    model, report = read({"model": catseg, "iteration": 3})
     assert report.kind == "CAT-Seg" and report.kernel_size is None and "CAT-Seg" in report.lines()[0]
     out = model(pixels(1, 64, 64), model.encode(NAMES))
     assert out.lcs is None and out.logits.isfinite().all() and out.logits.std() > 0
-    same(model, FGASeg.from_released(released.to_released(model)[0]))
+    same(model, FGASeg.from_released(written(model)[0]))
 
 
 def test_shift_masks_are_0_within_a_region_and_100_below_without():
-    masks = released._shift_masks(ModelConfig(preset="released"), 16)
+    masks = shift_masks(ModelConfig(preset="released"), 16)
     mask = next(iter(masks.values()))
     assert mask.shape == (4, 144, 144) and set(mask.unique().tolist()) == {0, -100}
     # the first window is of one region; the last one of four, 6×6 tokens each
@@ -150,7 +162,7 @@ def test_shift_masks_are_0_within_a_region_and_100_below_without():
 
 def test_every_container(tmp_path):
     model = small()
-    weights, _ = released.to_released(model)
+    weights, _ = written(model)
     bare = without_prefix(weights)
     as_numpy = {key: value.numpy() for key, value in weights.items()}
     nested = {"model": weights, "optimizer": {"state": {}, "lr": np.float64(0.1)}, "iteration": 3}
@@ -179,7 +191,7 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_refused(tmp_path):
     for name, data in {
-        "evil.pth": {"model": released.to_released(small())[0], "scheduler": Evil(tmp_path / "proof")},
+        "evil.pth": {"model": written(small())[0], "scheduler": Evil(tmp_path / "proof")},
         "objects.pth": {"model": {"a": np.array([1, "x"], dtype=object)}},
     }.items():
         with pytest.raises(CheckpointError, match=rf"{name}.*refused") as caught:
@@ -221,37 +233,37 @@ MISFITS = {
 
 @pytest.mark.parametrize("change, message", MISFITS.items(), ids=MISFITS)
 def test_a_key_that_does_not_fit_is_named(change, message):
-    weights, _ = released.to_released(small())
+    weights, _ = written(small())
     with pytest.raises(CheckpointError, match="(?s)" + message):
         FGASeg.from_released(broken(weights, change))
 
 
 def test_foreign_keys_are_left_aside_only_when_asked_and_then_listed():
-    weights, _ = released.to_released(small())
+    weights, _ = written(small())
     weights |= {"pixel_mean": torch.zeros(3, 1, 1), PREFIX + "transformer.extra.weight": torch.zeros(1)}
-    model, report = released.load(FGASeg, weights, allow_foreign=True)
+    model, report = read(weights, allow_foreign=True)
     same(model, small())
     assert report.foreign == [PREFIX + "transformer.extra.weight"] and "pixel_mean" in report.ignored
     assert sum("attn_mask" in key for key in report.ignored) == 2
     del weights[PREFIX + "transformer.head.bias"]
     with pytest.raises(CheckpointError, match=r"transformer\.head\.bias"):
-        released.load(FGASeg, weights, allow_foreign=True)
+        read(weights, allow_foreign=True)
 
 
 def test_structural_keys_are_not_needed():
-    weights, _ = released.to_released(small(fast=True))
+    weights, _ = written(small(fast=True))
     bare = {key: v for key, v in weights.items() if "attn_mask" not in key and "num_batches_tracked" not in key}
-    model, report = released.load(FGASeg, bare)
+    model, report = read(bare)
     assert len(report.absent) == 2 and model.config.image_size == 384
     assert report.assumed["image_size"] == 384 and report.assumed["window"] == 12
     assert {"top_k", "class_cap", "kernel_norm", "template", "encoder.quick_gelu"} <= set(report.assumed)
-    told = released.load(FGASeg, bare, ["top_k=2", "encoder.finetune=full"])
+    told = read(bare, ["top_k=2", "encoder.finetune=full"])
     assert told[0].config.top_k == 2 and told[0].config.encoder.finetune == "full"
     assert not {"top_k", "encoder.finetune"} & set(told[1].assumed)
 
 
 def test_switches_win_and_are_checked():
-    weights, _ = released.to_released(small(fast=True))
+    weights, _ = written(small(fast=True))
     model = FGASeg.from_released(weights, top_k=3, released_fast_scores=False, template=["a {}", "the {}"])
     assert (model.config.top_k, model.config.template) == (3, ("a {}", "the {}"))
     with pytest.raises(ConfigError, match="top_k"):
@@ -263,18 +275,18 @@ def test_switches_win_and_are_checked():
 
 
 def test_what_the_released_code_would_compute_otherwise_is_said():
-    _, report = released.to_released(tiny_model(fast=True))
+    _, report = written(tiny_model(fast=True))
     assert {"p2t_value_positions", "pad_classes", "template", "top_k", "loss.aux_heads"} <= set(report.different)
     assert any(line.startswith("WARNING") and "pad_classes=0" in line for line in report.lines())
-    constant, _ = released.to_released(small(gamma=0.5, gamma_trainable=False))
+    constant, _ = written(small(gamma=0.5, gamma_trainable=False))
     assert (constant[PREFIX + "DCDT.gamma_text"] == 0.5).all()
     with pytest.raises(CheckpointError, match="propagation"):
-        released.to_released(tiny_model(propagation=False, lcs=False, t2p=False))
+        written(tiny_model(propagation=False, lcs=False, t2p=False))
 
 
 def test_the_command_converts_both_ways(tmp_path, capsys):
     model = small(14)
-    source = str(torch_file(tmp_path / "x.pth", {"model": released.to_released(model)[0]}))
+    source = str(torch_file(tmp_path / "x.pth", {"model": written(model)[0]}))
     folder, back = str(tmp_path / "model"), str(tmp_path / "back.pth")
     for _ in range(2):  # a model may be replaced
         assert main(["convert", source, "--out", folder]) == 0
@@ -290,7 +302,7 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
 
 
 def test_the_command_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
-    weights, _ = released.to_released(small())
+    weights, _ = written(small())
     bad = str(torch_file(tmp_path / "bad.pth", broken(weights, "foreign")))
     mine = tmp_path / "mine"
     mine.mkdir()

@@ -1,0 +1,101 @@
+"""Files and folders appear whole or not at all."""
+
+import os
+import shutil
+import stat
+
+import pytest
+
+from fgaseg.files import atomic_directory, atomic_write, complete_directory
+from fgaseg.weights import remove_leftovers
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_atomic_write_replaces_and_is_readable_by_others(tmp_path):
+    path = tmp_path / "new" / "file"
+    atomic_write(path, lambda file: file.write(b"one"))
+    atomic_write(path, lambda file: file.write(b"two"))
+    assert path.read_bytes() == b"two" and names(path.parent) == ["file"]
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"")
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def half(file):
+        file.write(b"ha")
+        raise error
+
+    with pytest.raises(type(error)):
+        atomic_write(path, half)
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["file"]
+
+
+def test_atomic_write_flushes_before_it_renames(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    atomic_write(tmp_path / "file", lambda file: file.write(b"x"))
+    assert events == ["fsync", "rename", "fsync"]  # the content, the name, the folder that holds the name
+
+
+def test_atomic_directory_replaces(tmp_path):
+    for content in ("one", "two"):
+        with atomic_directory(tmp_path / "folder") as folder:
+            (folder / content).write_text(content)
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["two"]
+
+
+def test_atomic_directory_that_fails_leaves_the_old_one(tmp_path):
+    with atomic_directory(tmp_path / "folder") as folder:
+        (folder / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_directory(tmp_path / "folder") as folder:
+        (folder / "new").write_text("new")
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["old"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no clean-up runs after it."""
+
+
+def test_a_complete_directory_exists_wherever_the_process_is_killed(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint"
+    for stop in range(4):  # before the first rename, between the two, after the second, not at all
+        for leftover in tmp_path.iterdir():
+            shutil.rmtree(leftover)
+        with atomic_directory(path) as folder:
+            (folder / "content").write_text("old")
+        done = []
+
+        def rename(source, target, replace=os.replace, done=done, stop=stop):
+            if len(done) == stop:
+                raise Killed
+            replace(source, target)
+            done.append(target)
+            if len(done) == stop == 2:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", rename)
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+            try:
+                with atomic_directory(path) as folder:
+                    (folder / "content").write_text("new")
+            except Killed:
+                pass
+        found = complete_directory(path)
+        assert found is not None and (found / "content").read_text() == ("old" if stop < 2 else "new"), stop
+        remove_leftovers(tmp_path)
+        assert complete_directory(path) == found
+        with atomic_directory(path) as folder:  # and the next one lands
+            (folder / "content").write_text("newest")
+        assert names(tmp_path) == ["checkpoint"] and (path / "content").read_text() == "newest"

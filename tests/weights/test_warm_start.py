@@ -1,0 +1,69 @@
+"""A warm start takes what a file has, and leaves the rest of the model as it was initialised."""
+
+import pytest
+import torch
+from tiny import tiny_model
+
+from fgaseg.errors import CheckpointError
+from fgaseg.weights import read_weights, to_released, warm_start, write_weights
+
+CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False}
+
+
+def state(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+@pytest.fixture
+def catseg(tmp_path):
+    """A made-up CAT-Seg checkpoint of the tiny model, and its weights under our keys."""
+    model = tiny_model(seed=7, **CATSEG)
+    weights, _ = to_released(model.state_dict(), model.config, quick_gelu=False)
+    write_weights(tmp_path / "catseg.safetensors", weights)
+    return tmp_path / "catseg.safetensors", state(model)
+
+
+def test_catseg_weights_are_taken_and_added_parts_stay_as_they_were(catseg):
+    source, given = catseg
+    model = tiny_model(seed=1)
+    before = state(model)
+    with pytest.warns(UserWarning, match="QuickGELU"):
+        report = warm_start(model, source, quick_gelu=False)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], given[key]) for key in report.loaded)
+    assert all(torch.equal(after[key], before[key]) for key in report.fresh)
+    assert {*report.loaded, *report.fresh} == {*after} and any(key.startswith("head.lcs.") for key in report.fresh)
+    assert sum("padding_tokens" in key for key in report.skipped) == 2  # this model has no pad tokens
+    taken, fresh, aside = report.lines("x.pth")
+    assert taken.startswith(f"x.pth: {len(report.loaded)} weights taken from it") and "start fresh" in fresh
+    assert "left aside" in aside and "attn_mask" in aside
+
+
+def test_a_saved_model_is_taken_whole_and_without_a_warning(tmp_path, recwarn):
+    saved = tiny_model(seed=3)
+    saved.save_pretrained(tmp_path)
+    model = tiny_model(seed=1)
+    report = warm_start(model, tmp_path, quick_gelu=False)
+    assert not report.fresh and not report.skipped and not recwarn.list
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
+@pytest.mark.parametrize("change, words", [("remove", "missing from the file: head.decoder.head"),
+                                           ("add", "not in the model: other.weight"),
+                                           ("shape", "another shape: head.decoder.head")])  # fmt: skip
+def test_what_does_not_fit_is_named_and_nothing_is_changed(catseg, change, words):
+    source, _ = catseg
+    weights = read_weights(source)
+    key = next(key for key in weights if key.endswith("transformer.head.weight"))
+    if change == "remove":
+        del weights[key]
+    elif change == "add":
+        weights["other.weight"] = torch.zeros(1)
+    else:
+        weights[key] = weights[key][:, :1]
+    write_weights(source, weights)
+    model = tiny_model(seed=1)
+    before = state(model)
+    with pytest.raises(CheckpointError, match=words):
+        warm_start(model, source, quick_gelu=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
