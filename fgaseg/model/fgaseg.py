@@ -222,6 +222,5 @@ def _download(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
     except Exception as error:
         raise CheckpointError(
-            f"{source!r} is neither a local folder nor a model that could be downloaded from the Hugging Face Hub "
-            f"({error})"
+            f"{source!r} is neither a folder nor a model that could be downloaded from the Hugging Face Hub ({error})"
         ) from error
