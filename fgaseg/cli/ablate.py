@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import add_json, whole_numbers
+from .options import add_json, add_words, split_words, whole_numbers
 
 HELP = """\
 Train and score the configurations of the paper's Tables II to VII and print the tables in the paper's form, each with
@@ -21,14 +21,13 @@ A configuration without pretrained encoders (configs/msrc.yaml) trains them firs
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("words", nargs="*", metavar="TABLE | key=value", help="II to VII (default: all); overrides")
+    add_words(parser, "TABLE | key=value", "II to VII (default: all); overrides")
     parser.add_argument("--on", default="scenes", metavar="scenes | CONFIG.yaml", help="the data set (default: scenes)")
     parser.add_argument("--steps", type=int, default=250, help="of every row (default: 250)")
     parser.add_argument("--seed", type=whole_numbers, default=[0], metavar="N[,N...]", help="one run a seed and row")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/ablate"), help="folder for rows, results.json, tables.md"
     )
-    parser.set_defaults(overrides=[])
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,7 +35,5 @@ def run(options: argparse.Namespace) -> None:
 
     if options.steps < 1:
         raise UsageError(f"--steps {options.steps}: give 1 or more")
-    words = [*options.words, *options.overrides]
-    tables = [word for word in words if "=" not in word]
-    overrides = [word for word in words if "=" in word]
+    tables, overrides = split_words(options.words)
     run_ablations(tables, options.on, options.steps, options.seed, options.out, overrides, options.json)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import add_json
+from .options import add_json, add_words, model_and_overrides
 
 HELP = """\
 Convert a checkpoint of the released FGAseg code or of CAT-Seg to a folder that FGASeg.from_pretrained loads, or back.
@@ -21,13 +21,13 @@ preset, and listed.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("checkpoint", help=".pth or .safetensors file; with --to-released: a model's folder or hub id")
+    add_words(parser, "MODEL | key=value", "the model (or --model); overrides of its configuration, e.g. top_k=8")
+    parser.add_argument("--model", help=".pth or .safetensors file; with --to-released: a model's folder or hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; with --to-released: .pth file")
     parser.add_argument("--to-released", action="store_true", help="the other direction: from an fgaseg model")
     parser.add_argument(
         "--allow-foreign", action="store_true", help="skip keys that belong to neither code instead of refusing"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="switches of the model, e.g. top_k=8")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,19 +35,20 @@ def run(options: argparse.Namespace) -> None:
     from ..model import FGASeg
     from ..weights import read_released
 
+    source, overrides = model_and_overrides(options.model, options.words)
     if options.to_released:
-        if options.overrides or options.allow_foreign:
+        if overrides or options.allow_foreign:
             raise UsageError("--to-released takes the model as it is: leave key=value and --allow-foreign out")
-        report = FGASeg.from_pretrained(options.checkpoint).save_released(options.out)
+        report = FGASeg.from_pretrained(source).save_released(options.out)
     else:
         _check_replaceable(options.out)
-        checkpoint = read_released(options.checkpoint, options.overrides)
+        checkpoint = read_released(source, overrides)
         model = FGASeg(checkpoint.config)
         report = checkpoint.load_into(model, options.allow_foreign)
         with atomic_directory(options.out) as folder:
             model.save_pretrained(folder)
     if options.json:
-        print(json.dumps({"checkpoint": options.checkpoint, "out": str(options.out), **asdict(report)}))
+        print(json.dumps({"checkpoint": source, "out": str(options.out), **asdict(report)}))
     else:
         print("\n".join([*report.lines(), f"written: {options.out}"]))
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add_json, whole_numbers
+from .options import add_json, add_words, only_overrides, whole_numbers
 
 HELP = """\
 Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs it has never seen, and write a picture
@@ -22,10 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=whole_numbers, default=[0], metavar="N[,N...]",
                       help="one run a seed; figures are averaged over them")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="ignore earlier runs in --out and start over")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for train, e.g. train.steps=100")
+    add_words(parser, "key=value", "as for train, e.g. train.steps=100")
 
 
 def run(options: argparse.Namespace) -> None:
     from ..reproduce import run_demo
 
-    run_demo(options.out, options.seed, options.overrides, options.json, options.restart)
+    run_demo(options.out, options.seed, only_overrides(options.words), options.json, options.restart)

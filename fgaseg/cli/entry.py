@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -39,6 +38,9 @@ COMMANDS = {
     "bench": bench,
     "info": info,
 }
+
+# options that a user may look for under another program's or an earlier version's name
+RENAMED = {"--set": "overrides are plain words: key=value", "--weights": "the model is --model"}
 
 # errors that explain themselves: a traceback would only hide the message
 EXPECTED = (
@@ -77,14 +79,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options and key=value overrides in any order, which argparse alone does not allow."""
+    """Options and words in any order, which argparse alone does not allow."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
-    wrong = [word for word in rest if not re.match(r"[\w.]+=", word)]
-    if wrong or (rest and not hasattr(options, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
+    if unknown:
+        hint = next((f" ({hint})" for word in unknown for old, hint in RENAMED.items() if word.startswith(old)), "")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if rest:
-        options.overrides = [*options.overrides, *rest]
+        options.words = [*options.words, *rest]
     return options
 
 

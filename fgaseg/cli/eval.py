@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import add_json, add_model_options, autocast, check_out, load_model
+from .options import add_json, add_model_options, add_words, autocast, check_out, load_model, model_and_overrides
 
 HELP = """\
 Score a model: on the sets of the paper, with its Table I and the published numbers above ours, or on any labelled
 photos. Both definitions of mIoU, per class, and beside every number the hash of a record of how it was made.
 
-  fgaseg eval --data a150,pc59,pas20 --weights runs/mine/model --root datasets --window --out runs/mine/eval
-  fgaseg eval --data a150 --weights runs/mine/model --images DIR --labels DIR      labels prepared in another layout
+  fgaseg eval --data a150,pc59,pas20 --model runs/mine/model --root datasets --window --out runs/mine/eval
+  fgaseg eval --data a150 --model runs/mine/model --images DIR --labels DIR      labels prepared in another layout
   fgaseg eval runs/mine/model --images photos --labels labels --names names.txt
   fgaseg eval runs/mine/model --config runs/mine/config.yaml --csv per_class.csv --json
-  torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --weights runs/mine/model
+  torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --model runs/mine/model
 
 Interrupted (Ctrl-C, SIGTERM, a crash), the same command goes on from what --out holds, on any number of processes.
 The record holds data, prompts, input sizes, model, weights, precision, kind of device, metrics and versions. Batch,
@@ -29,8 +29,9 @@ number of processes and threads, and place of the files cannot change a number a
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("model", nargs="?", help="folder that save_pretrained or train wrote, or a hub id")
-    parser.add_argument("--weights", help="the model, if it is not given by its place")
+    add_words(parser, "MODEL | key=value",
+              "the model (or --model); overrides of its configuration, e.g. class_maps_budget=500")  # fmt: skip
+    parser.add_argument("--model", help="folder that save_pretrained or train wrote, or a hub id")
     parser.add_argument("--data", metavar="SET[,SET...]", help="sets that `fgaseg data` has prepared: a150, pas20, ...")
     parser.add_argument("--root", type=Path, help="their folder (default: $DETECTRON2_DATASETS, else datasets)")
     views = parser.add_mutually_exclusive_group()
@@ -58,18 +59,19 @@ def run(options: argparse.Namespace) -> None:
     from ..evaluation import score, templates, weights_hash
     from ..training import Signals
 
+    source, overrides = model_and_overrides(options.model, options.words)
     _check_eval(options)
     _join_processes(options)
     sets = _eval_sets(options)
     check_out(options.out)
     views = {"window": "inference=windows", "whole": "inference=whole"}
-    options.set += [switch for view, switch in views.items() if getattr(options, view)]
-    options.set += [f"top_k={'null' if options.top_k == 'all' else options.top_k}"] if options.top_k else []
-    options.set += [f"template={json.dumps(templates(options.template))}"] if options.template else []
-    model = load_model(options.weights, options)
+    overrides += [switch for view, switch in views.items() if getattr(options, view)]
+    overrides += [f"top_k={'null' if options.top_k == 'all' else options.top_k}"] if options.top_k else []
+    overrides += [f"template={json.dumps(templates(options.template))}"] if options.template else []
+    model = load_model(source, overrides, options.device)
     weights, results = weights_hash(model), {}
     for name, dataset in sets.items():
-        with Signals() as signals, autocast(options):
+        with Signals() as signals, autocast(options.precision, options.device):
             results[name] = score(model, dataset, name, count=options.count, batch=options.batch, out=options.out,
                                   restart=options.restart, weights=weights, progress=True,
                                   stop=lambda: signals.number > 0)  # fmt: skip
@@ -82,16 +84,11 @@ def run(options: argparse.Namespace) -> None:
             )
             raise Interrupted(f"stopped while scoring {name}; what was counted is {saved}", number)
     if rank() == 0:
-        _print_results(options, results)
+        _print_results(options, source, results)
 
 
 def _check_eval(options: argparse.Namespace) -> None:
-    """One model and one source of data; what is not given gets its default."""
-    if bool(options.model) == bool(options.weights):
-        raise UsageError(
-            "give the model once: as the first word, or with --weights (and sets with commas: --data a150,pas20)"
-        )
-    options.weights = options.weights or options.model
+    """One source of data; what is not given gets its default."""
     others = [key for key in ("names", "list", "config") if getattr(options, key)]
     if options.data and others:
         raise UsageError(f"--data names whole sets: leave --{others[0]} out")
@@ -157,7 +154,7 @@ def _folder(config: Any) -> dict[str, Any]:
     return {"val": FolderDataset(config.data, "val")}
 
 
-def _print_results(options: argparse.Namespace, results: dict[str, Any]) -> None:
+def _print_results(options: argparse.Namespace, model: str, results: dict[str, Any]) -> None:
     """Tables for people, or JSON of the same; per-class rows to --csv."""
     from rich.console import Console
 
@@ -176,7 +173,7 @@ def _print_results(options: argparse.Namespace, results: dict[str, Any]) -> None
     if options.json:
         records = {name: {"hash": one.hash, "record": one.record, "free": one.free} for name, one in results.items()}
         print(json.dumps({
-            "model": options.weights,
+            "model": model,
             "scores": {name: one.scores.dump() for name, one in results.items()},
             "records": records,
             "table": {"columns": list(COLUMNS.values()), "rows": table_one(results)} if published else None,

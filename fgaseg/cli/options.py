@@ -1,10 +1,12 @@
-"""What several commands share: options, the model, the device, and where output may go."""
+"""What several commands share: their options, key=value overrides, the model to load, and where output may go."""
 
 import argparse
 import re
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ..errors import UsageError
 
@@ -22,47 +24,82 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
 
 
+def add_words(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    """Positional words of a command that takes overrides, to be read with `split_words`.
+
+    The options may stand between them: `entry.parse` adds the words that argparse leaves over.
+    """
+    parser.add_argument("words", nargs="*", metavar=metavar, help=text)
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """How a saved model is run."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of autocast: lower is faster and changes some labels")  # fmt: skip
-    parser.add_argument("--set", action="append", default=[], metavar="key=value",
-                        help="a switch of the model, e.g. inference=windows or class_maps_budget=500")  # fmt: skip
 
 
 def whole_numbers(text: str) -> list[int]:
+    """The integers of an option such as --seed 0,1,2."""
     return [int(number) for number in text.split(",")]
 
 
-def load_model(source: str, options: argparse.Namespace) -> Any:
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Plain words and key=value overrides, each in their order. A word that names an existing file is a plain one."""
+    overrides = [word for word in words if re.match(r"[\w.-]+=", word) and not Path(word).exists()]
+    return [word for word in words if word not in overrides], overrides
+
+
+def only_overrides(words: list[str]) -> list[str]:
+    """The overrides of a command that takes no other words. Raises UsageError if there is one."""
+    plain, overrides = split_words(words)
+    if plain:
+        raise UsageError(f"{plain[0]!r} is not a key=value override, and no other words are expected here")
+    return overrides
+
+
+def model_and_overrides(model: str | None, words: list[str]) -> tuple[str, list[str]]:
+    """The model, given as --model or as the only plain word, and the overrides."""
+    plain, overrides = split_words(words)
+    given = [model, *plain] if model else plain
+    if len(given) != 1:
+        raise UsageError(f"give one model, as the first word or with --model; got {', '.join(given) or 'none'}")
+    return given[0], overrides
+
+
+def load_model(source: str, overrides: list[str], device: str | None) -> Any:
+    """The saved model `source` on a device, with key=value overrides of its configuration."""
     import torch
-    import yaml
 
     from ..model import FGASeg
 
-    chosen = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
-    for switch in options.set:
-        if "=" not in switch:
-            raise UsageError(f"--set {switch}: write key=value, such as --set inference=windows")
-    switches = (switch.split("=", 1) for switch in options.set)
-    return FGASeg.from_pretrained(source, **{key: yaml.safe_load(value) for key, value in switches}).to(chosen)
+    return FGASeg.from_pretrained(source, **dict(map(_key_and_value, overrides))).to(chosen)
 
 
-def autocast(options: argparse.Namespace) -> Any:
+def _key_and_value(override: str) -> tuple[str, Any]:
+    key, _, value = override.partition("=")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def autocast(precision: str, device: str | None) -> Any:
+    """A context in which the model computes with --precision on --device."""
     import torch
 
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    lower = options.precision != "float32"
-    return torch.autocast(device.partition(":")[0], getattr(torch, options.precision) if lower else None, enabled=lower)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    lower = precision != "float32"
+    return torch.autocast(chosen.partition(":")[0], getattr(torch, precision) if lower else None, enabled=lower)
 
 
 def check_out(out: Path | None) -> None:
-    """Say before hours are spent that nothing can be written to a folder, which need not exist yet."""
+    """Fail before the work, not after it, if nothing can be written to a folder. It need not exist yet."""
     if out is None:
         return
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

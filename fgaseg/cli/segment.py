@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .options import add_json, add_model_options, autocast, check_out, load_model
+from .options import add_json, add_model_options, add_words, autocast, check_out, load_model, split_words
 
 HELP = """\
 Label photos with the names you give.
@@ -14,14 +14,16 @@ Label photos with the names you give.
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa, wooden floor" --out labelled.png
   fgaseg segment photos/*.jpg --model runs/mine/model --names names.txt --out labelled/
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
+  fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" inference=windows top_k=4
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("images", nargs="+", help="photos")
-    parser.add_argument("--model", required=True, help="folder or hub id")
+    add_words(parser, "PHOTO | key=value",
+              "photos; overrides of the model's configuration, e.g. inference=windows")  # fmt: skip
+    parser.add_argument("--model", required=True, help="folder that save_pretrained or train wrote, or a hub id")
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", help="names, separated by commas")
     names.add_argument("--names", type=Path, help="file with one name a line, or a JSON list")
@@ -37,29 +39,32 @@ def run(options: argparse.Namespace) -> None:
     from ..data import read_names
     from ..vocabulary import check_names
 
-    outputs = [_output(options, source) for source in options.images]
+    photos, overrides = split_words(options.words)
+    if not photos:
+        raise UsageError("give the photos to label")
+    outputs = [_output(options.out, photo, len(photos) > 1) for photo in photos]
     for folder in {out.parent for out in outputs}:
         check_out(folder)
     if twice := {str(out) for out in outputs if outputs.count(out) > 1}:
         raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
     names = read_names(options.names) if options.names else [n.strip() for n in options.classes.split(",")]
     check_names(names)
-    models = {source: load_model(source, options) for source in [options.model, *options.compare]}
-    for source, out in zip(options.images, outputs, strict=True):
-        with autocast(options):
-            row = _segment_one(models, source, names, out, options.pseudo_masks)
+    models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
+    for photo, out in zip(photos, outputs, strict=True):
+        with autocast(options.precision, options.device):
+            row = _segment_one(models, photo, names, out, options.pseudo_masks)
         if options.json:
             print(json.dumps(row), flush=True)  # a line a photo: what is done stays done if a later photo is corrupt
         else:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
-            print(f"{source}: {shares} -> {out}")
+            print(f"{photo}: {shares} -> {out}")
 
 
-def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Path, with_masks: bool) -> dict[str, Any]:
+def _segment_one(models: dict[str, Any], photo: str, names: list[str], out: Path, with_masks: bool) -> dict[str, Any]:
     """Label one photo with the first model (drawn beside the others if there are any) and write the pictures."""
     from ..inference import comparison, draw_pseudo_masks, pseudo_masks
 
-    results = {name: model.segment(source, names) for name, model in models.items()}
+    results = {name: model.segment(photo, names) for name, model in models.items()}
     name, first = next(iter(results.items()))
     if len(results) > 1:
         picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], names)
@@ -67,7 +72,7 @@ def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Pat
         picture = first.overlay()
     _save_picture(picture, out)
     row = {
-        "image": source,
+        "image": photo,
         "size": [first.image.height, first.image.width],
         "picture": str(out),
         "classes": first.present,
@@ -80,13 +85,12 @@ def _segment_one(models: dict[str, Any], source: str, names: list[str], out: Pat
     return row
 
 
-def _output(options: argparse.Namespace, source: str) -> Path:
-    name = f"{Path(source).stem}_labels.png"
-    if options.out is None:
+def _output(out: Path | None, photo: str, several: bool) -> Path:
+    """The picture to write: --out itself for one photo if it has a suffix, else a file in the folder --out."""
+    name = f"{Path(photo).stem}_labels.png"
+    if out is None:
         return Path(name)
-    if len(options.images) > 1 or options.out.is_dir() or not options.out.suffix:
-        return options.out / name
-    return options.out
+    return out / name if several or out.is_dir() or not out.suffix else out
 
 
 def _save_picture(picture: Any, path: Path) -> None:

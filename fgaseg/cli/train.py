@@ -2,25 +2,27 @@
 
 import argparse
 import json
+from pathlib import Path
 
-from .options import add_json
+from .options import add_json, add_words, only_overrides
 
 HELP = """\
 Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a names file (one name a line).
 
-  fgaseg train configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt train.out=runs/mine
+  fgaseg train configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt --out runs/mine
   torchrun --nproc-per-node 8 -m fgaseg train configs/vitb16.yaml ...      many GPUs; the batch is shared among them
 
 Every key of the YAML file can be overridden as section.key=value. Interrupted (Ctrl-C, SIGTERM, a crash), the same
-command goes on from the last checkpoint and ends in the same weights. The model is left in <train.out>/model.
+command goes on from the last checkpoint and ends in the same weights. The model is left in <out>/model.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("config", help="YAML file (see configs/)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.lr=1e-4 model.kernel_size=5")
-    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in train.out and start over")
+    add_words(parser, "key=value", "e.g. train.lr=1e-4 model.kernel_size=5")
+    parser.add_argument("--out", type=Path, help="folder for checkpoints, figures and the model, instead of train.out")
+    parser.add_argument("--restart", action="store_true", help="ignore a checkpoint in --out and start over")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -30,7 +32,9 @@ def run(options: argparse.Namespace) -> None:
     from ..distributed import rank
     from ..training import train
 
-    summary = train(load_config(options.config, options.overrides), resume=not options.restart)
+    overrides = only_overrides(options.words)
+    overrides += [f"train.out={json.dumps(str(options.out))}"] if options.out else []
+    summary = train(load_config(options.config, overrides), resume=not options.restart)
     if rank() == 0:
         if options.json:
             print(json.dumps(summary.dump()))

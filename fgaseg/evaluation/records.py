@@ -266,7 +266,7 @@ def cautions(name: str, result: Result, published_images: int | None) -> list[st
     if made["text"]["templates"] != [PUBLISHED_TEMPLATE]:
         lines.append(f"template {_some(made['text']['templates'])}, published with {PUBLISHED_TEMPLATE!r} (--template)")
     if not made["text"]["first_synonym"]:
-        lines.append("all synonyms are in the prompt, published with the first alone (--set first_synonym=true)")
+        lines.append("all synonyms are in the prompt, published with the first alone (first_synonym=true)")
     if made["input"]["inference"] != "windows":
         lines.append("photos seen whole, published with windows (--window)")
     if made["numerics"]["autocast"] != "no":

@@ -15,6 +15,7 @@ from tiny import NAMES, tiny_model
 import fgaseg
 from fgaseg.cli import main
 from fgaseg.cli.entry import parse
+from fgaseg.cli.options import model_and_overrides
 from fgaseg.kernels import decode_runs
 
 DATA = SHARED / "data"
@@ -56,11 +57,11 @@ def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monke
 
     monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
     assert main(command) == 0
-    given = ["--set", "inference=windows", "--set", "class_maps_budget=0", "--precision", "bfloat16"]
+    given = ["inference=windows", "--precision", "bfloat16", "class_maps_budget=0"]
     assert main([*command, *given]) == 0
     assert seen == [("whole", None, False), ("windows", 0, True)]
-    assert main([*command, "--set", "inference"]) == 1 and "write key=value" in capsys.readouterr().err
-    assert main([*command, "--set", "inferense=windows"]) == 1 and "did you mean" in capsys.readouterr().err
+    assert main([*command, "inferense=windows"]) == 1 and "did you mean" in capsys.readouterr().err
+    assert main([*command, "inference=[whole"]) == 1 and "not valid YAML" in capsys.readouterr().err
 
 
 def test_segment_several_photos_and_compare_models(model, photo, tmp_path, capsys):
@@ -105,11 +106,14 @@ MISTAKES = {
     "no config": (["train", "nowhere.yaml"], "cannot be read"),
     "no data": (["eval", "MODEL"], "give --data with names of sets (fgaseg data list), commas"),
     "half of the data": (["eval", "MODEL", "--images", "X", "--names", "X"], "or, for your own data, --labels"),
-    "a set that is no model": (["eval", "MODEL", "--data", "a150", "--weights", "MODEL"], "--data a150,pas20"),
+    "a set that is no model": (["eval", "MODEL", "--data", "a150", "pas20"], "give one model"),
     "out is a file": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--out", "CONFIG/x.png"],
                       "demo.yaml is a file; give another"),
     "out cannot be": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--out", "/proc/x/y.png"],
                       "cannot be written to"),
+    "no photos": (["segment", "top_k=1", "--model", "MODEL", "--classes", "cat"], "give the photos"),
+    "two models": (["convert", "--model", "MODEL", "MODEL", "--out", "x"], "give one model"),
+    "not an override": (["train", "CONFIG", "fast"], "'fast' is not a key=value override"),
     "no saved model": (["segment", "PHOTO", "--model", "HERE", "--classes", "cat"], "is missing: give the folder of a"),
 }  # fmt: skip
 
@@ -144,9 +148,32 @@ def test_eval_scores_drawn_scenes(model, capsys):
 
 def test_options_and_overrides_in_any_order():
     options = parse(["train", "c.yaml", "--restart", "train.steps=5", "--json", "model.fusion=add"])
-    assert options.restart and options.json and options.overrides == ["train.steps=5", "model.fusion=add"]
+    assert options.restart and options.json and options.words == ["train.steps=5", "model.fusion=add"]
     demo = parse(["demo", "--seed", "0,1,2", "train.steps=100"])
-    assert demo.seed == [0, 1, 2] and demo.overrides == ["train.steps=100"]
+    assert demo.seed == [0, 1, 2] and demo.words == ["train.steps=100"]
+    evaluation = parse(["eval", "top_k=4", "--data", "a150", "runs/model", "--window", "inference=whole"])
+    assert model_and_overrides(evaluation.model, evaluation.words) == ("runs/model", ["top_k=4", "inference=whole"])
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_photo(model, photo, tmp_path, monkeypatch, capsys):
+    Path(photo).rename(tmp_path / "seed=1.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "seed=1.png", "inference=whole", "--model", model, "--classes", "cat, dog", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"] == "seed=1_labels.png"
+
+
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["segment", "photo.jpg", "--model", "m", "--classes", "cat", "--set", "inference=windows"], "key=value"),
+        (["eval", "--weights", "m", "--data", "a150"], "the model is --model"),
+        (["info", "more"], "unrecognized arguments: more"),
+    ],
+)
+def test_unknown_arguments(words, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2 and hint in capsys.readouterr().err
 
 
 def test_help_teaches_and_info_is_machine_readable(capsys):

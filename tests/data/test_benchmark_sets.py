@@ -636,7 +636,7 @@ def test_a_model_trains_on_one_set_and_is_scored_on_another(tree, tmp_path):
 def test_a_set_in_another_layout_is_scored_like_the_prepared_one(tree, tmp_path, capsys):
     prepare(["pas20b"], tree)
     tiny_model().save_pretrained(tmp_path / "model")
-    place, command = SETS["pas20b"].splits["val"], ["eval", "--data", "pas20b", "--weights", str(tmp_path / "model")]
+    place, command = SETS["pas20b"].splits["val"], ["eval", "--data", "pas20b", "--model", str(tmp_path / "model")]
     flags = [["--root", str(tree)], ["--images", str(tree / place.images), "--labels", str(tree / place.prepared)]]
     results = []
     for number, given in enumerate(flags):

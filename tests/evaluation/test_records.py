@@ -360,7 +360,7 @@ def run_json(capsys, *words):
 
 
 def test_prompts_are_mapped_to_classes_before_counting(model, saved, sets, tmp_path, capsys):
-    found = run_json(capsys, "--data", "pas20,pas20b", "--weights", saved, "--root", sets, "--out", tmp_path)
+    found = run_json(capsys, "--data", "pas20,pas20b", "--model", saved, "--root", sets, "--out", tmp_path)
     fine, coarse = (found["scores"][name]["per_class"] for name in ("pas20", "pas20b"))
     assert [row["name"] for row in coarse] == [*NAMES[:3], "background"]
     assert coarse[:3] == fine[:3]
@@ -374,7 +374,7 @@ def test_prompts_are_mapped_to_classes_before_counting(model, saved, sets, tmp_p
 
 
 def test_table_one_as_printed_and_as_json(saved, sets, tmp_path, capsys):
-    command = ["--data", "pas20,a150", "--weights", saved, "--root", sets, "--out", tmp_path / "out"]
+    command = ["--data", "pas20,a150", "--model", saved, "--root", sets, "--out", tmp_path / "out"]
     found = run_json(capsys, *command)
     assert found["table"]["columns"] == ["A-847", "PC-459", "A-150", "PC-59", "PAS-20", "PAS-20b"]
     rows = found["table"]["rows"]
@@ -396,12 +396,12 @@ def test_table_one_as_printed_and_as_json(saved, sets, tmp_path, capsys):
 
 
 def test_what_is_not_comparable_is_said_once_each(saved, sets, tmp_path, capsys):
-    command = ["--data", "a150", "--weights", saved, "--root", sets]
+    command = ["--data", "a150", "--model", saved, "--root", sets]
     lines = run_json(capsys, *command, "--count", 3, "--out", tmp_path / "a")["cautions"]
     for words in ("first 3 of 12", "12 pictures, the published set 2000", "'a photo of a {}', published with",
                   "all synonyms", "seen whole"):  # fmt: skip
         assert sum(words in line for line in lines) == 1, words
-    as_published = ["--window", "--template", "A photo of a {} in the scene", "--set", "first_synonym=true"]
+    as_published = ["--window", "--template", "A photo of a {} in the scene", "first_synonym=true"]
     found = run_json(capsys, *command, *as_published, "--count", 2, "--out", tmp_path / "b")
     left = [line for line in found["cautions"] if "union is" not in line]
     assert len(left) == 2 and all("pictures" in line for line in left)
@@ -425,8 +425,8 @@ def test_union_below_the_published_definition_is_said(model, folder):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "a150"], "give the model once"),
-        (["MODEL", "--weights", "MODEL", "--data", "a150"], "give the model once"),
+        (["--data", "a150"], "give one model"),
+        (["MODEL", "--model", "MODEL", "--data", "a150"], "give one model"),
         (["MODEL", "--data", "a150", "--images", "x"], "give both --images and --labels"),
         (["MODEL", "--data", "a151"], "a151"),
         (["MODEL", "--root", "x"], "give --data"),
