@@ -1,7 +1,8 @@
-"""What several training processes must agree on, so that n processes compute what one would.
+"""Collectives, and the parts of a model that need them, so that n processes compute what one would.
 
-The convention is a sum: each process divides its loss by a count over the whole batch (`sum_over_processes`), so the
-losses of all processes add up to the loss of the batch, and so do their gradients. In one process nothing here acts.
+Losses and gradients are summed over ranks, not averaged: each process divides its loss by a count over the whole batch
+(`sum_over_processes`), so the losses of all ranks add up to the loss of the batch, and so do their gradients. In a
+single process every function here returns its input.
 """
 
 from __future__ import annotations
@@ -20,94 +21,109 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of training processes."""
+    """The number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Index of this process among them."""
+    """The index of this process, 0 to `world_size()` - 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextlib.contextmanager
-def _waiting() -> Iterator[None]:
+def _collective() -> Iterator[None]:
+    """Around a collective call alone, where every RuntimeError means that another process is gone."""
     try:
         yield
-    except RuntimeError as error:  # gloo has no kind of its own for it
+    except RuntimeError as error:
         raise ProcessLostError(str(error).splitlines()[0]) from error
 
 
 @contextlib.contextmanager
-def noticing_lost_processes() -> Iterator[None]:
-    """ProcessLostError for what PyTorch's own collectives raise, which gather sharded weights at any point."""
+def detect_lost_processes() -> Iterator[None]:
+    """Raise ProcessLostError when a collective of PyTorch's own fails in this block, such as FSDP's; other errors pass.
+
+    FSDP gathers sharded weights in the middle of forward and backward passes, whose own errors are RuntimeErrors too.
+    """
     try:
         yield
     except RuntimeError as error:
-        of_gloo = any(sign in str(error) for sign in ("gloo/", "closed by peer"))  # it has no kind of its own
-        if of_gloo or isinstance(error, getattr(dist, "DistError", ())):
+        from_gloo = any(sign in str(error) for sign in ("gloo/", "closed by peer"))  # gloo raises a bare RuntimeError
+        if from_gloo or isinstance(error, getattr(dist, "DistError", ())):
             raise ProcessLostError(str(error).splitlines()[0]) from error
         raise
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of `value` (same shape and dtype everywhere) over all processes; a new tensor without gradient.
+    """All-reduce: the sum of `value` (the same shape and dtype on every rank), a new tensor without gradient.
 
     Raises ProcessLostError.
     """
     value = value.detach()
     if world_size() > 1:
         value = value.clone(memory_format=torch.contiguous_format)
-        with _waiting():
+        with _collective():
             dist.all_reduce(value)
     return value
 
 
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Logical OR across ranks. `device` must suit the process group. Raises ProcessLostError."""
+    return bool(sum_over_processes(torch.tensor(int(flag), device=device)))
+
+
 def gather_rows(value: Tensor) -> Tensor:
-    """`value` [n, ...] of all processes (same shape everywhere), one after the other. Raises ProcessLostError."""
+    """All-gather: `value` [n, ...] (the same shape on every rank) of all ranks, concatenated to [world size * n, ...].
+
+    Raises ProcessLostError.
+    """
     if world_size() == 1:
         return value
     parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(world_size())]
-    with _waiting():
+    with _collective():
         dist.all_gather(parts, value.contiguous())
     return torch.cat(parts)
 
 
 def gather_objects(value: T) -> list[T]:
-    """A small value of plain types of every process. Raises ProcessLostError."""
+    """All-gather of a small picklable value: those of all ranks, in their order. Raises ProcessLostError."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with _waiting():
+    with _collective():
         dist.all_gather_object(values, value)
     return values
 
 
 class _ShareRows(torch.autograd.Function):
-    """See `share_rows`. A sum with zeros is exact, and no process needs to know the others' places."""
+    """See `share_rows`. Adding zeros is exact, and no process needs to know the others' indices."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, total: int) -> Tensor:
-        ctx.save_for_backward(places)
-        return sum_over_processes(rows.new_zeros(total, rows.shape[1]).index_copy(0, places, rows))
+    def forward(ctx: Any, rows: Tensor, indices: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(indices)
+        return sum_over_processes(rows.new_zeros(total, rows.shape[1]).index_copy(0, indices, rows))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (places,) = ctx.saved_tensors
-        return sum_over_processes(grad)[places], None, None
+        (indices,) = ctx.saved_tensors
+        return sum_over_processes(grad)[indices], None, None
 
 
-def share_rows(rows: Tensor, places: Tensor, total: int) -> Tensor:
-    """[total, C] everywhere, of which this process has computed `rows` [n, C], those at `places` [n] (int64).
+def share_rows(rows: Tensor, indices: Tensor, total: int) -> Tensor:
+    """Assemble a matrix [total, C] whose rows were computed on different ranks; every rank gets all of it.
 
-    Every place belongs to one process. In the backward pass, which all processes must reach together, each gets the
-    gradient of its own rows, summed over the losses of all.
+    rows     [n, C], what this process computed; n may differ between ranks
+    indices  [n] int64, where they belong; over all ranks each index below `total` occurs once
+
+    Differentiable: each rank gets the gradient of its own rows, summed over the losses of all ranks, which must run
+    the backward pass together. Raises ProcessLostError.
     """
-    shared: Tensor = _ShareRows.apply(rows, places, total)
+    shared: Tensor = _ShareRows.apply(rows, indices, total)
     return shared
 
 
 class _Sum(torch.autograd.Function):
-    """`sum_over_processes` with its gradient: every process's loss depends on every process's input."""
+    """`sum_over_processes` with its gradient: the loss of every rank depends on the input of every rank."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor) -> Tensor:
@@ -119,10 +135,10 @@ class _Sum(torch.autograd.Function):
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics are those of the batch over all processes.
+    """BatchNorm2d with the statistics of the whole batch, over all ranks.
 
-    torch's SyncBatchNorm refuses CPU tensors, and its backward assumes gradients that are averaged, not summed.
-    Input and output [B, C, H, W]; statistics in float32 at least. B, H and W may differ between processes.
+    torch's SyncBatchNorm refuses CPU tensors, and its backward pass assumes gradients that are averaged, not summed.
+    Input and output [B, C, H, W]; statistics in float32 at least. B, H and W may differ between ranks.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,20 +167,22 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 def use_global_batch_norm(model: nn.Module) -> None:
-    """Turn every BatchNorm2d of the model into a GlobalBatchNorm2d, in place; parameters and buffers stay the objects
-    they are, so that an optimizer keeps seeing them."""
+    """Turn every BatchNorm2d of the model into a GlobalBatchNorm2d, in place.
+
+    Parameters and buffers remain the same objects, so an optimizer that was given them stays valid.
+    """
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = GlobalBatchNorm2d
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = 1 << 24) -> None:
-    """Replace the gradient of each parameter by its sum over all processes.
+    """Replace the gradient of each parameter by its sum over all ranks.
 
-    Called between backward and clipping, in place of DistributedDataParallel: parameters that get no gradient (the last
-    visual block's q and k) need no graph search and cannot make it wait, and the sum is one plain loop to read. The
-    price is that communication does not overlap with backward. A parameter without gradient on every process keeps
-    none; on some only, it counts as zero there. `bucket` is the number of values sent at a time.
+    Called between the backward pass and clipping, in place of DistributedDataParallel: parameters without a gradient
+    (the last visual block's q and k) need no search of the graph and cannot stall it. The price is that communication
+    does not overlap with the backward pass. A parameter that has no gradient on any rank keeps none; on some ranks
+    only, theirs counts as zero. `bucket` is the number of values sent at a time. Raises ProcessLostError.
     """
     if world_size() == 1:
         return
@@ -185,7 +203,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter], bucket: int = 1 << 24) -> 
 
 
 def _buckets(tensors: list[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one dtype with at most `size` values together, or one larger tensor alone."""
+    """Groups of consecutive tensors of one dtype with at most `size` values in all; a larger tensor is alone."""
     group: list[Tensor] = []
     for tensor in tensors:
         if group and (tensor.dtype != group[0].dtype or sum(t.numel() for t in group) + tensor.numel() > size):

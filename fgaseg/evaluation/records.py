@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from rich.table import Table
 
-from ..distributed import rank, sum_over_processes, world_size
+from ..distributed import any_process, rank, world_size
 from ..environment import processor, version
 from ..errors import ResultError
 from ..files import atomic_write
@@ -202,7 +202,7 @@ def score(
                 (out / f"{name}{suffix}").unlink(missing_ok=True)
         else:
             result = Result.read(out / f"{name}.json", made, state)
-    if sum_over_processes(torch.tensor(int(result is not None), device=model.mean.device)):
+    if any_process(result is not None, model.mean.device):
         return result
     scores = evaluate(model, dataset, count=count, batch=batch, unfinished=unfinished, progress=progress, stop=stop)
     if rank() or scores.images < made["data"]["images"]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed import noticing_lost_processes, rank, sum_over_processes, world_size
+from ..distributed import detect_lost_processes, rank, sum_over_processes, world_size
 from ..model import FGASeg
 
 
@@ -52,7 +52,7 @@ def shard_encoders(model: FGASeg) -> None:
 def whole_encoders(model: FGASeg) -> Iterator[None]:
     """Every process has all weights in here, so that each may run the model as often as it likes (no gradients)."""
     units: list[Any] = [module for module in model.modules() if hasattr(module, "unshard") and module is not model]
-    with noticing_lost_processes():
+    with detect_lost_processes():
         for unit in units:
             unit.set_reshard_after_forward(False)
             unit.unshard()
@@ -79,7 +79,7 @@ def whole_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(value: Any) -> Tensor | None:
-    with noticing_lost_processes():
+    with detect_lost_processes():
         tensor: Tensor = value.full_tensor()
     return tensor.cpu() if rank() == 0 else None
 

@@ -34,9 +34,10 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import Config
 from ..data import data_sets
 from ..distributed import (
+    any_process,
+    detect_lost_processes,
     gather_objects,
     gather_rows,
-    noticing_lost_processes,
     rank,
     share_rows,
     sum_gradients,
@@ -485,7 +486,7 @@ class _Training:
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(self.step, self.config)
         vocabulary = self._vocabulary(labels)
-        with noticing_lost_processes():
+        with detect_lost_processes():
             losses = self._backward(pixels, *vocabulary)
         sum_gradients(unsharded(self.parameters))
         self.scaler.unscale_(self.optimizer)
@@ -643,8 +644,8 @@ class _Training:
         return scores
 
     def _anywhere(self, here: bool) -> bool:
-        """Whether it is true on any process; all wait for each other."""
-        return bool(sum_over_processes(torch.tensor(int(here), device=self.device)))
+        """Logical OR across ranks; all wait for each other."""
+        return any_process(here, self.device)
 
     def _on_main(self, write: Callable[[], None]) -> None:
         """Let the main process write files; the others wait, and stop too when it fails."""
