@@ -1,31 +1,22 @@
-"""The `fgaseg` command: its parser, and what becomes of errors and warnings."""
+"""The `fgaseg` command: its parser, where messages, warnings and errors go, and the exit status."""
 
 import argparse
+import contextlib
+import logging
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EncoderError,
-    ImageError,
-    Interrupted,
-    ResultError,
-    TrainingError,
-    UnfinishedError,
-    UsageError,
-    VocabularyError,
-)
+from ..errors import FGASegError, Interrupted
 from . import ablate, bench, convert, data, demo, eval, info, parity, segment, train
 from .options import add_command
 
 DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and any list of class names."
 
-# each a module with HELP, configure(parser) and run(options), which imports what it needs when it is called
+# each a module with HELP, configure(parser) and run(options); torch is imported by run, so that --help is fast
 COMMANDS = {
     "demo": demo,
     "data": data,
@@ -42,38 +33,25 @@ COMMANDS = {
 # options that a user may look for under another program's or an earlier version's name
 RENAMED = {"--set": "overrides are plain words: key=value", "--weights": "the model is --model"}
 
-# errors that explain themselves: a traceback would only hide the message
-EXPECTED = (
-    UsageError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    EncoderError,
-    ImageError,
-    ResultError,
-    TrainingError,
-    UnfinishedError,
-    VocabularyError,
-    OSError,
-    FloatingPointError,
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0, 1 for a user's mistake (one line on stderr), 128 + signal when interrupted."""
+    """Run one command and return its exit status: 0, 1 after an error of one line, 128 + signal when interrupted.
+
+    Exceptions that are not meant for users (a bug) pass, with their traceback. Wrong options end the process with
+    status 2, as argparse does.
+    """
     options = parse(arguments)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+        with _messages_to_stderr():
             status: int | None = COMMANDS[options.command].run(options)
             return status or 0
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
     except Interrupted as error:
         if _is_main():
             print(error, file=sys.stderr)
         return 128 + error.signal
-    except EXPECTED as error:
+    except (FGASegError, OSError, FloatingPointError) as error:
         print(f"fgaseg {options.command}: {error}", file=sys.stderr)
         return 1
 
@@ -99,6 +77,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _messages_to_stderr() -> Iterator[None]:
+    """Print what the library logs, from INFO on, and its warnings as plain lines on stderr, from rank 0 alone."""
+    logger, handler = logging.getLogger("fgaseg"), _LineHandler() if _is_main() else logging.NullHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _LineHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)  # looked up now: a progress bar stands in for it
+
+
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                   line: str | None = None) -> None:  # fmt: skip
     if _is_main():
@@ -106,5 +105,5 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
 
 def _is_main() -> bool:
-    """Of several processes under torchrun, whether or not they have met."""
+    """Rank 0, under torchrun even before the process group exists."""
     return os.environ.get("RANK", "0") == "0"
