@@ -1,30 +1,102 @@
-"""FGAseg: open-vocabulary semantic segmentation. A photo and any list of class names; a label for every pixel."""
+"""FGAseg: open-vocabulary semantic segmentation. A photo and any list of class names; a label for every pixel.
+
+    from fgaseg import FGASeg
+
+    model = FGASeg.from_pretrained("path-or-hub-id")
+    result = model.segment("photo.jpg", ["cat", "sofa", "wooden floor"])
+    result.overlay().save("out.png")
+
+Everything in `dir(fgaseg)` is public. Names are loaded when they are first used, so `import fgaseg` itself is fast, and
+`fgaseg.kernels` needs nothing but PyTorch and Triton.
+"""
 
 import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .config import Config, ModelConfig, load_config
-    from .inference import Result
-    from .model import FGASeg
-    from .vocabulary import Vocabulary
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EncoderError,
+    FGASegError,
+    ImageError,
+    Interrupted,
+    NotFiniteError,
+    ProcessLostError,
+    ResultError,
+    TrainingError,
+    UnfinishedError,
+    UsageError,
+    VocabularyError,
+)
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "FGASeg", "ModelConfig", "Result", "Vocabulary", "load_config"]
+__all__ = [
+    "CheckpointError",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "EncoderConfig",
+    "EncoderError",
+    "FGASeg",
+    "FGASegError",
+    "FolderDataset",
+    "ImageError",
+    "Interrupted",
+    "LossConfig",
+    "ModelConfig",
+    "NotFiniteError",
+    "ProcessLostError",
+    "Result",
+    "ResultError",
+    "Scores",
+    "TrainConfig",
+    "TrainingError",
+    "UnfinishedError",
+    "UsageError",
+    "Vocabulary",
+    "VocabularyError",
+    "__version__",
+    "evaluate",
+    "kernels",
+    "load_config",
+    "open_set",
+    "read_image",
+    "train",
+]
 
-_HOME = {
-    "Config": "config",
-    "ModelConfig": "config",
-    "load_config": "config",
-    "FGASeg": "model",
-    "Result": "inference",
-    "Vocabulary": "vocabulary",
-}
+if TYPE_CHECKING:
+    from . import kernels
+    from .config import Config, DataConfig, EncoderConfig, LossConfig, ModelConfig, TrainConfig, load_config
+    from .data import FolderDataset, open_set, read_image
+    from .evaluation import Scores, evaluate
+    from .inference import Result
+    from .model import FGASeg
+    from .training import train
+    from .vocabulary import Vocabulary
+else:
+    _LAZY = {
+        "config": ("Config", "DataConfig", "EncoderConfig", "LossConfig", "ModelConfig", "TrainConfig", "load_config"),
+        "data": ("FolderDataset", "open_set", "read_image"),
+        "evaluation": ("Scores", "evaluate"),
+        "inference": ("Result",),
+        "model": ("FGASeg",),
+        "training": ("train",),
+        "vocabulary": ("Vocabulary",),
+    }
+    _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
+
+    def __getattr__(name):
+        if name == "kernels":
+            return importlib.import_module(".kernels", __name__)
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'fgaseg' has no attribute '{name}'")
+        value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        globals()[name] = value  # from now on found without this function
+        return value
 
 
-def __getattr__(name: str):
-    # loaded when first asked for: fgaseg.kernels alone needs nothing but torch
-    if name not in _HOME:
-        raise AttributeError(f"module 'fgaseg' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+def __dir__() -> list[str]:
+    return sorted(__all__)

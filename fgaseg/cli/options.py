@@ -6,8 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import UsageError
 
 
@@ -82,6 +80,8 @@ def load_model(source: str, overrides: list[str], device: str | None) -> Any:
 
 
 def _key_and_value(override: str) -> tuple[str, Any]:
+    import yaml
+
     key, _, value = override.partition("=")
     try:
         return key, yaml.safe_load(value)
