@@ -1,4 +1,4 @@
-"""A vocabulary: class names with their text embeddings."""
+"""Class names to embeddings: prompt template, tokens cut at the longest end-of-text, and a cache with a correct key."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,10 +10,9 @@ from .errors import VocabularyError
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Class names with their text embeddings, in the order of the logits' class axis. `model.encode(names)` makes one.
+    """Class names with their text embeddings, in the order of the logits' class axis.
 
-    names       T of them
-    embeddings  [T, C], of unit length, in the joint space of the CLIP model that made them
+    embeddings  [T, C], unit length, in the joint space of one CLIP
     """
 
     names: tuple[str, ...]
@@ -24,9 +23,9 @@ class Vocabulary:
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple. Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
+    """The names as a tuple; an empty list, an empty name or a string in place of a list is an error.
 
-    Raises VocabularyError for an empty list, an entry that is empty or not a string, or a string in place of a list.
+    Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")

@@ -6,14 +6,21 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .options import add_json, add_model_options, add_words, autocast, check_out, load_model, model_and_overrides
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..evaluation import EvalResult
+
+    Results = dict[str, EvalResult]  # by data set
+
 HELP = """\
-Score a model: on the sets of the paper, with its Table I and the published numbers above ours, or on any labelled
-photos. Both definitions of mIoU, per class, and beside every number the hash of a record of how it was made.
+Score a model: on the benchmark sets of the paper, with its Table I and the published figures above yours, or on any
+labelled images. Prints both definitions of mIoU, figures per class, and the hash of each figure's provenance.
 
   fgaseg eval --data a150,pc59,pas20 --model runs/mine/model --root datasets --window --out runs/mine/eval
   fgaseg eval --data a150 --model runs/mine/model --images DIR --labels DIR      labels prepared in another layout
@@ -21,10 +28,15 @@ photos. Both definitions of mIoU, per class, and beside every number the hash of
   fgaseg eval runs/mine/model --config runs/mine/config.yaml --csv per_class.csv --json
   torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --model runs/mine/model
 
-Interrupted (Ctrl-C, SIGTERM, a crash), the same command goes on from what --out holds, on any number of processes.
-The record holds data, prompts, input sizes, model, weights, precision, kind of device, metrics and versions. Batch,
-number of processes and threads, and place of the files cannot change a number and are not hashed.
+Interrupted (Ctrl-C, SIGTERM, a crash), the same command resumes from what --out holds, on any number of processes.
+The hashed record holds data, prompts, input sizes, model, weights, precision, kind of device, metrics and versions.
+--batch, the number of processes and threads, and the location of the files change no figure and are not hashed.
 """
+
+LEGEND = (
+    "In %. mIoU: over the classes in the ground truth, as the published figures; union: also over those only\n"
+    "predicted, as mmseg and detectron2 0.6 count. record: hash of the provenance, in full with --json and in --out."
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,59 +48,48 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, help="their folder (default: $DETECTRON2_DATASETS, else datasets)")
     views = parser.add_mutually_exclusive_group()
     views.add_argument("--window", action="store_true", help="the released evaluation: four windows and the whole")
-    views.add_argument("--whole", action="store_true", help="each photo seen once, aspect kept (default: as saved)")
+    views.add_argument("--whole", action="store_true", help="each image seen once, aspect kept (default: as saved)")
     parser.add_argument("--top-k", metavar="K", help="classes kept per pixel by a model in fast mode, or all")
     parser.add_argument("--template", help="a prompt with {}; or imagenet (80, averaged) or imagenet_select (7)")
     parser.add_argument("--batch", type=int, default=4, metavar="N",
-                            help="pictures held at once: N are read while one is labelled. Each is labelled by itself: "
-                            "the numbers are the same for any N, and a stack was not faster on a CPU")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="results, and what an interrupted run goes on from "
-                            "(with --data: runs/eval unless given)")  # fmt: skip
+                        help="images that threads read ahead while one is predicted (default: 4); each is predicted by "
+                        "itself, so the figures are the same for any N")  # fmt: skip
+    parser.add_argument("--out", type=Path, help="folder of the results, from which an interrupted run resumes "
+                        "(default with --data: runs/eval)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="drop what --out holds of these sets")
     parser.add_argument("--config", help="take the data set from this training configuration")
     for key in ("images", "labels", "names", "list"):
         parser.add_argument(f"--{key}", type=Path, help=f"the data set's {key}")
-    parser.add_argument("--count", type=int, help="only the first so many photos")
+    parser.add_argument("--count", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--csv", type=Path, help="write the per-class rows to this file")
     add_model_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     from ..distributed import rank
-    from ..errors import Interrupted
-    from ..evaluation import score, templates, weights_hash
-    from ..training import Signals
 
     source, overrides = model_and_overrides(options.model, options.words)
-    _check_eval(options)
+    _check_data_options(options)
+    _check_values(options)
     _join_processes(options)
-    sets = _eval_sets(options)
+    sets = _data_sets(options)
     check_out(options.out)
-    views = {"window": "inference=windows", "whole": "inference=whole"}
-    overrides += [switch for view, switch in views.items() if getattr(options, view)]
-    overrides += [f"top_k={'null' if options.top_k == 'all' else options.top_k}"] if options.top_k else []
-    overrides += [f"template={json.dumps(templates(options.template))}"] if options.template else []
-    model = load_model(source, overrides, options.device)
-    weights, results = weights_hash(model), {}
-    for name, dataset in sets.items():
-        with Signals() as signals, autocast(options.precision, options.device):
-            results[name] = score(model, dataset, name, count=options.count, batch=options.batch, out=options.out,
-                                  restart=options.restart, weights=weights, progress=True,
-                                  stop=lambda: signals.number > 0)  # fmt: skip
-        stopped_elsewhere = rank() == 0 and results[name] is None  # by a signal to another process
-        if number := signals.number or stopped_elsewhere * signal.SIGTERM:
-            saved = (
-                f"saved in {options.out}: run the same command again{' without --restart' * options.restart} to resume"
-                if options.out
-                else "lost without --out"
-            )
-            raise Interrupted(f"stopped while scoring {name}; what was counted is {saved}", number)
-    if rank() == 0:
-        _print_results(options, source, results)
+    model = load_model(source, [*overrides, *_model_overrides(options)], options.device)
+    results = _evaluate(model, sets, options)
+    if rank() > 0:
+        return
+    if options.csv:
+        for name, result in results.items():
+            several = options.csv.with_stem(f"{options.csv.stem}_{name}")
+            result.scores.write_csv(several if len(results) > 1 else options.csv)
+    if options.json:
+        _print_json(options, source, results)
+    else:
+        _print_tables(options, results)
 
 
-def _check_eval(options: argparse.Namespace) -> None:
-    """One source of data; what is not given gets its default."""
+def _check_data_options(options: argparse.Namespace) -> None:
+    """There is one source of data."""
     others = [key for key in ("names", "list", "config") if getattr(options, key)]
     if options.data and others:
         raise UsageError(f"--data names whole sets: leave --{others[0]} out")
@@ -96,8 +97,6 @@ def _check_eval(options: argparse.Namespace) -> None:
         raise UsageError("a set of --data in another layout: give both --images and --labels")
     if options.data and options.images and (options.root or "," in options.data):
         raise UsageError("--images and --labels are those of one set: give one with --data, and no --root")
-    if options.data and options.out is None:
-        options.out = Path("runs/eval")
     missing = [f"--{key}" for key in ("images", "labels", "names") if not getattr(options, key)]
     if missing and not (options.data or options.config or options.root):
         raise UsageError(
@@ -106,15 +105,21 @@ def _check_eval(options: argparse.Namespace) -> None:
         )
     if options.root and not options.data:
         raise UsageError("--root is the folder of the sets that --data names: give --data, for example --data a150")
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    """Values are in range; --out gets its default."""
     for key in ("count", "batch"):
         if (value := getattr(options, key)) is not None and value < 1:
             raise UsageError(f"--{key} {value}: give 1 or more")
     if options.top_k and options.top_k != "all" and not (options.top_k.isdecimal() and int(options.top_k)):
         raise UsageError(f"--top-k {options.top_k}: give a number of classes, or all")
+    if options.data and options.out is None:
+        options.out = Path("runs/eval")
 
 
 def _join_processes(options: argparse.Namespace) -> None:
-    """Under torchrun, join the others; each has a device of its own."""
+    """Under torchrun, join the other processes; each has a device of its own."""
     if "LOCAL_RANK" in os.environ:
         from accelerate import PartialState  # type: ignore[import-untyped]
 
@@ -123,73 +128,150 @@ def _join_processes(options: argparse.Namespace) -> None:
         atexit.register(state.destroy_process_group)
 
 
-def _eval_sets(options: argparse.Namespace) -> dict[str, Any]:
-    if options.data:
-        from ..data import default_root, open_set, set_in_folders
+def _data_sets(options: argparse.Namespace) -> dict[str, Any]:
+    from ..config import load_config
+    from ..data import data_sets, default_root, open_set, set_in_folders
+    from ..evaluation import open_validation_set
 
-        if options.images:
-            return {options.data: set_in_folders(options.data, Path(options.images), Path(options.labels))}
+    if options.data and options.images:
+        return {options.data: set_in_folders(options.data, options.images, options.labels)}
+    if options.data:
         root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
-    from ..config import load_config
-    from ..data import data_sets
-
     config = load_config(options.config, _data_overrides(options))
-    return data_sets(config)[1] if config.data.scenes else _folder(config)
+    if config.data.scenes:
+        return data_sets(config)[1]
+    return {config.data.val_set or "val": open_validation_set(config.data)}
 
 
 def _data_overrides(options: argparse.Namespace) -> list[str]:
-    """The data set's flags as overrides; with any of them, nothing of the configuration's own split is left."""
+    """The data set's flags as overrides; with photos or labels, nothing of the configuration's own split is left."""
     given = {"images": options.images, "labels": options.labels, "names": options.names, "val_list": options.list}
     overrides = [f"data.{key}={json.dumps(str(value))}" for key, value in given.items() if value]
     if options.images or options.labels:
         overrides += ["data.scenes=false", "data.val_images=null", "data.val_labels=null", "data.train_list=null"]
+        overrides += ["data.set=null", "data.val_set=null"]
         overrides += [] if options.list else ["data.val_list=null"]
     return overrides
 
 
-def _folder(config: Any) -> dict[str, Any]:
-    from ..data import FolderDataset
+def _model_overrides(options: argparse.Namespace) -> list[str]:
+    from ..evaluation import prompt_templates
 
-    return {"val": FolderDataset(config.data, "val")}
+    overrides = []
+    if options.window or options.whole:
+        overrides.append(f"inference={'windows' if options.window else 'whole'}")
+    if options.top_k:
+        overrides.append(f"top_k={'null' if options.top_k == 'all' else options.top_k}")
+    if options.template:
+        overrides.append(f"template={json.dumps(prompt_templates(options.template))}")
+    return overrides
 
 
-def _print_results(options: argparse.Namespace, model: str, results: dict[str, Any]) -> None:
-    """Tables for people, or JSON of the same; per-class rows to --csv."""
+def _evaluate(model: Any, sets: dict[str, Any], options: argparse.Namespace) -> "Results":
+    """The results by data set; none on processes other than the main one."""
+    from ..evaluation import weights_hash
+
+    weights = weights_hash(model)
+    results = {name: _evaluate_one(model, dataset, name, weights, options) for name, dataset in sets.items()}
+    return {name: result for name, result in results.items() if result is not None}
+
+
+def _evaluate_one(
+    model: Any, dataset: Any, name: str, weights: str, options: argparse.Namespace
+) -> "EvalResult | None":
+    """Raises Interrupted after a signal, to this process or another one."""
+    from ..distributed import rank
+    from ..errors import Interrupted
+    from ..evaluation import EvalOptions, evaluate_with_provenance
+    from ..training import Signals
+
+    with Signals() as signals, autocast(options.precision, options.device):
+        how = EvalOptions(options.count, progress=True, stop=lambda: signals.number > 0, read_ahead=options.batch)
+        result = evaluate_with_provenance(
+            model, dataset, name, how, out=options.out, restart=options.restart, weights=weights
+        )
+    stopped_elsewhere = rank() == 0 and result is None
+    if number := signals.number or stopped_elsewhere * signal.SIGTERM:
+        again = f"run the same command again{' without --restart' * options.restart} to resume"
+        saved = f"saved in {options.out}: {again}" if options.out else "lost without --out"
+        raise Interrupted(f"stopped while scoring {name}; what was counted is {saved}", number)
+    return result
+
+
+def _cautions(options: argparse.Namespace, results: "Results") -> list[str]:
+    from ..data import SETS
+    from ..evaluation import cautions
+
+    published = _published(options, results)
+    return [line for name in published for line in cautions(name, results[name], SETS[name].splits["val"].count)]
+
+
+def _published(options: argparse.Namespace, results: "Results") -> list[str]:
+    """The sets that Table I has."""
+    from ..evaluation import COLUMNS
+
+    return [name for name in results if options.data and name in COLUMNS]
+
+
+def _print_json(options: argparse.Namespace, source: str, results: "Results") -> None:
+    from ..evaluation import COLUMNS, table_one
+
+    dumps = {name: result.dump() for name, result in results.items()}
+    table = {"columns": list(COLUMNS.values()), "rows": table_one(results)} if _published(options, results) else None
+    print(json.dumps({
+        "model": source,
+        "scores": {name: dump["scores"] for name, dump in dumps.items()},
+        "records": {name: {key: dump[key] for key in ("hash", "record", "free")} for name, dump in dumps.items()},
+        "table": table,
+        "cautions": _cautions(options, results),
+    }))  # fmt: skip
+
+
+def _print_tables(options: argparse.Namespace, results: "Results") -> None:
     from rich.console import Console
 
-    from ..evaluation import COLUMNS, LEGEND, cautions, draw_figures, draw_table_one, table_one
+    from .tables import scores_table
 
-    if options.csv:
-        for name, one in results.items():
-            one.scores.write_csv(
-                options.csv.with_stem(f"{options.csv.stem}_{name}") if len(results) > 1 else options.csv
-            )
-    notes, published = [], [name for name in results if options.data and name in COLUMNS]
-    if published:
-        from ..data import SETS
+    console, lines = Console(), []
+    if options.data:
+        console.print(_figures(results))
+        if _published(options, results):
+            console.print(_table_one(results))
+        lines.append(LEGEND)
+    else:
+        for name, result in results.items():
+            console.print(scores_table(result.scores, f"{name}, record {result.hash}"))
+    lines += [f"not comparable: {line}" for line in _cautions(options, results)]
+    lines += [f"results: {options.out}"] if options.out else []
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        notes = [line for name in published for line in cautions(name, results[name], SETS[name].splits["val"].count)]
-    if options.json:
-        records = {name: {"hash": one.hash, "record": one.record, "free": one.free} for name, one in results.items()}
-        print(json.dumps({
-            "model": model,
-            "scores": {name: one.scores.dump() for name, one in results.items()},
-            "records": records,
-            "table": {"columns": list(COLUMNS.values()), "rows": table_one(results)} if published else None,
-            "cautions": notes,
-        }))  # fmt: skip
-        return
-    console = Console()
-    for name, one in {} if options.data else results.items():
-        console.print(one.scores.table(f"{name}, record {one.hash}"))
-    if options.data:
-        console.print(draw_figures(results))
-    if published:
-        console.print(draw_table_one(results))
-    if options.data:
-        console.print(LEGEND, highlight=False, markup=False, soft_wrap=True)
-    for line in notes:
-        console.print(f"not comparable: {line}", highlight=False, markup=False, soft_wrap=True)
-    if options.out:
-        console.print(f"results: {options.out}", highlight=False, markup=False, soft_wrap=True)
+
+def _figures(results: "Results") -> "Table":
+    """One row a set: all figures, and how many classes occur."""
+    from rich.table import Table
+
+    from ..evaluation import FIGURES
+    from .tables import percent
+
+    table = Table("set", "images", "classes", "mIoU", "union", "fwIoU", "mAcc", "pAcc", "record", box=None)
+    for name, result in results.items():
+        scores = result.scores
+        figures = (percent(getattr(scores, figure)) for figure in FIGURES)
+        table.add_row(name, str(scores.images), f"{scores.present}/{len(scores.rows)}", *figures, result.hash)
+    return table
+
+
+def _table_one(results: "Results") -> "Table":
+    """At most 80 columns wide."""
+    from rich.table import Table
+
+    from ..evaluation import COLUMNS, table_one
+
+    table = Table("", *COLUMNS.values(), title="Table I", box=None)
+    for name, cells in table_one(results).items():
+        if name == "ours":
+            table.add_section()
+        table.add_row(name, *(cell or "-" for cell in cells))
+    return table

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> None:
     from ..config import load_config
     from ..distributed import rank
     from ..training import train
+    from .tables import scores_table
 
     overrides = only_overrides(options.words)
     overrides += [f"train.out={json.dumps(str(options.out))}"] if options.out else []
@@ -40,5 +41,5 @@ def run(options: argparse.Namespace) -> None:
             print(json.dumps(summary.dump()))
         else:
             for name, scores in summary.scores.items():
-                Console().print(scores.table(name))
+                Console().print(scores_table(scores, name))
             print(f"model: {summary.model}")

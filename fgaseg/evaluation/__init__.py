@@ -1,20 +1,25 @@
-"""Scores of a model on a labelled data set, and the record of how they were made."""
+"""Scores of a model on a labelled data set, and their provenance."""
 
-from .evaluator import evaluate
-from .records import COLUMNS, LEGEND, cautions, draw_figures, draw_table_one, score, table_one, templates, weights_hash
+from .evaluator import EvalOptions, LabelledImages, Segmenter, evaluate, open_validation_set
+from .provenance import weights_hash
+from .results import EvalResult, evaluate_with_provenance
 from .scores import FIGURES, Scores
+from .table_one import COLUMNS, cautions, table_one
+from .templates import prompt_templates
 
 __all__ = [
     "COLUMNS",
     "FIGURES",
-    "LEGEND",
+    "EvalOptions",
+    "EvalResult",
+    "LabelledImages",
     "Scores",
+    "Segmenter",
     "cautions",
-    "draw_figures",
-    "draw_table_one",
     "evaluate",
-    "score",
+    "evaluate_with_provenance",
+    "open_validation_set",
+    "prompt_templates",
     "table_one",
-    "templates",
     "weights_hash",
 ]

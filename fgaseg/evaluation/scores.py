@@ -1,4 +1,4 @@
-"""Scores of a model on a labelled data set: both definitions of mIoU from one confusion matrix for the whole set."""
+"""The confusion matrix of a labelled data set, and the figures that follow from it: both definitions of mIoU."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
-from ..distributed import sum_over_processes
 from ..files import atomic_write
 
 
-class Confusion:
-    """Pixel counts [T, T] int64, rows ground truth, columns prediction. Ignored pixels are in neither."""
+class ConfusionMatrix:
+    """Pixel counts over images in any order. Pixels that the ground truth ignores are not counted at all.
+
+    matrix  [T, T] int64: rows are the classes of the ground truth, columns those of the prediction
+    """
 
     def __init__(self, classes: int, ignore: int = 255, device: torch.device | str = "cpu") -> None:
         self.classes, self.ignore = classes, ignore
         self.matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add one picture. Both integer tensors of one shape; predicted in 0..T-1, labels too or `ignore`.
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Count one image. Integer tensors of the same shape; predicted in 0..T-1, labels too or `ignore`.
 
-        Raises ValueError naming the shapes or the value that is out of range.
+        Raises ValueError naming the shapes or the value that is out of range; nothing is then counted.
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted {list(predicted.shape)} and labels {list(labels.shape)} differ in shape")
@@ -46,16 +46,12 @@ class Confusion:
         pairs = labels * self.classes + predicted
         self.matrix += torch.bincount(pairs, minlength=self.classes**2).view_as(self.matrix)
 
-    def all_reduce(self) -> None:
-        """Add up the matrices of all processes, in place; without several processes nothing happens."""
-        self.matrix = sum_over_processes(self.matrix)
-
-    def scores(self, names: Sequence[str], images: int = 0) -> Scores:
-        """The figures; `names` [T] are those of the classes, in order."""
+    def rows(self, names: Sequence[str]) -> list[ClassScore]:
+        """The counts of each class; `names` [T] are those of the classes, in order."""
         if len(names) != self.classes:
             raise ValueError(f"{len(names)} names for {self.classes} classes")
         counts = torch.stack([self.matrix.diagonal(), self.matrix.sum(1), self.matrix.sum(0)], dim=1).tolist()
-        return Scores(images, [ClassScore(name, *row) for name, row in zip(names, counts, strict=True)])
+        return [ClassScore(name, *row) for name, row in zip(names, counts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -74,17 +70,22 @@ class ClassScore:
 
     @property
     def accuracy(self) -> float:
-        """Share of the class's pixels that are labelled right; NaN where it is not in the ground truth."""
+        """Share of the class's pixels that are predicted correctly; NaN where it is not in the ground truth."""
         return _ratio(self.correct, self.labelled)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures in 0..1 of a whole data set. Those that have nothing to average are NaN (null in JSON)."""
+    """Figures in 0..1 of a whole data set. Those that have nothing to average over are NaN (null in JSON).
+
+    images        number of images that were scored
+    rows          counts of each class
+    samples_hash  identifies the images that were scored, by pixels and labels (`sample_hash`): 64 hexadecimal digits
+    """
 
     images: int
     rows: list[ClassScore]
-    pictures: str = ""  # identifies what was scored, pixels and labels (`fingerprint`), 64 hexadecimal digits
+    samples_hash: str = ""
 
     @property
     def present(self) -> int:
@@ -98,71 +99,55 @@ class Scores:
 
     @property
     def miou_gt(self) -> float:
-        """Mean IoU over the classes that occur in the ground truth (detectron2 since 2022-07; the papers' number)."""
+        """Mean IoU over the classes that occur in the ground truth (detectron2 since 2022-07; the papers' figure)."""
         return _mean(row.iou for row in self.rows if row.labelled)
 
     @property
     def miou_union(self) -> float:
-        """Mean IoU in which a class predicted but absent from the ground truth counts as 0 (mmseg, HF evaluate)."""
+        """Mean IoU to which a class predicted but absent from the ground truth contributes 0 (mmseg, HF evaluate)."""
         return _mean(row.iou for row in self.rows if row.labelled or row.predicted)
 
     @property
     def fwiou(self) -> float:
-        """IoU weighted by the pixels of each class in the ground truth."""
+        """IoU weighted by the number of pixels that each class has in the ground truth."""
         return _ratio(sum(row.labelled * row.iou for row in self.rows if row.labelled), self.pixels)
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean over the classes of the ground truth of the share of pixels labelled right."""
+        """Mean over the classes of the ground truth of the share of their pixels predicted correctly."""
         return _mean(row.accuracy for row in self.rows if row.labelled)
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of all scored pixels labelled right."""
+        """Share of all scored pixels predicted correctly."""
         return _ratio(sum(row.correct for row in self.rows), self.pixels)
 
-    def over(self, names: Iterable[str]) -> Scores:
-        """The same prediction scored on some of the classes only (say the unseen): all classes competed for a pixel,
-        and the averages run over these. Raises KeyError naming a class that was not scored."""
+    def subset(self, names: Iterable[str]) -> Scores:
+        """The same predictions, averaged over some of the classes only (say the unseen ones).
+
+        All classes still competed for every pixel. Raises KeyError naming a class that was not scored.
+        """
         wanted = set(names)
         if missing := wanted - {row.name for row in self.rows}:
             raise KeyError(f"classes that were not scored: {', '.join(sorted(missing))}")
-        return Scores(self.images, [row for row in self.rows if row.name in wanted], self.pictures)
+        return Scores(self.images, [row for row in self.rows if row.name in wanted], self.samples_hash)
 
     def dump(self) -> dict[str, Any]:
-        """Plain JSON types: all figures, and the per-class rows."""
+        """As plain JSON types: all figures, and the rows of the classes."""
         figures = {name: _number(getattr(self, name)) for name in FIGURES}
         rows = [asdict(row) | {"iou": _number(row.iou), "accuracy": _number(row.accuracy)} for row in self.rows]
-        return {"images": self.images, "pictures": self.pictures, "pixels": self.pixels, "classes": len(self.rows),
+        return {"images": self.images, "pictures": self.samples_hash, "pixels": self.pixels, "classes": len(self.rows),
                 "present": self.present, **figures, "per_class": rows}  # fmt: skip
 
     @classmethod
     def load(cls, data: dict[str, Any]) -> Scores:
-        """What `dump` wrote. Raises KeyError or TypeError when it is something else."""
+        """Read what `dump` gave. Raises KeyError or TypeError when it is something else."""
         counts = ("name", "correct", "labelled", "predicted")
         rows = [ClassScore(**{key: row[key] for key in counts}) for row in data["per_class"]]
         return cls(data["images"], rows, data["pictures"])
 
-    def table(self, title: str = "", per_class: bool = True) -> Table:
-        """For people: the classes that occur anywhere, most frequent first, and the figures below them."""
-        table = Table(title=escape(title) or None, caption=self._caption(), caption_justify="left")
-        for heading in ("class", "IoU", "accuracy", "share of pixels"):
-            table.add_column(heading, justify="left" if heading == "class" else "right")
-        seen = [row for row in self.rows if row.labelled or row.predicted]
-        for row in sorted(seen, key=lambda row: -row.labelled) if per_class else []:
-            share = _ratio(row.labelled, self.pixels)
-            table.add_row(escape(row.name), *(_percent(value) for value in (row.iou, row.accuracy, share)))
-        if per_class:
-            table.add_section()
-        for name, label in FIGURES.items():
-            table.add_row(label, _percent(getattr(self, name)), "", "")
-        return table
-
-    def _caption(self) -> str:
-        return f"{self.images} pictures; {self.present} of {len(self.rows)} classes occur in the ground truth"
-
     def write_csv(self, path: str | Path) -> None:
-        """One row per class: name, IoU, accuracy (empty where undefined) and the three pixel counts. Atomic."""
+        """Write one row per class: name, IoU, accuracy (empty where undefined) and the pixel counts. Atomic."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["class", "iou", "accuracy", "correct_pixels", "labelled_pixels", "predicted_pixels"])
@@ -192,7 +177,3 @@ def _mean(values: Iterable[float]) -> float:
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"

@@ -640,7 +640,7 @@ class _Training:
         count = self.config.data.val_count
         scores = {name: evaluate(self.model, one, count=count, stop=stop) for name, one in self.val_sets.items()}
         if self.config.data.scenes:  # all names compete for a pixel, whichever are scored
-            scores = {name: scores[name].over(self.val_sets[name].scored) for name in scores}
+            scores = {name: scores[name].subset(self.val_sets[name].scored) for name in scores}
         return scores
 
     def _anywhere(self, here: bool) -> bool:

@@ -22,6 +22,7 @@ from rich.console import Console
 from tiny import tiny_config, tiny_model
 
 from fgaseg.cli import main
+from fgaseg.cli.tables import scores_table
 from fgaseg.config import Config, DataConfig, load_config
 from fgaseg.data.benchmark_sets import SETS, open_set
 from fgaseg.data.label_formats import decode_counts, read_label_map
@@ -543,7 +544,7 @@ def test_brackets_in_names_and_paths_are_no_markup(tree, tmp_path, capsys):
     own = ["--images", str(odd), "--labels", str(labels), "--names", str(names), "--workers", "0"]
     assert main(["data", "check", *own]) == 0
     table = ClassScore("car [/parked]", 1, 1, 1), ClassScore("[bold]", 1, 1, 1)
-    Console().print(Scores(1, list(table)).table("of [/x]"))
+    Console().print(scores_table(Scores(1, list(table)), "of [/x]"))
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("car [/parked]", "[bold]", "of [/x]"))
 

@@ -9,18 +9,16 @@ import pytest
 import torch
 from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score
-from tiny import tiny_model
 
-from fgaseg.errors import DataError
-from fgaseg.evaluation.evaluator import evaluate
-from fgaseg.evaluation.scores import Confusion, Scores
+from fgaseg.cli.tables import scores_table
+from fgaseg.evaluation.scores import ConfusionMatrix, Scores
 
 
 def scored(classes, *pairs, ignore=255):
-    confusion = Confusion(classes, ignore)
+    confusion = ConfusionMatrix(classes, ignore)
     for predicted, labels in pairs:
-        confusion.update(torch.tensor(predicted), torch.tensor(labels))
-    return confusion.scores([f"class {n}" for n in range(classes)], len(pairs))
+        confusion.add(torch.tensor(predicted), torch.tensor(labels))
+    return Scores(len(pairs), confusion.rows([f"class {n}" for n in range(classes)]))
 
 
 def test_both_definitions_by_hand():
@@ -39,19 +37,19 @@ def test_both_definitions_by_hand():
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes")
-def test_matches_scikit_learn_over_many_pictures():
+def test_matches_scikit_learn_over_many_images():
     rng = np.random.default_rng(0)
-    confusion, everything = Confusion(7), []
+    confusion, everything = ConfusionMatrix(7), []
     for _ in range(9):
         shape = rng.integers(1, 40, 2)
         labels = rng.choice([0, 1, 2, 3, 5, 255], shape, p=[0.4, 0.2, 0.2, 0.1, 0.05, 0.05])  # 4 and 6 never labelled
         predicted = np.where(rng.random(shape) < 0.6, labels, rng.integers(0, 6, shape)) % 255  # 6 never predicted
-        confusion.update(torch.from_numpy(predicted), torch.from_numpy(labels))
+        confusion.add(torch.from_numpy(predicted), torch.from_numpy(labels))
         everything.append((labels.ravel(), predicted.ravel()))
     labels, predicted = (np.concatenate(part) for part in zip(*everything, strict=True))
     labels, predicted = labels[labels != 255], predicted[labels != 255]
     assert (confusion.matrix.numpy() == confusion_matrix(labels, predicted, labels=range(7))).all()
-    scores = confusion.scores("abcdefg", 9)
+    scores = Scores(9, confusion.rows("abcdefg"))
     present = sorted(set(labels))
     assert scores.miou_gt == pytest.approx(jaccard_score(labels, predicted, labels=present, average="macro"))
     union = sorted({*labels, *predicted})
@@ -62,11 +60,11 @@ def test_matches_scikit_learn_over_many_pictures():
     assert scores.mean_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
 
 
-def test_the_set_is_one_matrix_not_an_average_of_pictures():
+def test_the_set_is_one_matrix_not_an_average_over_images():
     pairs = [([0, 0, 0, 1], [0, 0, 0, 0]), ([1], [1])]
     assert scored(2, *pairs).miou_gt == pytest.approx((3 / 4 + 1 / 2) / 2)
-    per_picture = [scored(2, pair).miou_gt for pair in pairs]
-    assert scored(2, *pairs).miou_gt != pytest.approx(np.mean(per_picture))
+    per_image = [scored(2, pair).miou_gt for pair in pairs]
+    assert scored(2, *pairs).miou_gt != pytest.approx(np.mean(per_image))
 
 
 def test_ignore_is_the_value_asked_for():
@@ -86,11 +84,11 @@ def test_out_of_range_is_named(predicted, labels, words):
 
 def test_subset_of_classes_from_the_same_matrix():
     scores = scored(4, ([0, 0, 1, 1, 3, 3], [0, 0, 0, 1, 1, 3]))
-    part = scores.over(["class 1", "class 3"])
+    part = scores.subset(["class 1", "class 3"])
     assert part.miou_gt == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert part.pixel_accuracy == pytest.approx(2 / 3)
     with pytest.raises(KeyError, match="dog"):
-        scores.over(["class 1", "dog"])
+        scores.subset(["class 1", "dog"])
 
 
 def test_json_table_and_csv(tmp_path):
@@ -113,79 +111,9 @@ def test_json_table_and_csv(tmp_path):
         and rows[2]["iou"] == ""
     )
     console = Console(record=True, width=100, file=(tmp_path / "out").open("w"))
-    console.print(scores.table("title"))
+    console.print(scores_table(scores, "title"))
     text = console.export_text()
     assert "class 0" in text and "50.0" in text and "class 2" not in text and "1 of 3 classes" in text
-
-
-class Pictures:
-    """Pictures of several sizes whose labels are what the model says, but for the pixels that are changed."""
-
-    names = ("cat", "dog", "tree", "sky")
-
-    def __init__(self, model=None):
-        rng = np.random.default_rng(0)
-        self.images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 56), (33, 30), (64, 20))]
-        vocabulary = model.encode(self.names)
-        with torch.no_grad():
-            self.labels = [model.predict_labels(image, vocabulary) for image in self.images]
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        image, labels = torch.from_numpy(self.images[index]), self.labels[index]
-        return {"image": image, "labels": labels, "stem": f"picture {index}"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
-
-
-def test_evaluates_at_the_pictures_own_sizes(model):
-    pictures = Pictures(model)
-    perfect = evaluate(model, pictures)
-    assert perfect.miou_gt == perfect.miou_union == 1
-    assert (perfect.images, perfect.pixels) == (3, sum(labels.numel() for labels in pictures.labels))
-    pictures.labels[0] = (pictures.labels[0] + 1) % 4
-    one_wrong = evaluate(model, pictures)
-    wrong = pictures.labels[0].numel() / perfect.pixels
-    assert one_wrong.pixel_accuracy == pytest.approx(1 - wrong)
-    assert evaluate(model, pictures, count=1).pixel_accuracy == 0
-    assert evaluate(model, pictures, count=2).images == 2
-
-
-def test_leaves_the_model_as_it_was_even_after_an_error(model):
-    pictures = Pictures(model)
-    model.train()
-    evaluate(model, pictures)
-    assert model.training
-    pictures.labels[1] = pictures.labels[1] + 77
-    with pytest.raises(DataError, match=r"picture 1: label \d+ is none of the 4 classes"):
-        evaluate(model, pictures)
-    assert model.training
-    model.eval()
-
-
-def test_all_ignored_is_an_error_and_stop_is_not(model):
-    pictures = Pictures(model)
-    asked = []
-    part = evaluate(model, pictures, stop=lambda: len(asked) == 1 or asked.append(1))
-    assert part.images == 1
-    pictures.labels = [torch.full_like(labels, 255) for labels in pictures.labels]
-    with pytest.raises(DataError, match="all pixels of the 3 pictures are ignored"):
-        evaluate(model, pictures)
-
-
-def test_evaluation_leaves_training_possible(model):
-    """A vocabulary cached by the evaluation serves a later step: it must not be an inference tensor."""
-    frozen = tiny_model(encoder={"finetune": "none"})
-    names = Pictures.names[::-1]
-    evaluate(frozen, Pictures(frozen), names)  # the first time that these names are encoded
-    frozen.train()
-    out = frozen(torch.randn(1, 3, 32, 32), frozen.encode(names))
-    out.logits.sum().backward()
 
 
 def test_nothing_scored_is_nan_not_zero():

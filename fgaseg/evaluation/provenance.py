@@ -1,0 +1,124 @@
+"""Evaluation provenance: the record of everything that decides a figure, and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ..environment import version
+from ..inference import LONGEST, LONGEST_ASPECT, STRIDE, WINDOW, WINDOWS_SIZE
+from ..model import FGASeg
+
+TRAINING_ONLY = ("preset", "checkpointing", "class_pooling", "t2p", "t2p_text", "t2p_kernel_size")
+# part of the record: a changed word changes every hash
+METRICS = {
+    "miou_gt": "mean IoU over the classes that occur in the ground truth",
+    "miou_union": "mean IoU over the classes that occur in the ground truth or the prediction",
+    "matrix": "one confusion matrix for the set; pixels ignored in the ground truth leave both axes",
+    "prediction": "argmax of the scores after bilinear upsampling to the size of the labels",
+}
+
+
+def weights_hash(model: FGASeg) -> str:
+    """SHA-256 of the model's weights as safetensors: for float32 weights, of the file that `save_pretrained` writes."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+
+
+def provenance(
+    model: FGASeg, dataset: Any, name: str, count: int | None = None, weights: str | None = None
+) -> dict[str, Any]:
+    """Everything that decides a model's figures on a data set, except the samples themselves; JSON-able.
+
+    name     of the data set
+    count    number of images that are scored; None: all
+    weights  `weights_hash(model)`, where it is known
+
+    Call it inside the autocast that the evaluation runs in. Left out because they change no figure: threads that read
+    ahead, number of processes, location of the files, the GPU's model, and switches that only training reads. With
+    "pictures", the `samples_hash` of the scores, added to "data", its `short_hash` is printed beside a figure.
+    """
+    config = {key: value for key, value in model.config.dump().items() if key not in TRAINING_ONLY}
+    encoder = {key: value for key, value in config.pop("encoder").items() if key not in ("pretrained", "name")}
+    template = config.pop("template")
+    return {
+        "data": _data(dataset, name, count),
+        "text": {
+            "templates": [template] if isinstance(template, str) else template,
+            "first_synonym": config.pop("first_synonym"),
+        },
+        "input": _input(config.pop("inference"), config.pop("image_size"), model.patch),
+        "model": config | {"encoder": encoder, "loss": {"seg": config["loss"]["seg"]}},
+        "weights": weights or weights_hash(model),
+        "numerics": _numerics(model.mean.device.type),
+        "metrics": METRICS,
+        "versions": {package: version(package) for package in ("fgaseg", "torch", "open_clip_torch")},
+    }
+
+
+def _data(dataset: Any, name: str, count: int | None) -> dict[str, Any]:
+    names, class_of = list(dataset.names), getattr(dataset, "class_of", None)
+    return {
+        "set": name,
+        "images": min(len(dataset), count or len(dataset)),
+        "images_of_set": len(dataset),
+        "prompts": len(names),
+        "classes": len(getattr(dataset, "classes", names)),
+        "names": _hash([names, class_of]),
+        "ignore": getattr(dataset, "ignore", 255),
+    }
+
+
+def _input(inference: str, image_size: int, patch: int) -> dict[str, Any]:
+    if inference == "windows":
+        view = {"view": image_size // patch * patch, "patch": patch}
+        return {"inference": "windows", "side": WINDOWS_SIZE, "window": WINDOW, "stride": STRIDE,
+                "longest": LONGEST, **view}  # fmt: skip
+    return {"inference": "whole", "longest": LONGEST_ASPECT * image_size, "view": image_size, "patch": patch}
+
+
+def _numerics(device: str) -> dict[str, Any]:
+    return {
+        "device": device,
+        "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "no",
+        "float32_products": torch.get_float32_matmul_precision() if device == "cuda" else "highest",
+        "tf32_convolutions": device == "cuda" and torch.backends.cudnn.allow_tf32,
+    }
+
+
+def short_hash(record: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that identify a record."""
+    return _hash(record)[:8]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_state(dataset: Any) -> str:
+    """Changes when a file of the data set does, and then an interrupted evaluation must not resume.
+
+    From sizes and modification times of the files in `dataset.pairs`, not their location; without `pairs`, from the
+    length alone.
+    """
+    stats = [(stem, [file.stat() for file in files]) for stem, *files in getattr(dataset, "pairs", [])]
+    return _hash([len(dataset), [(stem, [(s.st_size, s.st_mtime_ns) for s in files]) for stem, files in stats]])
+
+
+def differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """Where two JSON-able values differ, as "key was x, now y"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted({*before, *now})
+        found = [differences(before.get(k), now.get(k), f"{key}.{k}" if key else k) for k in keys]
+        return [line for lines in found for line in lines]
+    return [] if before == now else [f"{key} was {_short(before)}, now {_short(now)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,95 @@
+"""Every figure has its provenance, whose hash changes exactly when something that decides the figure does."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_model
+
+from fgaseg import FGASeg
+from fgaseg.errors import ResultError
+from fgaseg.evaluation import EvalOptions, evaluate_with_provenance, weights_hash
+from fgaseg.evaluation.provenance import short_hash
+
+
+def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved_model, folder, open_folder, tmp_path):
+    def evaluated(one, data, **options):
+        return evaluate_with_provenance(one, data, "val", EvalOptions(**{"count": 3, **options}))
+
+    data = open_folder(folder)
+    first = evaluated(model, data)
+    again = evaluate_with_provenance(model, data, "val", EvalOptions(count=3, read_ahead=1), out=tmp_path)
+    assert first.hash == again.hash and first.unhashed != again.unhashed
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("images", "labels", "names.txt"):
+        os.symlink(folder / name, moved / name)
+    assert evaluated(model, open_folder(moved)).hash == first.hash
+    hashes = {first.hash, evaluated(model, data, count=4).hash, evaluated(tiny_model(seed=1), data).hash}
+    for overrides in ({"inference": "windows"}, {"template": "{}"}, {"first_synonym": True}, {"class_cap": 4}):
+        hashes.add(evaluated(FGASeg.from_pretrained(saved_model, **overrides), data).hash)
+    with torch.autocast("cpu", torch.bfloat16):
+        hashes.add(evaluated(model, data).hash)
+    assert len(hashes) == 8
+    training = FGASeg.from_pretrained(saved_model, checkpointing=True, class_pooling=1)
+    assert evaluated(training, data).hash == first.hash
+
+
+def test_a_changed_label_stem_or_pixel_changes_the_hash_though_the_counts_agree(model, folder, open_folder, tmp_path):
+    def changed(stem=None, photo=None, label=None):
+        data = open_folder(folder)
+        old = data.pairs[0]
+        data.pairs[0] = (stem or old[0], photo or old[1], label or old[2])
+        return evaluate_with_provenance(model, data, "val", EvalOptions(count=2)).hash
+
+    _, photo, label = open_folder(folder).pairs[0]
+    first = changed()
+    assert changed(stem="renamed") != first
+    labels = np.array(Image.open(label))
+    Image.fromarray(labels).save(tmp_path / "again.png", compress_level=0)
+    assert changed(label=tmp_path / "again.png") == first  # the same labels in another file
+    y, x = np.argwhere(labels != 255)[0]
+    labels[y, x] = (labels[y, x] + 1) % 5
+    Image.fromarray(labels).save(tmp_path / "other.png")
+    assert changed(label=tmp_path / "other.png") != first
+    pixels = np.array(Image.open(photo))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    assert changed(photo=tmp_path / "photo.png") != first
+
+
+def test_weights_are_those_of_the_file(model, saved_model):
+    assert weights_hash(model) == hashlib.sha256((saved_model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_what_is_written_is_what_was_hashed(model, dataset, tmp_path):
+    result = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
+    data = json.loads((tmp_path / "val.json").read_text())
+    assert set(data) == {"hash", "record", "free", "scores"}
+    assert data["hash"] == result.hash == short_hash(data["record"])
+    assert data["record"]["data"]["images"] == 12 and data["record"]["weights"] == weights_hash(model)
+    assert data["record"]["data"]["pictures"] == data["scores"]["pictures"] == result.scores.samples_hash
+    assert set(data["record"]["versions"]) == {"fgaseg", "torch", "open_clip_torch"}
+    assert data["scores"]["miou_gt"] == result.scores.miou_gt and (tmp_path / "val.csv").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["val.csv", "val.json"]
+
+
+def test_a_finished_result_is_read_and_that_of_another_evaluation_refused(model, dataset, tmp_path, monkeypatch):
+    first = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
+    kept = (tmp_path / "val.json").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(FGASeg, "predict_labels", lambda *_: pytest.fail("evaluated again"))
+        again = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
+    assert again.scores == first.scores and again.unhashed["read_from"] == str(tmp_path / "val.json")
+    other = tiny_model(seed=1, template="a {}")
+    with pytest.raises(ResultError, match=r"val\.json: is the result of another evaluation .*weights was"):
+        evaluate_with_provenance(other, dataset, "val", out=tmp_path)
+    assert (tmp_path / "val.json").read_text() == kept
+    assert evaluate_with_provenance(other, dataset, "val", out=tmp_path, restart=True).hash != first.hash
+    (tmp_path / "val.json").write_text("{}")
+    with pytest.raises(ResultError, match="move it away"):
+        evaluate_with_provenance(other, dataset, "val", out=tmp_path)
