@@ -1,61 +1,73 @@
-"""The errors of fgaseg: each message names the input, what was expected, and what to do."""
+"""The exceptions of fgaseg. Each message names the input, what is wrong with it or what was expected, and a remedy."""
 
 
 class FGASegError(Exception):
-    """What all errors of this package derive from; the command line prints its message without a traceback."""
+    """The base class of all exceptions that fgaseg raises itself; the command line prints them without a traceback.
+
+    Most also derive from ValueError (the input is wrong) or RuntimeError (the work cannot go on).
+    """
 
 
 class CheckpointError(FGASegError, RuntimeError):
-    """A file of weights or training state that cannot be read or written; the message names the file and a remedy."""
+    """Raised when a file of weights or a training checkpoint cannot be read or written, or does not fit the model."""
 
 
 class ConfigError(FGASegError, ValueError):
-    """A configuration that cannot be used; the message names where it came from, the key, and what would be right."""
+    """Raised for a configuration file, override or keyword with an unknown key, a wrong value or a contradiction.
 
-
-class ProcessLostError(FGASegError, RuntimeError):
-    """A process that this one waits for is gone, or has not answered for too long; the message is the backend's."""
-
-
-class ImageError(FGASegError, ValueError):
-    """An image that cannot be used; the message names it, what is wrong and what to do."""
+    The message says where the value came from and, for an unknown key, the nearest known one.
+    """
 
 
 class DataError(FGASegError, ValueError):
-    """A data set that cannot be used; the message names the file, what is wrong and what to do."""
-
-
-class VocabularyError(FGASegError, ValueError):
-    """The class names cannot be used; the message says which one and why."""
+    """Raised when a data set as a whole cannot be used: missing folders, photos without labels, labels out of range."""
 
 
 class EncoderError(FGASegError, ValueError):
-    """The encoder that was asked for cannot be built; the message says which part and what to do."""
+    """Raised when the CLIP encoder that a configuration asks for does not exist, cannot be built or does not fit."""
 
 
-class TrainingError(FGASegError, RuntimeError):
-    """Training cannot go on (a loss that is no number, an impossible set-up); the message says what to try."""
-
-
-class NotFiniteError(TrainingError):
-    """A loss or a gradient is no number: the same training fails again."""
+class ImageError(FGASegError, ValueError):
+    """Raised for one image or label file (or array) that is missing, damaged or of a kind that cannot be used."""
 
 
 class Interrupted(FGASegError, RuntimeError):
-    """Ctrl-C or SIGTERM: the step was finished and saved; the message says how to resume. `signal` is its number."""
+    """Raised after Ctrl-C or SIGTERM, once the current step is finished and saved; the message says how to resume.
 
-    def __init__(self, message: str, number: int):
+    signal  the number of the signal, such as `signal.SIGTERM`
+    """
+
+    def __init__(self, message: str, signal: int):
         super().__init__(message)
-        self.signal = number
+        self.signal = signal
 
 
-class UnfinishedError(FGASegError, ValueError):
-    """What is saved of an unfinished evaluation belongs to another one; the message says in what they differ."""
+class ProcessLostError(FGASegError, RuntimeError):
+    """Raised when another process of the group has ended, or has not answered within the time limit.
+
+    The message is the first line of what the communication backend reported.
+    """
 
 
 class ResultError(FGASegError, ValueError):
-    """A file of results that cannot be used; the message names it and says what to do."""
+    """Raised when a results file of an earlier run is damaged or belongs to a different evaluation."""
+
+
+class TrainingError(FGASegError, RuntimeError):
+    """Raised when training cannot start as configured, or cannot go on."""
+
+
+class NotFiniteError(TrainingError):
+    """Raised when a loss or a gradient is NaN or infinite; repeating the run gives the same result."""
+
+
+class UnfinishedError(FGASegError, ValueError):
+    """Raised when the saved state of an unfinished evaluation belongs to a different one; the message says how."""
 
 
 class UsageError(FGASegError, ValueError):
-    """Options that do not go together or name nothing; the message says what to write instead."""
+    """Raised for arguments of a command that contradict each other, are missing or are out of range."""
+
+
+class VocabularyError(FGASegError, ValueError):
+    """Raised for class names that cannot be used, such as an empty list or an empty name."""

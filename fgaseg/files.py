@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writing, weights from strangers, and the state of a training run."""
+"""Atomic writing: a file or folder is replaced as a whole, or not at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import IO, Any
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
-    Whatever happens (full disk, Ctrl-C, power loss), `path` holds either its old content or all of the new.
-    Raises OSError as it came; the temporary file is removed.
+    Whatever happens (full disk, Ctrl-C, power loss), `path` holds either its old content or all of the new. Missing
+    parent folders are made. If `write` or the disk fails, the exception passes and the temporary file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,16 +34,17 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 @contextlib.contextmanager
-def atomic_directory(path: str | Path, keep_old: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to fill; when the block ends well, it takes the place of `path`.
+def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` to fill; if the block ends without an exception, it replaces `path`.
 
-    The old folder is kept as `<path>.old` until the new one is in place, so one complete folder exists at any moment:
-    read it through `complete_directory`. If the block raises, the temporary folder is removed and `path` is untouched.
-    With `keep_old`, `<path>.old` then stays, as the last but one.
+    The previous folder is kept as `<path>.old` until the new one is in place, so one complete folder exists at any
+    moment: `complete_directory` finds it. If the block raises, the temporary folder is removed and `path` is untouched.
+
+    keep_previous  keep `<path>.old` afterwards, as the last but one version
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    old = _old(path)
+    previous = previous_directory(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
@@ -52,27 +53,30 @@ def atomic_directory(path: str | Path, keep_old: bool = False) -> Iterator[Path]
             _fsync(file)
         _fsync(temporary)
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(path, old)
+            shutil.rmtree(previous, ignore_errors=True)
+            os.replace(path, previous)
         os.replace(temporary, path)
         _fsync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            os.replace(old, path)
+        if previous.exists() and not path.exists():
+            os.replace(previous, path)
         raise
-    if not keep_old:
-        shutil.rmtree(old, ignore_errors=True)
+    if not keep_previous:
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def complete_directory(path: str | Path) -> Path | None:
-    """The folder that `atomic_directory(path)` last completed, or None. It is `<path>.old` if the process was killed
-    between the two renames."""
+    """The folder that `atomic_directory(path)` completed last, or None.
+
+    It is `<path>.old` if the process was killed between the two renames.
+    """
     path = Path(path)
-    return next((folder for folder in (path, _old(path)) if folder.is_dir()), None)
+    return next((folder for folder in (path, previous_directory(path)) if folder.is_dir()), None)
 
 
-def _old(path: Path) -> Path:
+def previous_directory(path: Path) -> Path:
+    """`<path>.old`, where `atomic_directory(path)` keeps the version before."""
     return path.with_name(path.name + ".old")
 
 
@@ -83,7 +87,7 @@ def _umask() -> int:
 
 
 def _fsync(path: Path) -> None:
-    """Flush a file, or a folder's entries (so that a rename inside it survives power loss)."""
+    """Flush a file, or the entries of a folder, so that a rename inside it survives a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where stderr is a terminal, else a line in the log now and then."""
+"""Progress of long work: a bar if stderr is a terminal, else a line in the log once a minute."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from rich.progress import Progress
 
 T = TypeVar("T")
 
-LOG_SECONDS = 60.0  # between two lines where no bar can be drawn
+LOG_SECONDS = 60.0  # between two lines of the log
 
 log = logging.getLogger(__name__)
 
 
 def track(items: Iterable[T], title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[T]:
-    """Yield the items and show how many of `total` have been passed.
+    """Yield the items and show how many have been consumed.
 
     title  what is being done, such as "scoring"
-    done   how many of `total` were finished before
-    shown  False: show nothing
+    total  the number of all items, with those done before
+    done   how many of `total` were finished before, by an earlier run
+    shown  False: only yield the items
     """
     if not shown:
         yield from items

@@ -1,4 +1,4 @@
-"""Class names to embeddings: prompt template, tokens cut at the longest end-of-text, and a cache with a correct key."""
+"""A vocabulary: class names with their text embeddings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,9 +10,10 @@ from .errors import VocabularyError
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Class names with their text embeddings, in the order of the logits' class axis.
+    """Class names with their text embeddings, in the order of the logits' class axis. `model.encode(names)` makes one.
 
-    embeddings  [T, C], unit length, in the joint space of one CLIP
+    names       T of them
+    embeddings  [T, C], of unit length, in the joint space of the CLIP model that made them
     """
 
     names: tuple[str, ...]
@@ -23,9 +24,9 @@ class Vocabulary:
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple; an empty list, an empty name or a string in place of a list is an error.
+    """The names as a tuple. Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
 
-    Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
+    Raises VocabularyError for an empty list, an entry that is empty or not a string, or a string in place of a list.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")

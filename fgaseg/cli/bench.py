@@ -1,14 +1,25 @@
 """`fgaseg bench`."""
 
+from __future__ import annotations
+
 import argparse
+import json
+import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .options import add_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    Rows = list[dict[str, str]]
 
 HELP = """\
 Time every backend of every op of fgaseg.kernels beside plain PyTorch, torch.compile and the straightforward form:
 forward and forward+backward, with memory, share of the machine's measured copy and matmul rates, and error against
-float64.
+float64. Needs a clone of the repository, which holds the benchmarks: pip install -e ".[bench]" there.
 
   fgaseg bench                         everything (tens of minutes on a CPU), to runs/bench.csv and runs/bench.png
   fgaseg bench lcs_conv --shapes S1,K=11 --json
@@ -16,24 +27,80 @@ float64.
                                                                accelerated, in bfloat16, compiled, pruned
 """
 
+MODEL_OPTIONS = {
+    "classes": ("N,...", "vocabulary sizes"),
+    "batch": ("N,...", "images at once"),
+    "forms": ("NAME,...", "plain,accelerated,..."),
+    "passes": ("NAME,...", "inference,text,training"),
+}
+COLUMNS = ("ms", "speedup", "copy_percent", "matmul_percent", "peak_mb", "error", "torch_error")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
-    parser.add_argument("ops", nargs="*", metavar="op", help="only these (default: all)")
+    parser.add_argument("ops", nargs="*", metavar="op", help="only these (default: all), or model")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="writes <out>.csv and <out>.png")
     parser.add_argument("--shapes", default="", help="only these, such as S1,S3,K=11 (benchmarks/shapes.py)")
-    for key, text in (("classes", "vocabulary sizes"), ("batch", "images at once"), ("forms", "plain,accelerated,..."),
-                      ("passes", "inference,text,training")):  # fmt: skip
-        parser.add_argument(f"--{key}", metavar="N,..." if key in ("classes", "batch") else "NAME,...",
-                           help=f"of bench model: {text}")  # fmt: skip
+    for key, (metavar, text) in MODEL_OPTIONS.items():
+        parser.add_argument(f"--{key}", metavar=metavar, help=f"of bench model: {text}")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
 
 
 def run(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
     from ..reproduce import benchmark_model, benchmark_ops
 
     if options.ops == ["model"]:
-        chosen = {key: getattr(options, key) for key in ("classes", "batch", "forms", "passes")}
-        benchmark_model(options.out, [f"--{key}={value}" for key, value in chosen.items() if value], options.json)
+        given = {key: getattr(options, key) for key in MODEL_OPTIONS}
+        rows = benchmark_model(options.out, [f"--{key}={value}" for key, value in given.items() if value])
     else:
-        benchmark_ops(options.ops, options.out, options.shapes, options.dtype, options.json)
+        rows = benchmark_ops(options.ops, options.out, options.shapes, options.dtype)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    first = rows[0]
+    console.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
+    if options.ops == ["model"]:
+        show_model(rows, console)
+    else:
+        show_ops(rows, console)
+
+
+def show_ops(rows: Rows, console: Console) -> None:
+    """One line per op, shape, pass and provider."""
+    from rich.table import Table
+
+    from ..reproduce import row_milliseconds
+
+    table = Table("op", "shape", "pass", "provider", *COLUMNS)
+    for row in rows:
+        ms = row_milliseconds(row)
+        values = [row["disagreement"]] if ms is None else [f"{ms:.3g}", *(row[name] for name in COLUMNS[1:])]
+        table.add_row(row["op"], row["shape"], row["pass"], row["provider"], *values)
+    console.print(table)
+
+
+def show_model(rows: Rows, console: Console) -> None:
+    """One line per run: seconds, memory, both beside the plain form, and the seconds of every stage."""
+    from rich.table import Table
+
+    runs: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)  # run → stage → row
+    for row in rows:
+        runs[row["pass"], row["classes"], row["batch"], row["form"]][row["stage"]] = row
+    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run if stage != "all"))
+    table = Table("pass", "T", "B", "form", "s", "x plain", "peak MB", "of plain", "labels changed", *stages)
+    for (passed, classes, batch, form), by_stage in runs.items():
+        whole = by_stage["all"]
+        plain = runs.get((passed, classes, batch, "plain"), {}).get("all", {})
+        seconds = f"needs {whole['needed_gb']} GB" if whole["needed_gb"] else whole["seconds"]
+        speedup = _ratio(plain.get("seconds"), whole["seconds"])
+        memory = [whole["peak_mb"], _ratio(whole["peak_mb"], plain.get("peak_mb"))]
+        parts = [by_stage[stage]["seconds"] if stage in by_stage else "" for stage in stages]
+        table.add_row(passed, classes, batch, form, seconds, speedup, *memory, whole["labels_changed"], *parts)
+    console.print(table)
+
+
+def _ratio(above: str | None, below: str | None) -> str:
+    return f"{float(above) / float(below):.2f}" if above and below and float(below) else ""

@@ -1,18 +1,24 @@
 """`fgaseg demo`."""
 
+from __future__ import annotations
+
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from .options import add_json, add_words, only_overrides, whole_numbers
 
 HELP = """\
-Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs it has never seen, and write a picture
-with photos, labels and pseudo-masks. The encoders start from a small file in the package (configs/demo_encoder.yaml
-says how it was made), the head from scratch. Needs no download and about three minutes on two CPU cores.
+Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs that it has never seen, and draw
+photos, labels and pseudo-masks. The encoders start from a small file in the package (configs/demo_encoder.yaml is the
+recipe that trained it), the head from scratch. Needs no download and about three minutes on two CPU cores.
 
   fgaseg demo                       the demo; results in runs/demo
   fgaseg demo --seed 1 --json       another seed, figures as JSON
   fgaseg ablate II --steps 500      the same model with P2Tformer, T2Ploss and LCS switched off in turn
+
+Interrupted, the same command resumes; a complete run is not repeated.
 """
 
 
@@ -20,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for model, figures and picture")
     parser.add_argument("--seed", type=whole_numbers, default=[0], metavar="N[,N...]",
-                      help="one run a seed; figures are averaged over them")  # fmt: skip
+                        help="one run per seed; figures are averaged over them")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="ignore earlier runs in --out and start over")
     add_words(parser, "key=value", "as for train, e.g. train.steps=100")
 
@@ -28,4 +34,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..reproduce import run_demo
 
-    run_demo(options.out, options.seed, only_overrides(options.words), options.json, options.restart)
+    results = run_demo(options.out, options.seed, only_overrides(options.words), options.restart)
+    if options.json:
+        print(json.dumps(results))
+    else:
+        show(results)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the figures of `run_demo`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    seeds = len(results["seeds"])
+    mean = f", mean of {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"mIoU on drawn scenes, every pair and ground in the vocabulary{mean}")
+    for column in ("", "seen classes, before", "after", "unseen pairs, before", "after"):
+        table.add_column(column, justify="right" if column else "left")
+    order = [(when, split) for split in ("seen", "unseen") for when in ("before", "after")]
+    table.add_row("FGAseg", *(f"{results['mean'][when][split]:.3f}" for when, split in order))
+    console.print(table)
+    first = results["runs"][0]
+    changed = ", ".join(f"{name} {share:.1%}" for name, share in first["changed_by_zero"].items())
+    console.print(f"labels that change when a part is replaced by zero: {changed}")
+    console.print(f"{first['parameters']:,} parameters, {first['training_seconds']:.0f} s of training per run")
+    console.print(f"picture: {results['picture']}    model: {first['model']}", soft_wrap=True)

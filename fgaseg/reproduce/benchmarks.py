@@ -1,118 +1,142 @@
-"""`fgaseg bench`: every backend of every op beside PyTorch and torch.compile; one table, one file, one plot."""
+"""Running the benchmarks of a clone of the repository, and plotting what they measured.
+
+The benchmarks themselves are `benchmarks/*.py` of the repository. They are not part of the wheel.
+"""
+
+from __future__ import annotations
 
 import csv
-import json
+import importlib.util
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from .. import kernels
+from ..errors import FGASegError, UsageError
 from ..files import atomic_write
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-COLUMNS = ("ms", "speedup", "copy_percent", "matmul_percent", "peak_mb", "error", "torch_error")
+NEEDED = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark", "matplotlib": "matplotlib"}
+
+Rows = list[dict[str, str]]  # of the CSV file, by column name
+Series = dict[str, list[tuple[int, float]]]  # legend entry → points
 
 
-def benchmark_ops(ops: Sequence[str], out: Path, shapes: str, dtype: str | None, as_json: bool) -> list[dict[str, str]]:
-    """Runs benchmarks/<op>.py under pytest-benchmark; writes <out>.csv and <out>.png; prints the table or JSON.
+def benchmark_ops(
+    ops: Sequence[str] = (), out: Path = Path("runs/bench"), shapes: str = "", dtype: str | None = None
+) -> Rows:
+    """Time every backend of the ops beside PyTorch and torch.compile; write <out>.csv and <out>.png.
 
-    Raises FileNotFoundError for an unknown op, or where the benchmarks are not installed (they are in the repository).
+    ops     names of fgaseg.kernels; none: all
+    shapes  only these, separated by commas, such as "S1,K=11" (benchmarks/shapes.py); empty: all
+    dtype   "float32", "bfloat16" or "float16"; None: bfloat16 on a GPU, else float32
+    returns the rows of the CSV file
+
+    Runs benchmarks/<op>.py under pytest-benchmark, whose progress goes to stderr. A provider whose output disagrees
+    with the reference gets a row without a time that says so.
+
+    Raises UsageError for an unknown op and outside a clone of the repository, FGASegError if pytest breaks off.
     """
-    known = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem in kernels.__all__)
-    if not known:
-        raise FileNotFoundError(f"no benchmarks in {FOLDER}: they are in the repository, not in a wheel; clone it")
+    scripts = _scripts()
+    known = sorted(scripts.keys() - {"model"})
     for op in ops:
         if op not in known:
-            raise FileNotFoundError(f"no benchmark '{op}'; there are {', '.join(known)}")
+            raise UsageError(f"no benchmark {op!r}; there are {', '.join(known)}, and model")
     table = out.with_suffix(".csv")
     table.parent.mkdir(parents=True, exist_ok=True)
-    files = [str(FOLDER / f"{op}.py") for op in ops or known]
-    command = [sys.executable, "-m", "pytest", *files, "--csv", str(table), "--shapes", shapes]
+    files = [str(scripts[op]) for op in ops or known]
+    command = [sys.executable, "-m", "pytest", *files, "--csv", str(table.absolute()), "--shapes", shapes]
     command += ["-q", "--benchmark-columns=median,rounds", "--benchmark-max-time=0.5", "--benchmark-disable-gc"]
     command += ["--dtype", dtype] if dtype else []
-    # a provider that disagrees fails its test and has a row that says so: no reason to stop
+    # status 1: a provider disagreed and failed its test, which its row says
     status = subprocess.run([*command, "-p", "no:cacheprovider"], cwd=FOLDER.parent, stdout=sys.stderr).returncode
     if status not in (0, 1) or not table.exists():
-        raise RuntimeError(f"the benchmarks did not run: pytest ended with status {status}")
-    return _report(out, plot, show, as_json)
-
-
-def benchmark_model(out: Path, options: Sequence[str], as_json: bool) -> None:
-    """Runs benchmarks/model.py; writes <out>.csv and <out>.png; prints one table or JSON."""
-    script = FOLDER / "model.py"
-    if not script.exists():
-        raise FileNotFoundError(f"no {script}: the benchmarks are in the repository, not in a wheel; clone it")
-    table = out.with_suffix(".csv")
-    if subprocess.run([sys.executable, str(script), "--csv", str(table), *options]).returncode:
-        raise RuntimeError(f"the benchmark of the model did not run to its end; what it measured is in {table}")
-    _report(out, plot_model, show_model, as_json)
-
-
-def _report(out: Path, draw: Callable, tell: Callable, as_json: bool) -> list[dict[str, str]]:
-    """The rows of <out>.csv, drawn to <out>.png and printed."""
-    with open(out.with_suffix(".csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
-    draw(rows, out.with_suffix(".png"))
-    if as_json:
-        print(json.dumps(rows, indent=1))
-    else:
-        tell(rows, Console(width=None if sys.stdout.isatty() else 180))
+        raise FGASegError(f"the benchmarks did not run: pytest ended with status {status}; its output is above")
+    rows = _read(table)
+    plot_ops(rows, out.with_suffix(".png"))
     return rows
 
 
-def show_model(rows: list[dict[str, str]], console: Console) -> None:
-    """One line a run: seconds, memory and ratios to the plain form, and the seconds of every stage."""
-    first = rows[0]
-    console.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
-    runs = _runs(rows)
-    stages = list(dict.fromkeys(stage for run in runs.values() for stage in run if stage != "all"))
-    table = Table("pass", "T", "B", "form", "s", "x plain", "peak MB", "of plain", "labels changed", *stages)
-    for (passed, classes, batch, form), run in runs.items():
-        whole = run["all"]
-        plain = runs.get((passed, classes, batch, "plain"), {}).get("all", {})
-        if whole["needed_gb"]:
-            seconds = f"needs {whole['needed_gb']} GB"
-        else:
-            seconds = whole["seconds"]
-        ratios = [_ratio(plain.get("seconds"), whole["seconds"]), _ratio(whole["peak_mb"], plain.get("peak_mb"))]
-        parts = [run[stage]["seconds"] if stage in run else "" for stage in stages]
-        memory = [whole["peak_mb"], ratios[1], whole["labels_changed"]]
-        table.add_row(passed, classes, batch, form, seconds, ratios[0], *memory, *parts)
-    console.print(table)
+def benchmark_model(out: Path = Path("runs/bench"), options: Sequence[str] = ()) -> Rows:
+    """Time the whole model stage by stage, in all its forms; write <out>.csv and <out>.png.
+
+    options  of benchmarks/model.py, such as "--classes=20,150"
+    returns  the rows of the CSV file
+    Raises UsageError outside a clone of the repository, FGASegError if the script breaks off.
+    """
+    script, table = _scripts()["model"], out.with_suffix(".csv")
+    if subprocess.run([sys.executable, str(script), "--csv", str(table), *options]).returncode:
+        raise FGASegError(f"benchmarks/model.py broke off; the rows that it had measured are in {table}")
+    rows = _read(table)
+    plot_model(rows, out.with_suffix(".png"))
+    return rows
 
 
-def _runs(rows: list[dict[str, str]]) -> dict[tuple[str, ...], dict[str, dict[str, str]]]:
-    """{(pass, classes, batch, form): {stage: row}}"""
-    runs: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)
+def _scripts() -> dict[str, Path]:
+    """Name → script of the benchmarks: one per op, and "model"."""
+    if not (FOLDER / "shapes.py").is_file():  # a folder of that name may belong to another project
+        raise UsageError(
+            f"the benchmarks are not at {FOLDER}: an installed wheel does not contain them; clone the repository and "
+            "install it with pip install -e '.[bench]'"
+        )
+    if missing := [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]:
+        raise UsageError(f"the benchmarks need {', '.join(missing)}: pip install 'fgaseg[bench]'")
+    return {path.stem: path for path in FOLDER.glob("*.py") if path.stem in (*kernels.__all__, "model")}
+
+
+def _read(table: Path) -> Rows:
+    with open(table, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row_milliseconds(row: dict[str, str]) -> float | None:
+    """Median time of a row of the ops: on the device if it was measured there; None if the outputs disagreed."""
+    text = row.get("device_ms") or row.get("ms_p50")
+    return float(text) if text else None
+
+
+def plot_ops(rows: Rows, path: Path) -> None:
+    """Draw forward time against T and against K, one panel per op and sweep; nothing is written without a sweep."""
+    sweeps: dict[tuple[str, str], Series] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        runs[row["pass"], row["classes"], row["batch"], row["form"]][row["stage"]] = row
-    return runs
+        variable, _, value = row["shape"].partition("=")
+        ms = row_milliseconds(row)
+        if value.isdigit() and ms is not None and row["pass"] == "forward":
+            sweeps[row["op"], variable][row["provider"]].append((int(value), ms))
+    if not sweeps:
+        return
+    columns = min(len(sweeps), 4)
+    figure, axes = _figure(columns, -(-len(sweeps) // columns))
+    for blank in axes.flat[len(sweeps) :]:
+        blank.set_axis_off()
+    for axis, ((op, variable), series) in zip(axes.flat, sweeps.items(), strict=False):
+        _draw_series(axis, series, "x-small")
+        axis.set(title=op, xlabel=variable, ylabel="ms, forward")
+    figure.suptitle(f"{rows[0]['device']}, {rows[0]['dtype']}, torch {rows[0]['torch']}")
+    _save(figure, path)
 
 
-def _ratio(above: str | None, below: str | None) -> str:
-    return f"{float(above) / float(below):.2f}" if above and below and float(below) else ""
-
-
-def plot_model(rows: list[dict[str, str]], path: Path) -> None:
-    """Seconds and peak memory of inference against vocabulary size, a line a form, B = 1."""
+def plot_model(rows: Rows, path: Path) -> None:
+    """Draw time and peak memory of inference with one image against the vocabulary size, one line per form."""
     figure, axes = _figure(2, 1)
     for axis, key, unit in zip(axes.flat, ("seconds", "peak_mb"), ("s", "MB"), strict=True):
-        lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+        series: Series = defaultdict(list)
         for row in rows:
             if row["stage"] == "all" and row["pass"] == "inference" and row["batch"] == "1" and row[key]:
-                lines[row["form"]].append((int(row["classes"]), float(row[key])))
-        for form, points in lines.items():
-            axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=form)
+                series[row["form"]].append((int(row["classes"]), float(row[key])))
+        _draw_series(axis, series, "small")
         axis.set(xlabel="classes", ylabel=unit, title="time" if unit == "s" else "peak memory beyond the model")
-        axis.legend(fontsize="small")
     figure.suptitle(f"{rows[0]['device']}, {rows[0]['threads']} threads, torch {rows[0]['torch']}")
     _save(figure, path)
+
+
+def _draw_series(axis: Any, series: Series, fontsize: str) -> None:
+    for name, points in series.items():
+        axis.loglog(*zip(*sorted(points), strict=True), marker="o", label=name)
+    axis.legend(fontsize=fontsize)
 
 
 def _figure(columns: int, rows: int) -> Any:
@@ -131,43 +155,3 @@ def _save(figure: Any, path: Path) -> None:
 
     atomic_write(path, lambda file: figure.savefig(file, format="png", dpi=110))
     pyplot.close(figure)
-
-
-def clock(row: dict[str, str]) -> float | None:
-    """Milliseconds of a row: on the device where it was measured there; None where the numbers disagreed."""
-    text = row.get("device_ms") or row.get("ms_p50")
-    return float(text) if text else None
-
-
-def show(rows: list[dict[str, str]], console: Console) -> None:
-    first = rows[0]
-    console.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
-    table = Table("op", "shape", "pass", "provider", *COLUMNS)
-    for row in rows:
-        ms = clock(row)
-        values = [row["disagreement"]] if ms is None else [f"{ms:.3g}", *(row[name] for name in COLUMNS[1:])]
-        table.add_row(row["op"], row["shape"], row["pass"], row["provider"], *values)
-    console.print(table)
-
-
-def plot(rows: list[dict[str, str]], path: Path) -> None:
-    """Time against T and against K, one line a provider, for every op of the sweeps."""
-    lines: dict[tuple[str, str], dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        axis, _, value = row["shape"].partition("=")
-        ms = clock(row)
-        if value.isdigit() and ms is not None and row["pass"] == "forward":
-            lines[row["op"], axis][row["provider"]].append((int(value), ms))
-    if not lines:
-        return
-    columns = min(len(lines), 4)
-    figure, axes = _figure(columns, -(-len(lines) // columns))
-    for blank in axes.flat[len(lines) :]:
-        blank.set_axis_off()
-    for one, ((op, axis), providers) in zip(axes.flat, lines.items(), strict=False):
-        for provider, points in providers.items():
-            one.loglog(*zip(*sorted(points), strict=True), marker="o", label=provider)
-        one.set(title=op, xlabel=axis, ylabel="ms, forward")
-        one.legend(fontsize="x-small")
-    figure.suptitle(f"{rows[0]['device']}, {rows[0]['dtype']}, torch {rows[0]['torch']}")
-    _save(figure, path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import _old, atomic_directory, atomic_write, complete_directory
+from ..files import atomic_directory, atomic_write, complete_directory, previous_directory
 from .model_files import load_weights, read_torch, read_weights, write_weights
 
 CHECKPOINT_FILES = ("model.safetensors", "state.pt")
@@ -94,7 +94,7 @@ def set_damaged_aside(folder: Path) -> str:
         return ""
     except CheckpointError as error:
         damage = str(error)
-    old, aside = _old(folder), folder.with_name(folder.name + ".damaged")
+    old, aside = previous_directory(folder), folder.with_name(folder.name + ".damaged")
     try:
         if found == old or not old.is_dir():
             raise CheckpointError("there is no previous checkpoint")

@@ -179,7 +179,7 @@ def test_unknown_arguments(words, hint, capsys):
 def test_help_teaches_and_info_is_machine_readable(capsys):
     examples = {"demo": "--seed 1 --json", "train": "torchrun", "eval": "--csv per_class.csv",
                 "ablate": "II IV --seed 0,1,2", "segment": "--pseudo-masks",
-                "convert": "--to-released", "parity": "--root ../shared/parity"}  # fmt: skip
+                "convert": "--to-released", "parity": "--root recordings"}  # fmt: skip
     for command, example in examples.items():
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])

@@ -1,0 +1,92 @@
+"""`fgaseg bench` as a user runs it, on the smallest shape; and what it draws."""
+
+import csv
+import json
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fgaseg.cli import main
+from fgaseg.cli.bench import show_model, show_ops
+from fgaseg.reproduce import benchmarks, row_milliseconds
+from fgaseg.reproduce.benchmarks import plot_model, plot_ops
+
+ROW = {"op": "lcs_conv", "pass": "forward", "device": "a machine", "dtype": "float32", "torch": "2", "ms_p50": "1.5"}
+
+
+def model_row(form, seconds, stage="all", classes="20"):
+    return {"pass": "inference", "classes": classes, "batch": "1", "form": form, "stage": stage, "seconds": seconds,
+            "peak_mb": "100", "needed_gb": "", "labels_changed": "0", "device": "a machine", "threads": "2",
+            "torch": "2"}  # fmt: skip
+
+
+def printed(show, rows):
+    console = Console(width=180, record=True)
+    show(rows, console)
+    return console.export_text()
+
+
+def test_bench_measures_and_writes(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # under it, pytest-benchmark measures nothing
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "cosine_cost_volume", "--shapes", "S8", "--json", "--out", "runs/out"]) == 0
+    rows = json.loads(capfd.readouterr().out)
+    assert rows == list(csv.DictReader((tmp_path / "runs" / "out.csv").open(newline="")))
+    assert {row["provider"] for row in rows} >= {"reference", "torch.compile"}
+    for row in rows:
+        assert not row["disagreement"] and float(row["error"]) < 1e-5 and float(row["ms_p50"]) > 0
+        assert row["device"] and row["torch"] and row["commit"] and float(row["copy_percent"]) > 0
+
+
+@pytest.mark.parametrize("op", ["lcs", "model"])
+def test_an_unknown_op_is_refused(tmp_path, capsys, op):
+    assert main(["bench", "lcs_conv", op, "--out", str(tmp_path / "out")]) == 1
+    assert f"no benchmark '{op}'; there are class_attention, cosine_cost_volume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("op", ["lcs_conv", "model"])
+def test_outside_a_clone_the_command_says_what_is_missing(tmp_path, monkeypatch, capsys, op):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "model.py").touch()  # another project's
+    monkeypatch.setattr(benchmarks, "FOLDER", tmp_path / "benchmarks")
+    assert main(["bench", op, "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fgaseg bench: ") and "clone the repository" in error and len(error.splitlines()) == 1
+
+
+def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmarks, "NEEDED", {"json": "json", "no_such_module": "no-such-package"})
+    assert main(["bench", "lcs_conv", "--out", str(tmp_path / "out")]) == 1
+    assert "need no-such-package: pip install 'fgaseg[bench]'" in capsys.readouterr().err
+
+
+def test_a_row_that_disagrees_has_no_time():
+    assert row_milliseconds({"ms_p50": "", "device_ms": ""}) is None
+    assert row_milliseconds({"ms_p50": "2", "device_ms": "0.5"}) == 0.5
+    rest = dict.fromkeys(("speedup", "copy_percent", "matmul_percent", "peak_mb", "error", "torch_error"), "7")
+    good = {**ROW, **rest, "shape": "S1", "provider": "cpp", "disagreement": ""}
+    text = printed(show_ops, [good, {**good, "ms_p50": "", "provider": "triton", "disagreement": "error 1e-1"}])
+    assert "cpp" in text and "1.5" in text and "error 1e-1" in text
+
+
+def test_the_table_of_the_model_sets_each_form_beside_the_plain_one():
+    rows = [model_row("plain", "6"), model_row("fast", "2"), model_row("fast", "1.25", stage="decoder")]
+    lines = printed(show_model, rows).splitlines()
+    fast = next(line for line in lines if "fast" in line)
+    assert "3.00" in fast and "1.00" in fast and "1.25" in fast
+
+
+@pytest.mark.parametrize("shapes, drawn", [(["T=1", "T=20", "K=3"], True), (["S1", "T=20 shift=6"], False)])
+def test_the_plot_shows_the_sweeps(tmp_path, shapes, drawn):
+    pytest.importorskip("matplotlib")
+    plot_ops([{**ROW, "shape": shape, "provider": "cpp"} for shape in shapes], tmp_path / "out.png")
+    assert (tmp_path / "out.png").exists() == drawn
+    if drawn:
+        assert min(Image.open(tmp_path / "out.png").size) > 300
+
+
+def test_the_plot_of_the_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    plot_model([model_row("plain", "6"), model_row("plain", "9", classes="150")], tmp_path / "out.png")
+    assert min(Image.open(tmp_path / "out.png").size) > 300
