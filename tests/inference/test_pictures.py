@@ -1,4 +1,4 @@
-"""Pictures: colours can be told apart and stay, overlays show what the labels say, and no name or map breaks them."""
+"""Drawing labels and maps: distinct and stable colours, overlays that match the labels, robust to any name or map."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgaseg.inference import pictures
 from fgaseg.inference.pictures import comparison, heat, legend, overlay, palette, panel
 
 PHOTO = Image.fromarray(np.full((30, 40, 3), 100, np.uint8))
@@ -41,19 +42,19 @@ def test_overlay_tints_each_region_in_its_colour():
     assert picture.shape == (30, 40, 3)
 
 
-def test_overlay_leaves_the_unlabelled_grey():
+def test_overlay_draws_unlabelled_pixels_grey():
     for unlabelled in (255, -1, 2):
         picture = np.asarray(overlay(PHOTO, halves(0, unlabelled), ["cat", "dog"], with_legend=False)).astype(int)
         assert np.ptp(picture[15, 35]) <= 1 < np.ptp(picture[15, 5])
 
 
-def test_overlay_accepts_the_label_types_in_use():
+def test_overlay_accepts_every_integer_dtype_of_labels():
     expected = overlay(PHOTO, halves(), ["cat", "dog"])
     for dtype in (np.uint8, np.int16, np.int32, np.uint16):
         assert same(overlay(PHOTO, halves().astype(dtype), ["cat", "dog"]), expected)
 
 
-def test_legend_names_only_what_is_present():
+def test_legend_names_only_the_classes_present():
     names = ["cat", "dog", "sheep"]
     strip = np.asarray(legend([halves(0, 2)], names, 300)).reshape(-1, 3)
     shown = {tuple(colour) for colour in strip}
@@ -62,7 +63,7 @@ def test_legend_names_only_what_is_present():
     assert overlay(PHOTO, halves(), names).height > 30
 
 
-def test_legend_wraps_and_counts_what_is_left_out():
+def test_legend_wraps_and_limits_the_number_of_names():
     labels = np.arange(100).reshape(10, 10)
     short = legend([labels], [f"class {n}" for n in range(100)], 300, most=10)
     long = legend([labels], [f"class {n}" for n in range(100)], 300, most=40)
@@ -82,14 +83,14 @@ def test_no_name_breaks_a_picture(name):
         assert picture.width < 1000 and picture.height < 1000
 
 
-def test_a_name_that_no_font_can_draw_becomes_its_number(monkeypatch):
-    monkeypatch.setattr("fgaseg.inference.pictures._MORE_FONTS", ())
+def test_a_name_that_no_font_can_draw_becomes_its_index(monkeypatch):
+    monkeypatch.setattr(pictures, "FALLBACK_FONTS", ())
     drawn = legend([halves(0, 0)], ["猫" * 3, "dog"], 300)
     assert same(drawn, legend([halves(0, 0)], ["class 0", "dog"], 300))
     assert same(legend([halves(0, 0)], ["cat猫", "dog"], 300), legend([halves(0, 0)], ["cat?", "dog"], 300))
 
 
-def test_wrong_shape_says_so():
+def test_a_wrong_shape_is_refused():
     with pytest.raises(ValueError, match=r"overlay: labels has shape \[40, 30\], the image is \[30, 40\]"):
         overlay(PHOTO, halves().T, ["cat", "dog"])
     with pytest.raises(ValueError, match=r"heat: values has shape \[2, 3, 4\]: give one map"):
@@ -111,7 +112,7 @@ def test_heat_rises_evenly_from_dark_to_light():
     assert (np.diff(light) >= -1).all() and np.diff(light).max() <= 6
 
 
-def test_heat_sizes_limits_and_what_is_not_finite():
+def test_heat_sizes_limits_and_values_that_are_not_finite():
     values = np.array([[0.0, 1.0], [np.nan, -np.inf]], np.float32)
     picture = np.asarray(heat(values))
     np.testing.assert_array_equal(picture[1], np.full((2, 3), 128))
@@ -122,7 +123,7 @@ def test_heat_sizes_limits_and_what_is_not_finite():
     assert heat(np.full((2, 2), np.nan)).getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_panel_places_every_picture():
+def test_panel_shows_every_picture():
     red, green = Image.new("RGB", (10, 10), (255, 0, 0)), Image.new("RGB", (300, 150), (0, 255, 0))
     page = panel([[("one", red), ("two", green)], [("", red)]], cell=100, heading="both", below=green)
     pixels = np.asarray(page).reshape(-1, 3)
@@ -130,7 +131,7 @@ def test_panel_places_every_picture():
     assert ((pixels == (0, 255, 0)).all(axis=1)).sum() == 100 * 50 + 300 * 150
 
 
-def test_comparison_shows_each_result():
+def test_comparison_shows_every_result():
     one = comparison(PHOTO, [("a", halves())], ["cat", "dog"])
     three = comparison(PHOTO, [("a", halves()), ("b", halves(1, 0)), ("c", halves(0, 0))], ["cat", "dog"])
     assert three.width > 1.9 * one.width
