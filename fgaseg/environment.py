@@ -1,4 +1,4 @@
-"""What is installed, what was built, and which backend would run each op here: ``fgaseg info``."""
+"""What is installed, what was built, and which backend would run each op here."""
 
 import importlib.metadata
 import os
@@ -33,16 +33,16 @@ def _selection(device: str) -> Selection:
     return Selection(rows, torch.tensor([2], device=device), 1, 3)
 
 
-def _summary(new: Callable[..., Tensor], device: str) -> tuple:
+def _class_summary_args(new: Callable[..., Tensor], device: str) -> tuple:
     return new(3, 2, 4), new(3, 2, 4), new(3, 4), torch.tensor([0, 3], device=device), 2
 
 
-def _lookup(new: Callable[..., Tensor], device: str) -> tuple:
+def _class_lookup_args(new: Callable[..., Tensor], device: str) -> tuple:
     summary, total = (x.to(accumulator(x.dtype)) for x in (new(1, 2, 2, 2, 2), new(1, 2, 2, 2)))
     return new(3, 2, 4), new(3, 4), summary, total, torch.tensor([0, 3], device=device), 2, 1e-6
 
 
-# One representative call of each op: small, because only dtype and device matter to the choice.
+# The arguments of one representative call of each op: small, because only dtype and device decide the backend.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
     "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
@@ -50,8 +50,8 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
     "topk_classes": lambda new, device: (new(1, 3, 4, 4), 1),
     "gather_classes": lambda new, device: (new(1, 3, 2), _selection(device)),
-    "class_summary": _summary,
-    "class_lookup": _lookup,
+    "class_summary": _class_summary_args,
+    "class_lookup": _class_lookup_args,
     "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
     "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
     "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
@@ -68,7 +68,7 @@ def version(package: str) -> str:
 
 
 def _choices(op: str, device: str) -> list[dict[str, Any]]:
-    """For each dtype: the backend that would run, and why each of those tried before it would not."""
+    """For each dtype, the backend that would run, and why each one tried before it would not."""
     found = []
     for dtype in _dispatch.DTYPES:
 
@@ -93,9 +93,9 @@ def processor() -> str:
 
 
 def collect() -> dict[str, Any]:
-    """Versions, the machine, what setup.py built or skipped and why, and per op, device and dtype the backend.
+    """Versions, the machine, what setup.py built or skipped and why, and the backend for each op, device and dtype.
 
-    Everything in it can be written as JSON.
+    Every value can be written as JSON.
     """
     cuda = torch.cuda.is_available()
     devices = ["cpu", "cuda"] if cuda else ["cpu"]

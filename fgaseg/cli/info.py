@@ -2,10 +2,17 @@
 
 import argparse
 import json
+from typing import Any
 
 from .options import add_json
 
-HELP = "Versions, what was built, and which backend runs each op and why not the others."
+HELP = """\
+Show versions, the machine, what was built, and which backend runs each op and why not the others. Include it in a bug
+report.
+
+  fgaseg info
+  fgaseg info --json
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -13,28 +20,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..environment import collect
+
+    environment = collect()
+    if options.json:
+        print(json.dumps(environment, indent=2))
+    else:
+        _print_tables(environment)
+
+
+def _print_tables(environment: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..environment import collect
-
-    found = collect()
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return
     console = Console()
     for title in ("versions", "machine", "built", "loaded"):
         table = Table(title=title, title_justify="left", show_header=False)
-        for key, value in found[title].items():
+        for key, value in environment[title].items():
             table.add_row(key, str(value))
         console.print(table)
     table = Table("op", "device", "dtypes", "runs", "why not the others", title="backends", title_justify="left")
-    for op, devices in found["ops"].items():
+    for op, devices in environment["ops"].items():
         for device, choices in devices.items():
-            dtypes: dict[tuple[str, str], list[str]] = {}
-            for choice in choices:
-                why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
-                dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
-            for (runs, why), names in dtypes.items():
-                table.add_row(op, device, ", ".join(names), runs, why or "(slower)")
+            for (runs, why), dtypes in _by_backend(choices).items():
+                table.add_row(op, device, ", ".join(dtypes), runs, why or "(slower)")
     console.print(table)
+
+
+def _by_backend(choices: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """The dtypes that share a backend and the reasons against those before it."""
+    dtypes: dict[tuple[str, str], list[str]] = {}
+    for choice in choices:
+        why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
+        dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
+    return dtypes

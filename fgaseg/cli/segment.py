@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from ..errors import UsageError
 from .options import add_json, add_model_options, add_words, autocast, check_out, load_model, split_words
 
 HELP = """\
-Label photos with the names you give.
+Label every pixel of photos with one of the class names that you give. The labels are drawn over each photo, and their
+shares are printed; with --json also the masks, as run lengths.
 
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa, wooden floor" --out labelled.png
   fgaseg segment photos/*.jpg --model runs/mine/model --names names.txt --out labelled/
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
-  fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" inference=windows top_k=4
+  fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" inference=windows class_maps_budget=500
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
 """
 
@@ -22,16 +24,22 @@ Label photos with the names you give.
 def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_words(parser, "PHOTO | key=value",
-              "photos; overrides of the model's configuration, e.g. inference=windows")  # fmt: skip
+              "photos; overrides of the configuration of every model, e.g. inference=windows")  # fmt: skip
     parser.add_argument("--model", required=True, help="folder that save_pretrained or train wrote, or a hub id")
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", help="names, separated by commas")
     names.add_argument("--names", type=Path, help="file with one name a line, or a JSON list")
     parser.add_argument("--out", type=Path, help="picture or folder to write (default: <photo>_labels.png)")
     parser.add_argument(
-        "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (Fig. 6)"
+        "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (the paper's Fig. 6)"
     )
-    parser.add_argument("--compare", action="append", default=[], help="another model to draw beside (Fig. 7)")
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="another model, drawn beside the first (Fig. 7); may be repeated",
+    )
     add_model_options(parser)
 
 
@@ -40,28 +48,41 @@ def run(options: argparse.Namespace) -> None:
     from ..vocabulary import check_names
 
     photos, overrides = split_words(options.words)
-    if not photos:
-        raise UsageError("give the photos to label")
-    outputs = [_output(options.out, photo, len(photos) > 1) for photo in photos]
-    for folder in {out.parent for out in outputs}:
-        check_out(folder)
-    if twice := {str(out) for out in outputs if outputs.count(out) > 1}:
-        raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
-    names = read_names(options.names) if options.names else [n.strip() for n in options.classes.split(",")]
-    check_names(names)
+    outputs = _outputs(photos, options.out)
+    names = check_names(read_names(options.names) if options.names else map(str.strip, options.classes.split(",")))
     models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
     for photo, out in zip(photos, outputs, strict=True):
         with autocast(options.precision, options.device):
             row = _segment_one(models, photo, names, out, options.pseudo_masks)
         if options.json:
-            print(json.dumps(row), flush=True)  # a line a photo: what is done stays done if a later photo is corrupt
+            print(json.dumps(row), flush=True)  # a line a photo: earlier results survive a photo that cannot be read
         else:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{photo}: {shares} -> {out}")
 
 
-def _segment_one(models: dict[str, Any], photo: str, names: list[str], out: Path, with_masks: bool) -> dict[str, Any]:
-    """Label one photo with the first model (drawn beside the others if there are any) and write the pictures."""
+def _outputs(photos: list[str], out: Path | None) -> list[Path]:
+    """The picture to write for each photo: --out itself for one photo if it has a suffix, else a file in that folder.
+
+    Raises UsageError if there are no photos, two would be written to one file, or the folder cannot be written to.
+    """
+    if not photos:
+        raise UsageError("give the photos to label")
+    outputs = [Path(f"{Path(photo).stem}_labels.png") for photo in photos]
+    if out is not None:
+        in_folder = len(photos) > 1 or out.is_dir() or not out.suffix
+        outputs = [out / name for name in outputs] if in_folder else [out]
+    if twice := {str(path) for path in outputs if outputs.count(path) > 1}:
+        raise UsageError(f"several photos would be written to {', '.join(sorted(twice))}: label them in separate runs")
+    for folder in {path.parent for path in outputs}:
+        check_out(folder)
+    return outputs
+
+
+def _segment_one(
+    models: dict[str, Any], photo: str, names: Sequence[str], out: Path, with_masks: bool
+) -> dict[str, Any]:
+    """Label one photo with every model and write the pictures; the figures are those of the first model."""
     from ..inference import comparison, draw_pseudo_masks, pseudo_masks
 
     results = {name: model.segment(photo, names) for name, model in models.items()}
@@ -83,14 +104,6 @@ def _segment_one(models: dict[str, Any], photo: str, names: list[str], out: Path
         row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
         _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
     return row
-
-
-def _output(out: Path | None, photo: str, several: bool) -> Path:
-    """The picture to write: --out itself for one photo if it has a suffix, else a file in the folder --out."""
-    name = f"{Path(photo).stem}_labels.png"
-    if out is None:
-        return Path(name)
-    return out / name if several or out.is_dir() or not out.suffix else out
 
 
 def _save_picture(picture: Any, path: Path) -> None:

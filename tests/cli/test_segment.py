@@ -1,0 +1,78 @@
+"""`fgaseg segment`, as typed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from paths import SHARED
+from PIL import Image
+from tiny import NAMES, tiny_model
+
+import fgaseg
+from fgaseg.cli import main
+from fgaseg.kernels import decode_runs
+
+DATA = SHARED / "data"
+
+
+def test_segment_writes_a_picture_and_masks_that_cover_the_photo(model, photo, tmp_path, capsys):
+    out = tmp_path / "labelled.png"
+    command = ["segment", photo, "--model", model, "--classes", ", ".join(NAMES), "--out", str(out), "--json"]
+    assert main([*command, "--pseudo-masks"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["size"] == [30, 40] and sum(row["classes"].values()) == pytest.approx(1)
+    covered = sum(decode_runs(np.array(runs), 30, 40) for runs in row["masks"].values())
+    assert (covered == 1).all()
+    assert Image.open(out).width >= 40 and Image.open(row["pseudo_masks"]).width > 0
+
+
+def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monkeypatch):
+    command = ["segment", photo, "--model", model, "--classes", "cat, dog", "--out", str(tmp_path / "o.png"), "--json"]
+    seen = []
+    segment = fgaseg.FGASeg.segment
+
+    def spy(self, *args):
+        seen.append((self.config.inference, self.config.class_maps_budget, torch.is_autocast_enabled("cpu")))
+        return segment(self, *args)
+
+    monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
+    assert main(command) == 0
+    given = ["inference=windows", "--precision", "bfloat16", "class_maps_budget=0"]
+    assert main([*command, *given]) == 0
+    assert seen == [("whole", None, False), ("windows", 0, True)]
+    assert main([*command, "inferense=windows"]) == 1 and "did you mean" in capsys.readouterr().err
+    assert main([*command, "inference=[whole"]) == 1 and "not valid YAML" in capsys.readouterr().err
+
+
+def test_segment_several_photos_and_compare_models(model, photo, tmp_path, capsys):
+    other = tmp_path / "other"
+    tiny_model(seed=1, lcs=False).save_pretrained(other)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(NAMES))
+    second = tmp_path / "second.png"
+    Image.open(photo).rotate(180).save(second)
+    command = ["segment", photo, str(second), "--model", model, "--names", str(names), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    alone = Image.open(tmp_path / "out" / "second_labels.png").width
+    assert main([*command, "--compare", str(other)]) == 0
+    assert "photo_labels.png" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "second_labels.png").width > alone  # the photo and both models' labels
+    assert main([*command[:2], photo, *command[3:]]) == 1
+    assert "several photos would be written to" in capsys.readouterr().err
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_photo(model, photo, tmp_path, monkeypatch, capsys):
+    Path(photo).rename(tmp_path / "seed=1.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "seed=1.png", "inference=whole", "--model", model, "--classes", "cat, dog", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["picture"] == "seed=1_labels.png"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no photos at {DATA}")
+def test_real_photo(model, tmp_path, capsys):
+    photo = str(DATA / "msrc_v2" / "images" / "10_10_s.jpg")
+    names = str(DATA / "msrc_v2" / "names.txt")
+    assert main(["segment", photo, "--model", model, "--names", names, "--out", str(tmp_path / "out.png")]) == 0
+    assert Image.open(tmp_path / "out.png").width >= 300
