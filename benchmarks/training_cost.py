@@ -27,7 +27,7 @@ def _tflop(forward: Callable[[], torch.Tensor], device: str = "meta") -> float:
 
 
 def count(path: str, classes: int) -> dict[str, float]:
-    config = load_config(path, ["model.encoder.pretrained=null"])
+    config = load_config(path, "model.encoder.pretrained=null")
     with torch.device("meta"):
         model = FGASeg(config.model).train()
     side = config.train.image_size or config.data.crop

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import yaml
+from pydantic import BaseModel
+from tiny import ARCHITECTURE
 
 from fgaseg.config import Config, LossConfig, ModelConfig, load_config
 from fgaseg.errors import ConfigError
@@ -11,7 +13,7 @@ from fgaseg.errors import ConfigError
 
 def refused(*overrides, path=None):
     with pytest.raises(ConfigError) as caught:
-        load_config(path, list(overrides))
+        load_config(path, *overrides)
     return str(caught.value)
 
 
@@ -34,20 +36,20 @@ def test_defaults_are_the_paper():
 
 
 def test_released_changes_every_default_that_differs():
-    model = load_config(None, ["model.preset=released"]).model
+    model = load_config(None, "model.preset=released").model
     assert model.template == "A photo of a {} in the scene" and model.first_synonym
     assert not model.p2t_value_positions and model.t2p_kernel_size == 3
     assert (model.topk_union, model.class_cap, model.pad_classes, model.inference) == ("batch", 256, 256, "windows")
     assert (model.top_k, model.released_fast_scores) == (None, False)
     assert model.loss == LossConfig(seg="bce", align="bce", aux_heads=3)
-    fast = load_config(None, ["model.preset=released", "model.fast=true"]).model
+    fast = load_config(None, "model.preset=released", "model.fast=true").model
     assert (fast.top_k, fast.released_fast_scores) == (16, True)
-    assert load_config(None, ["model.fast=true"]).model.top_k == 8
+    assert load_config(None, "model.fast=true").model.top_k == 8
 
 
 def test_explicit_keys_win_over_the_preset():
     overrides = ["class_cap=null", "top_k=null", "template=a {}", "loss.seg=ce", "pad_classes=0", "fast=true"]
-    model = load_config(None, ["model.preset=released", *(f"model.{text}" for text in overrides)]).model
+    model = load_config(None, "model.preset=released", *(f"model.{text}" for text in overrides)).model
     assert model.class_cap is None and model.top_k is None and model.template == "a {}" and model.pad_classes == 0
     assert model.loss.seg == "ce" and model.loss.align == "bce" and model.first_synonym
     given = ModelConfig(preset="released", loss=LossConfig(lambda_align=0.5))
@@ -56,11 +58,11 @@ def test_explicit_keys_win_over_the_preset():
 
 
 def test_the_preset_is_followed_until_a_key_is_written_down():
-    released = load_config(None, ["model.preset=released", "model.fast=true", "model.hidden=64"])
-    paper = released.override(["model.preset=paper"])
+    released = load_config(None, "model.preset=released", "model.fast=true", "model.hidden=64")
+    paper = released.override("model.preset=paper")
     assert (paper.model.top_k, paper.model.template, paper.model.loss.seg) == (8, "a photo of a {}", "ce")
     assert paper.model.hidden == 64
-    assert released.override(["model.fast=false"]).model.top_k is None
+    assert released.override("model.fast=false").model.top_k is None
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_the_preset_is_followed_until_a_key_is_written_down():
      ["model.encoder.architecture={embed_dim: 8, vision_cfg: {layers: 2}, text_cfg: {layers: 2}}"]],
 )  # fmt: skip
 def test_round_trips(tmp_path, overrides):
-    config = load_config(None, overrides)
+    config = load_config(None, *overrides)
     config.save(tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == config
     assert Config.from_json(config.to_json(), "here") == config
@@ -82,7 +84,7 @@ def test_yaml_then_overrides(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("model:\n  kernel_size: 5\n  loss:\n    lambda_align: 1\ntrain:\n  lr: 1e-3\n  amp: no\n")
     config = load_config(
-        path, ["model.kernel_size=7", "data.scale=[0.5, 2]", "train.steps=3", "model.template=one {}, two"]
+        path, "model.kernel_size=7", "data.scale=[0.5, 2]", "train.steps=3", "model.template=one {}, two"
     )
     assert (config.model.kernel_size, config.model.loss.lambda_align, config.train.lr) == (7, 1.0, 1e-3)
     assert (config.train.amp, config.data.scale, config.train.steps) == ("no", (0.5, 2.0), 3)
@@ -134,7 +136,7 @@ def test_misspelt_key_in_a_file_names_the_file(tmp_path):
      ("train.amp=fp8", "'bf16'"), ("data.scale=[2, 1]", "smallest first"), ("data.scale=[0, 1]", "greater than 0"),
      ("data.ignore=70000", "65535"), ("train", "expected key=value"), ("=3", "expected key=value"),
      ("train..lr=3", "expected key=value"), ("data.scale=[1", "not valid YAML"),
-     ("train.seed=-1", "greater than or equal to 0")],
+     ("train.seed=-1", "greater than or equal to 0"), ("model.preset=papers", "'paper' or 'released'")],
 )  # fmt: skip
 def test_bad_values_are_one_clear_line(override, words):
     message = refused(override)
@@ -143,7 +145,7 @@ def test_bad_values_are_one_clear_line(override, words):
 
 def test_fsdp_and_fp16_exclude_each_other():
     with pytest.raises(ConfigError, match="fsdp: its gradients are not scaled as amp=fp16 needs"):
-        load_config(None, ["train.fsdp=true", "train.amp=fp16"])
+        load_config(None, "train.fsdp=true", "train.amp=fp16")
 
 
 @pytest.mark.parametrize(
@@ -168,8 +170,52 @@ def test_missing_file_and_bad_json(tmp_path):
         ModelConfig.from_json('{"kernel_sise": 3}', "config.json")
 
 
+def test_overrides_as_keyword_arguments(tmp_path):
+    config = Config().override("train.steps=7", **{"train.out": tmp_path, "model.kernel_size": 5, "data.scale": (1, 2)})
+    assert (config.train.steps, config.train.out, config.model.kernel_size) == (7, tmp_path, 5)
+    assert config.data.scale == (1.0, 2.0)
+    assert config == load_config(None, "train.steps=7", "model.kernel_size=5", "data.scale=[1, 2]",
+                                 **{"train.out": tmp_path})  # fmt: skip
+    model = ModelConfig().override(inference="windows", template=["one {}", "two {}"])
+    assert (model.inference, model.template) == ("windows", ("one {}", "two {}"))
+    with pytest.raises(ConfigError, match=r"override 'train.steps=no number': train.steps: .*'no number'"):
+        Config().override(**{"train.steps": "no number"})
+    with pytest.raises(ConfigError, match="override 'stepps=3': unknown key 'stepps'; did you mean 'train.steps'"):
+        load_config(stepps=3)
+
+
+def test_what_is_written_down_is_known():
+    """A converted model reports the rest as assumed."""
+    model = ModelConfig(preset="released", fast=True, loss={"lambda_align": 1})
+    assert model.model_fields_set == {"preset", "fast", "loss"} and model.loss.model_fields_set == {"lambda_align"}
+    encoder = ModelConfig(encoder={"architecture": ARCHITECTURE}).encoder
+    assert encoder.pretrained is None and encoder.model_fields_set == {"architecture"}
+
+
+def test_changes_are_what_differs_from_the_paper():
+    """Results of the ablations are found again by their hash."""
+    config = Config(model={"encoder": {"architecture": ARCHITECTURE}, "fusion": "cat"}, train={"out": "here"})
+    assert config.changes() == {"model": {"encoder": {"architecture": ARCHITECTURE, "pretrained": None}},
+                                "train": {"out": "here"}}  # fmt: skip
+    assert ModelConfig(preset="released", class_cap=None).changes()["loss"] == {
+        "seg": "bce", "align": "bce", "aux_heads": 3,
+    }  # fmt: skip
+    assert Config().changes() == {}
+
+
+def sections(cls):
+    nested = [field.annotation for field in cls.model_fields.values()]
+    return [cls, *(one for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)
+                   for one in sections(kind))]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", sections(Config), ids=lambda section: section.__name__)
+def test_every_key_is_described(section):
+    assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
 def test_configuration_cannot_be_changed_behind_its_back():
     config = Config()
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 3
-    assert config.override(["train.steps=3"]).train.steps == 3 and config.train.steps == 80_000
+    assert config.override("train.steps=3").train.steps == 3 and config.train.steps == 80_000

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> None:
         report = FGASeg.from_pretrained(source).save_released(options.out)
     else:
         _check_replaceable(options.out)
-        checkpoint = read_released(source, overrides)
+        checkpoint = read_released(source, *overrides)
         model = FGASeg(checkpoint.config)
         report = checkpoint.load_into(model, options.allow_foreign)
         with atomic_directory(options.out) as folder:

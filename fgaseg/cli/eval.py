@@ -138,7 +138,7 @@ def _data_sets(options: argparse.Namespace) -> dict[str, Any]:
     if options.data:
         root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
-    config = load_config(options.config, _data_overrides(options))
+    config = load_config(options.config, *_data_overrides(options))
     if config.data.scenes:
         return data_sets(config)[1]
     return {config.data.val_set or "val": open_validation_set(config.data)}

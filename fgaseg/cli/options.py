@@ -76,17 +76,7 @@ def load_model(source: str, overrides: list[str], device: str | None) -> Any:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
-    return FGASeg.from_pretrained(source, **dict(map(_key_and_value, overrides))).to(chosen)
-
-
-def _key_and_value(override: str) -> tuple[str, Any]:
-    import yaml
-
-    key, _, value = override.partition("=")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{override}: the value is not valid YAML: {' '.join(str(error).split())}") from None
+    return FGASeg.from_pretrained(source, *overrides).to(chosen)
 
 
 def autocast(precision: str, device: str | None) -> Any:

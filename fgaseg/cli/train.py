@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
 
     overrides = only_overrides(options.words)
     overrides += [f"train.out={json.dumps(str(options.out))}"] if options.out else []
-    summary = train(load_config(options.config, overrides), resume=not options.restart)
+    summary = train(load_config(options.config, *overrides), resume=not options.restart)
     if rank() == 0:
         if options.json:
             print(json.dumps(summary.dump()))

@@ -160,31 +160,33 @@ class FGASeg(nn.Module):
         return write_released(path, self.state_dict(), self.config, quick_gelu=quick_gelu)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **overrides: Any) -> "FGASeg":
+    def from_pretrained(cls, source: str | Path, *words: str, **values: Any) -> "FGASeg":
         """Load what `save_pretrained` wrote, from a folder or a hub id, in evaluation mode.
 
-        overrides  keys of ModelConfig that replace the saved ones, such as inference="windows"
+        words, values  override the saved ModelConfig, in the form of `ModelConfig.override`: inference="windows", or
+                       "inference=windows"
 
         Raises CheckpointError naming the file that is missing, damaged or does not fit, and ConfigError for overrides.
         """
         directory = Path(source)
         if not directory.is_dir():
             directory = _download(str(source))
-        model = cls(_read_config(directory / "config.json").override(_as_words(overrides)))
+        model = cls(_read_config(directory / "config.json").override(*words, **values))
         model.load_weights(directory / "model.safetensors")
         return model.eval()
 
     @classmethod
-    def from_released(cls, source: str | Path | Mapping[str, Any], **overrides: Any) -> "FGASeg":
+    def from_released(cls, source: str | Path | Mapping[str, Any], *words: str, **values: Any) -> "FGASeg":
         """Load a checkpoint of the released FGAseg code or of CAT-Seg, in evaluation mode.
 
-        source     a file (.pth, .safetensors), or the state dict that it holds
-        overrides  keys of ModelConfig that replace what keys and shapes show and, for the rest, the `released` preset
+        source         a file (.pth, .safetensors), or the state dict that it holds
+        words, values  override the ModelConfig that keys, shapes and, for the rest, the `released` preset give, in the
+                       form of `ModelConfig.override`
 
         Raises CheckpointError naming every key that does not fit, and ConfigError for overrides. `fgaseg convert` also
         reports what was assumed.
         """
-        checkpoint = read_released(source, _as_words(overrides))
+        checkpoint = read_released(source, *words, **values)
         model = cls(checkpoint.config)
         checkpoint.load_into(model)
         return model.eval()
@@ -208,11 +210,6 @@ def _read_config(path: Path) -> ModelConfig:
     if not isinstance(data, dict) or data.pop("model_type", None) != "fgaseg":
         raise CheckpointError(f"{path}: not an fgaseg model (its model_type is missing or another)")
     return ModelConfig.from_json(json.dumps(data), str(path))
-
-
-def _as_words(overrides: Mapping[str, Any]) -> list[str]:
-    """Keyword arguments as the "key=value" words of the command line."""
-    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
 
 
 def _download(source: str) -> Path:

@@ -64,7 +64,7 @@ def demo_config(overrides: Sequence[str] = ()) -> Config:
     """configs/demo.yaml with "key=value" overrides; the encoders start from the file beside it. Raises ConfigError."""
     with as_file(files("fgaseg.configs")) as folder:
         encoder = f"model.encoder.pretrained={json.dumps(str(folder / 'demo_encoder.safetensors'))}"
-        return load_config(folder / "demo.yaml", [encoder, *overrides])
+        return load_config(folder / "demo.yaml", encoder, *overrides)
 
 
 def _run_one(config: Config, restart: bool) -> dict[str, Any]:

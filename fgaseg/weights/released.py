@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,12 @@ class ReleasedCheckpoint:
         )
 
 
-def read_released(source: Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()) -> ReleasedCheckpoint:
+def read_released(source: Mapping[str, Any] | str | Path, *words: str, **values: Any) -> ReleasedCheckpoint:
     """Read a checkpoint of the released FGAseg code or of CAT-Seg, and infer its configuration.
 
-    source     path (.pth, .safetensors) or the dict that it holds, nested or not
-    overrides  "key=value" of ModelConfig over what was inferred and the `released` preset, such as "top_k=8"
+    source         path (.pth, .safetensors) or the dict that it holds, nested or not
+    words, values  override the ModelConfig that was inferred (the rest is as in the `released` preset), in the form of
+                   `ModelConfig.override`: "top_k=8", or top_k=8
     Raises CheckpointError for a file that is no such checkpoint; ConfigError for overrides.
     """
     name = "state dict" if isinstance(source, Mapping) else str(source)
@@ -125,7 +126,7 @@ def read_released(source: Mapping[str, Any] | str | Path, overrides: Sequence[st
             f"{name}: an fgaseg model already (its keys begin with clip. and head.); FGASeg.from_pretrained reads it"
         )
     config = infer_config({RELEASED_KEYS.bare(key): tensor for key, tensor in weights.items()}, name)
-    return ReleasedCheckpoint(name, config.override(list(overrides)), translation)
+    return ReleasedCheckpoint(name, config.override(*words, **values), translation)
 
 
 def _summary(config: ModelConfig) -> dict[str, Any]:

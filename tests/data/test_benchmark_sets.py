@@ -606,9 +606,9 @@ def test_benchmark_sets_as_training_data(tree, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tree))
     assert len(training_sets(DataConfig(set="coco-stuff"))[0]) == 13
     with pytest.raises(ConfigError, match="two training sets: give one"):
-        load_config(None, ["data.set=coco-stuff", "data.images=photos"])
+        load_config(None, "data.set=coco-stuff", "data.images=photos")
     with pytest.raises(ConfigError, match="coco-stuff ignores label 255"):
-        Config().override(["data.set=coco-stuff", "data.ignore=254"])
+        Config().override("data.set=coco-stuff", "data.ignore=254")
 
 
 def test_a_damaged_prepared_label_names_itself(tree):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgaseg.model.head
 from fgaseg import FGASeg, ModelConfig
-from fgaseg.errors import CheckpointError, EncoderError, VocabularyError
+from fgaseg.errors import CheckpointError, ConfigError, EncoderError, VocabularyError
 from fgaseg.training.losses import segmentation_losses
 
 SWITCHES = {
@@ -365,7 +365,7 @@ def test_broken_saved_models(tmp_path):
         FGASeg.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "kernel_sise": 3}))
-    with pytest.raises(fgaseg.config.ConfigError, match="kernel_size"):
+    with pytest.raises(ConfigError, match="kernel_size"):
         FGASeg.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="not an fgaseg model"):

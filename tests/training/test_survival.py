@@ -189,7 +189,7 @@ def test_a_signal_to_the_trainer_and_its_workers_is_an_orderly_stop(whole, data,
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after step [34] of"):
         patch.setattr(fgaseg.training.trainer._Training, "_next", first)
         train(config, progress=False, callback=kill)
-    train(config.override(["train.eval_every=4"]), progress=False)
+    train(config.override("train.eval_every=4"), progress=False)
     assert weights(tmp_path).keys() == weights(whole).keys()
     assert all(torch.equal(value, weights(whole)[key]) for key, value in weights(tmp_path).items())
 
@@ -282,7 +282,7 @@ def test_as_many_as_allowed_are_skipped_named_and_counted(data, tmp_path, spoilt
     with pytest.raises(TrainingError, match=r"2 pictures cannot be read and train.skip_unreadable allows 1: .*png"):
         train(config, progress=False)
     # more allowed, it goes on where it stopped and ends where the others did
-    train(config.override(["train.skip_unreadable=2"]), progress=False)
+    train(config.override("train.skip_unreadable=2"), progress=False)
     assert_same_run(tmp_path / "1", outs[0])
 
 

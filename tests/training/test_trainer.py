@@ -83,7 +83,7 @@ def configure(data, out, overrides=()):
         train={"out": out, "steps": STEPS, "batch": 4, "lr": LR, "encoder_lr_factor": 0.5, "clip_norm": None,
                "save_every": 2, "eval_every": 4, "log_every": 1, "classes_per_step": 5, "tensorboard": False},
     )  # fmt: skip
-    return config.override(list(overrides))
+    return config.override(*overrides)
 
 
 def weights(out):
@@ -193,7 +193,7 @@ def test_starting_from_weights(uninterrupted, data, tmp_path):
     before, after = weights(out), weights(tmp_path)
     kept = [key for key in before if "running" not in key and "num_batches" not in key]
     assert all(torch.allclose(after[key], before[key], atol=1e-6) for key in kept)
-    config = config.override(["model.p2t_layers=0", f"train.out={tmp_path / 'other'}"])
+    config = config.override("model.p2t_layers=0", f"train.out={tmp_path / 'other'}")
     with pytest.raises(CheckpointError, match="not in the model") as caught:
         train(config, progress=False)
     assert str(out / "model") in str(caught.value)
@@ -312,7 +312,7 @@ def test_starting_over_keeps_the_old_checkpoint_until_the_first_new_one(data, tm
         with pytest.raises(ZeroDivisionError):
             train(config, resume=False, progress=False)
     assert state(tmp_path)["seconds"] == old["seconds"]
-    train(config.override(["train.steps=1"]), resume=False, progress=False)
+    train(config.override("train.steps=1"), resume=False, progress=False)
     assert state(tmp_path)["step"] == 1
 
 
@@ -592,7 +592,7 @@ run = _Training(config, True, False, None)
 run.run()
 # one picture for two processes: before the next step they have not done the same
 more = ["train.out=" + sys.argv[2] + "/more", "train.steps=3", "train.eval_every=1", "data.val_count=1"]
-_Training(config.override(more), True, False, None).run()
+_Training(config.override(*more), True, False, None).run()
 blocks = [p for n, p in run.model.clip.named_parameters() if ".attn." in n or ".mlp." in n]
 moments = [run.optimizer.state[p]["exp_avg"] for p in blocks if p in run.optimizer.state]
 sizes = [[sum(p.numel() for p in part), sum(p.to_local().numel() for p in part)] for part in (blocks, moments)]
@@ -825,7 +825,7 @@ def test_a_catseg_checkpoint_fills_what_it_has_and_the_rest_starts_fresh(data, t
     )
     for init, words in (("cut.pth", "missing from the file: head.decoder.head"), ("catseg.pth", "another shape")):
         switches = ["model.hidden=64"] if init == "catseg.pth" else []
-        changed = config.override([f"train.out={tmp_path / 'no'}", f"train.init={tmp_path / init}", *switches])
+        changed = config.override(f"train.out={tmp_path / 'no'}", f"train.init={tmp_path / init}", *switches)
         with pytest.raises(CheckpointError, match=words):
             train(changed)
 
@@ -849,7 +849,7 @@ def test_the_log_has_every_step_once_with_speed_and_memory(data, tmp_path):
     train(config, progress=False)  # finished: scored once more, but no line twice
     again = [json.loads(line) for line in (tmp_path / "log.jsonl").open()]
     assert again[:9] == rows[:9] and [row["step"] for row in again] == [row["step"] for row in rows]
-    train(config.override(["train.steps=1"]), resume=False, progress=False)  # started over
+    train(config.override("train.steps=1"), resume=False, progress=False)  # started over
     assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").open()] == [1, 1]
 
 
@@ -1001,7 +1001,7 @@ def test_learning_rate(data, tmp_path):
     factors = [learning_rate_factor(step, config) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0] and factors[10] == pytest.approx(0, abs=1e-12)
     assert factors[6] == pytest.approx(0.5) and factors[2:] == sorted(factors[2:], reverse=True)
-    assert learning_rate_factor(9, config.override(["train.schedule=constant"])) == 1
+    assert learning_rate_factor(9, config.override("train.schedule=constant")) == 1
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -1010,7 +1010,7 @@ def test_mixed_precision_trains_and_resumes(data, tmp_path, amp):
     summary = train(config, progress=False)
     assert math.isfinite(summary.losses["loss"])
     assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "whole").values())
-    config = config.override([f"train.out={tmp_path / 'parts'}"])
+    config = config.override(f"train.out={tmp_path / 'parts'}")
     with pytest.raises(ZeroDivisionError):
         train(config, progress=False, callback=lambda event: 1 / 0 if event["step"] == 3 else None)
     assert state(tmp_path / "parts")["step"] == 2

@@ -55,7 +55,7 @@ def written(model: FGASeg) -> tuple[dict[str, torch.Tensor], ConversionReport]:
 
 
 def read(source, overrides=(), allow_foreign=False) -> tuple[FGASeg, ConversionReport]:
-    checkpoint = read_released(source, overrides)
+    checkpoint = read_released(source, *overrides)
     model = FGASeg(checkpoint.config).eval()
     return model, checkpoint.load_into(model, allow_foreign)
 

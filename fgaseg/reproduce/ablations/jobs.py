@@ -70,19 +70,19 @@ def base_config(on: str, steps: int, out: Path, overrides: Sequence[str]) -> tup
         if text.startswith(OWN_KEYS):
             raise ConfigError(f"override {text!r}: set by ablate itself; use --out, --seed and --steps")
     given = [*DEFAULT, "train.eval_every=0", "train.save_every=50", "train.tensorboard=false", *overrides]
-    base = demo_config(given) if on == "scenes" else load_config(on, given)
+    base = demo_config(given) if on == "scenes" else load_config(on, *given)
     encoders = None
     if base.model.encoder.pretrained is None:
-        encoders = make_job(out, base.override(list(ENCODERS_ALONE)), None)
+        encoders = make_job(out, base.override(*ENCODERS_ALONE), None)
         start = f"model.encoder.pretrained={json.dumps(str(encoders.folder / 'model'))}"
-        base = base.override([start, f"train.encoder_lr_factor={ENCODER_LR_FACTOR}", *overrides])
+        base = base.override(start, f"train.encoder_lr_factor={ENCODER_LR_FACTOR}", *overrides)
     warmup = min(base.train.warmup, steps // 10)
-    return base.override([f"train.steps={steps}", f"train.warmup={warmup}"]), encoders
+    return base.override(f"train.steps={steps}", f"train.warmup={warmup}"), encoders
 
 
 def row_config(base: Config, row: Row, seed: int = 0) -> Config:
     """The training configuration of a row; `train.out` is set by `make_job`."""
-    return base.override([*row.switches, f"train.seed={seed}"])
+    return base.override(*row.switches, f"train.seed={seed}")
 
 
 def plan_jobs(
@@ -97,12 +97,12 @@ def plan_jobs(
 def make_job(out: Path, config: Config, encoders: Job | None, top_k: int | None = None) -> Job:
     """The job of a configuration whose encoders `encoders` trains (None: they come as the configuration says)."""
     folder = out / job_key(config, encoders)
-    return Job(folder, config.override([f"train.out={json.dumps(str(folder))}"]), top_k)
+    return Job(folder, config.override(**{"train.out": folder}), top_k)
 
 
 def job_key(config: Config, encoders: Job | None) -> str:
     """A hash of everything that decides a training's result; the encoders' file counts by content, not by path."""
-    data = config.model_dump(mode="json", exclude_defaults=True)
+    data = config.changes()
     for section, key in WITHOUT_EFFECT:
         data.get(section, {}).pop(key, None)
     source = config.model.encoder.pretrained

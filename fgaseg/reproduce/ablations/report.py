@@ -82,7 +82,7 @@ def repeated_runs(jobs: Iterable[Job]) -> list[list[dict[str, float]]]:
     groups: dict[str, dict[Path, dict[str, float]]] = {}
     for job in jobs:
         if job.top_k is None and (scores := percentages(job.result)):
-            alike = job.config.override(["train.seed=0", "train.out=any"]).to_json()
+            alike = job.config.override("train.seed=0", "train.out=any").to_json()
             groups.setdefault(alike, {})[job.folder] = scores
     return [list(group.values()) for group in groups.values()]
 

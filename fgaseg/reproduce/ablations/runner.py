@@ -136,7 +136,7 @@ def run_job(job: Job) -> None:
     _save_json(job.file, {
         "scores": _figures(summary.scores), "seconds": summary.seconds, "device": summary.device,
         "parameters": summary.parameters, "trained_parameters": summary.trained_parameters, "losses": summary.losses,
-        "config": job.config.model_dump(mode="json", exclude_defaults=True),
+        "config": job.config.changes(),
     })  # fmt: skip
     for folder in job.folder.glob("checkpoint*"):  # nothing resumes a training that has its result
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,42 @@
+"""The whole configuration, and how it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..files import atomic_write
+from .data import DataConfig
+from .model import ModelConfig
+from .reading import apply_overrides, read_yaml
+from .section import Section
+from .train import TrainConfig
+
+
+class Config(Section):
+    """The whole configuration of a training run."""
+
+    model: ModelConfig = ModelConfig()
+    """What the network computes."""
+    data: DataConfig = DataConfig()
+    """What it is trained and scored on."""
+    train: TrainConfig = TrainConfig()
+    """How it is trained."""
+
+    def save(self, path: str | Path) -> None:
+        """Write every key as YAML, atomically. `load_config(path)` gives an equal object."""
+        text = yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
+        atomic_write(Path(path), lambda file: file.write(text.encode()))
+
+
+def load_config(path: str | Path | None = None, *words: str, **values: Any) -> Config:
+    """Read a YAML file (None: the defaults alone) and override keys as `Config.override` does.
+
+        load_config("configs/vitb16.yaml", "model.kernel_size=5", "data.scale=[0.5, 2.0]", **{"train.out": folder})
+
+    Raises ConfigError naming the file or the override, the key, and for an unknown key the nearest valid one.
+    """
+    data = {} if path is None else read_yaml(Path(path))
+    return Config.read(data, "defaults" if path is None else str(path), apply_overrides(data, words, values))
