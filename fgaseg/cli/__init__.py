@@ -1,4 +1,4 @@
-"""The `fgaseg` command, one file a command."""
+"""The `fgaseg` command, one file per command."""
 
 from .entry import main
 

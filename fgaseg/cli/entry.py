@@ -35,10 +35,10 @@ RENAMED = {"--set": "overrides are plain words: key=value", "--weights": "the mo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 after an error of one line, 128 + signal when interrupted.
+    """Run one command and return its exit status.
 
-    Exceptions that are not meant for users (a bug) pass, with their traceback. Wrong options end the process with
-    status 2, as argparse does.
+    0: success; 1: an expected error (one line on stderr) or a failed check; 128 + signal: interrupted. Options that
+    argparse refuses end the process with status 2. Other exceptions are bugs, and pass with their traceback.
     """
     options = parse(arguments)
     try:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options and words in any order, which argparse alone does not allow."""
+    """Parse options and words in any order, which argparse alone does not allow."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]

@@ -1,4 +1,4 @@
-"""What several commands share: their options, key=value overrides, the model to load, and where output may go."""
+"""What several commands share: options, key=value overrides, loading the model, and the check of --out."""
 
 import argparse
 import re
@@ -25,25 +25,28 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_words(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
     """Positional words of a command that takes overrides, to be read with `split_words`.
 
-    The options may stand between them: `entry.parse` adds the words that argparse leaves over.
+    Options may stand between them: `entry.parse` appends the words that argparse does not assign.
     """
     parser.add_argument("words", nargs="*", metavar=metavar, help=text)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How a saved model is run."""
+    """Device and precision, for `load_model` and `autocast`."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32",
                         help="of autocast: lower is faster and changes some labels")  # fmt: skip
 
 
 def whole_numbers(text: str) -> list[int]:
-    """The integers of an option such as --seed 0,1,2."""
-    return [int(number) for number in text.split(",")]
+    """The integers of an option such as --seed 0,1,2, for argparse's `type`."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give whole numbers, separated by commas") from None
 
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Plain words and key=value overrides, each in their order. A word that names an existing file is a plain one."""
+    """Separate plain words from key=value overrides. A word that is the name of an existing file is a plain word."""
     overrides = [word for word in words if re.match(r"[\w.-]+=", word) and not Path(word).exists()]
     return [word for word in words if word not in overrides], overrides
 
@@ -66,7 +69,7 @@ def model_and_overrides(model: str | None, words: list[str]) -> tuple[str, list[
 
 
 def load_model(source: str, overrides: list[str], device: str | None) -> Any:
-    """The saved model `source` on a device, with key=value overrides of its configuration."""
+    """Load a saved model onto a device (None: cuda if there is one), with key=value overrides of its configuration."""
     import torch
 
     from ..model import FGASeg
@@ -80,7 +83,7 @@ def load_model(source: str, overrides: list[str], device: str | None) -> Any:
 
 
 def autocast(precision: str, device: str | None) -> Any:
-    """A context in which the model computes with --precision on --device."""
+    """The context manager for --precision on --device."""
     import torch
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,7 +92,7 @@ def autocast(precision: str, device: str | None) -> Any:
 
 
 def check_out(out: Path | None) -> None:
-    """Fail before the work, not after it, if nothing can be written to a folder. It need not exist yet."""
+    """Raise UsageError, before hours of work, if nothing can be written to a folder, which need not exist yet."""
     if out is None:
         return
     nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())

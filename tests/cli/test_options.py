@@ -27,6 +27,7 @@ def test_options_and_overrides_in_any_order():
         (["segment", "photo.jpg", "--model", "m", "--classes", "cat", "--set", "inference=windows"], "key=value"),
         (["eval", "--weights", "m", "--data", "a150"], "the model is --model"),
         (["info", "more"], "unrecognized arguments: more"),
+        (["demo", "--seed", "0,x"], "'0,x': give whole numbers"),
     ],
 )
 def test_unknown_arguments(words, hint, capsys):
