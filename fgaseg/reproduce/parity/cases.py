@@ -20,7 +20,7 @@ from ...training import segmentation_losses
 from ...weights import RELEASED_KEYS
 from .recordings import RecordedCase, Recording, Recordings
 from .results import CaseResult, StageResult
-from .selection import RecordedSelector, selecting_with
+from .selection import recorded_selection
 from .stages import compare, compare_labels
 from .tape import Tape, taped
 
@@ -68,7 +68,7 @@ def _infer(recordings: Recordings, case: RecordedCase, recorded: Recording) -> l
     vocabulary, results = model.encode(names), list[StageResult]()
     levels = recorded.levels(1, len(names))
     tape = Tape(levels)
-    with taped(tape, model), selecting_with(RecordedSelector(levels, results)):
+    with taped(tape, model), recorded_selection(model.head, levels, results):
         out = model(recordings.pixels(model), vocabulary)
         if model.head.t2p is not None:  # our model skips T2P in inference
             model.head.t2p(tape["pixels"], tape["p2t_out"])

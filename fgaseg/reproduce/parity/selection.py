@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,15 +20,15 @@ TIE = 1e-4  # at a head, scores of two classes nearer than this are tied (README
 class RecordedSelector:
     """Returns the recorded class cap and prunings, and compares what our selection would have chosen.
 
+    usual    the selector of our model, an object with the methods `cap` and `prune`
     levels   class indices [B, R] that were recorded: under the cap, then after each pruning
     results  is appended one StageResult per choice; its error is the share of the chosen classes that only one of the
              two has, without those within rounding of the cut
     """
 
-    def __init__(self, levels: Sequence[Tensor], results: list[StageResult]):
-        self.levels, self.results = levels, results
+    def __init__(self, usual: Any, levels: Sequence[Tensor], results: list[StageResult]):
+        self.usual, self.levels, self.results = usual, levels, results
         self.prunings = 0
-        self.usual_cap, self.usual_prune = model_head.strongest_classes, model_head.topk_classes
 
     def cap(self, scores: Tensor, count: int) -> Selection:
         """The classes that were recorded under the cap; scores S_g [B, T, H, W]."""
@@ -34,7 +36,7 @@ class RecordedSelector:
         best = scores.flatten(2).amax(-1)
         cut = best.sort(dim=1, descending=True).values[:, count - 1 : count]
         tied = (best - cut).abs() <= MEDIAN_LIMIT * best.abs().max()
-        self._compare("padlen_classes", self.usual_cap(scores, count), theirs, tied, "classes kept by the cap")
+        self._compare("padlen_classes", self.usual.cap(scores, count), theirs, tied, "classes kept by the cap")
         return theirs
 
     def prune(self, scores: Tensor, k: int, union: str) -> Selection:
@@ -45,7 +47,7 @@ class RecordedSelector:
         cut = flat.topk(min(k, flat.shape[1]), dim=1).values[:, -1:]
         tied = ((flat - cut).abs() <= TIE).any(-1)
         name = "valid_idx" + (f"#{self.prunings}" if self.prunings > 1 else "")
-        self._compare(name, self.usual_prune(scores, k, union), theirs, tied, "classes survive")
+        self._compare(name, self.usual.prune(scores, k, union), theirs, tied, "classes survive")
         return theirs
 
     def _compare(self, name: str, ours: Selection, theirs: Selection, tied: Tensor, what: str) -> None:
@@ -67,11 +69,20 @@ def _selection(classes: Tensor, total: int) -> Selection:
 
 
 @contextlib.contextmanager
-def selecting_with(selector: RecordedSelector) -> Iterator[None]:
-    """The model selects classes with `selector` inside the block."""
-    cap, prune = model_head.strongest_classes, model_head.topk_classes
-    model_head.strongest_classes, model_head.topk_classes = selector.cap, selector.prune  # type: ignore[assignment]
+def recorded_selection(head: Any, levels: Sequence[Tensor], results: list[StageResult]) -> Iterator[None]:
+    """The head selects the recorded classes inside the block; see RecordedSelector."""
+    if not hasattr(head, "selector"):  # until it has one: the functions that it calls
+        usual = SimpleNamespace(cap=model_head.strongest_classes, prune=model_head.topk_classes)
+        selector = RecordedSelector(usual, levels, results)
+        model_head.strongest_classes, model_head.topk_classes = selector.cap, selector.prune  # type: ignore
+        try:
+            yield
+        finally:
+            model_head.strongest_classes, model_head.topk_classes = usual.cap, usual.prune
+        return
+    usual = head.selector
+    head.selector = RecordedSelector(usual, levels, results)
     try:
         yield
     finally:
-        model_head.strongest_classes, model_head.topk_classes = cap, prune
+        head.selector = usual
