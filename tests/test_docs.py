@@ -51,6 +51,12 @@ TRAIN = {"steps": 2, "batch": 2, "warmup": 0, "tensorboard": False, "eval_every"
 SMALL = {"model": {"encoder": ENCODER, **MODEL}, "data": {"crop": 32, "workers": 0}, "train": TRAIN}
 
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*numbers will not be those of the set"),
+    pytest.mark.filterwarnings("ignore:.*validation photos are the training photos"),
+]
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced code block, and the HTML comment right above it, if that says how the block is run."""
@@ -77,6 +83,15 @@ def blocks(page: Path) -> Iterator[Block]:
         elif start is None and line.strip():
             above = line
     assert start is None, f"{page.name}:{start}: the block is not closed"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Everything is small: more threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
