@@ -72,25 +72,28 @@ def configuration_page() -> str:
     """Every key of `fgaseg.Config` with type, default and meaning, read from the types themselves."""
     from fgaseg.config import Config, ModelConfig
 
-    released = {"model": ModelConfig(preset="released").dump()}
+    paper, released = Config().dump(), {"model": ModelConfig(preset="released").dump()}
     out = [
         "# Configuration reference",
         "Generated from `fgaseg.config`. A YAML file holds these keys in nested sections. On the command line, "
         "`section.key=value` overrides one of them; the value is YAML. An unknown key or a value of the wrong type is "
         "an error that names the nearest valid key. The presets differ in defaults only: a key that you set wins.",
     ]
-    return "\n\n".join([*out, *_section(Config, "", released)]) + "\n"
+    return "\n\n".join([*out, *_section(Config, "", paper, released)]) + "\n"
 
 
-def _section(section: type[BaseModel], prefix: str, released: dict[str, Any]) -> list[str]:
+def _section(section: type[BaseModel], prefix: str, paper: dict[str, Any], released: dict[str, Any]) -> list[str]:
     own = {name: field for name, field in section.model_fields.items() if not _is_section(field.annotation)}
     out = [f"## {prefix.rstrip('.')}", _prose(inspect.getdoc(section) or "")] if prefix else []
     if own:
         rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
-        out.append("\n".join([*rows, *(_row(prefix + name, name, field, released) for name, field in own.items())]))
+        rows += [
+            _row(prefix + name, field, paper[name], released.get(name, paper[name])) for name, field in own.items()
+        ]
+        out.append("\n".join(rows))
     for name, field in section.model_fields.items():
         if _is_section(field.annotation):
-            out += _section(field.annotation, f"{prefix}{name}.", released.get(name, {}))  # type: ignore[arg-type]
+            out += _section(field.annotation, f"{prefix}{name}.", paper[name], released.get(name, {}))  # type: ignore[arg-type]
     return out
 
 
@@ -98,14 +101,10 @@ def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _row(key: str, name: str, field: FieldInfo, released: dict[str, Any]) -> str:
-    default = field.get_default(call_default_factory=True)
-    shown = f"`{_value(default)}`"
-    if name in released and _value(released[name]) != _value(default):
-        shown += f"<br>released: `{_value(released[name])}`"
-    kind = _type(field.annotation, field.metadata).replace("|", "&#124;")
-    meaning = (field.description or "").replace("|", "\\|").replace("\n", " ")
-    return f'| <span id="{key}"></span>`{key}` | {kind} | {shown} | {meaning} |'
+def _row(key: str, field: FieldInfo, paper: Any, released: Any) -> str:
+    default = f"`{_value(paper)}`" + (f"<br>released: `{_value(released)}`" if released != paper else "")
+    meaning = _docstrings().escape(" ".join((field.description or "").split())).replace("|", "\\|")
+    return f'| <span id="{key}"></span>`{key}` | {_type(field.annotation, field.metadata)} | {default} | {meaning} |'
 
 
 def _value(value: Any) -> str:

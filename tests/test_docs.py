@@ -327,7 +327,6 @@ def test_examples_in_help_texts_are_understood(command):
             parse(shlex.split(found[1]))
 
 
-@pytest.mark.xfail(strict=False, reason="comments become descriptions")
 def test_every_key_and_option_is_described():
     """The reference pages are made from these texts."""
     sections = ("model", "data", "train", "model.encoder", "model.loss")
