@@ -36,14 +36,18 @@ def to_markdown(docstring: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
 
 
+def is_example(code: str) -> bool:
+    """Whether an indented block shows how the package is used; others are formulas, layouts and command lines."""
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return False
+    return bool(re.search(r"fgaseg|FGASeg|load_config", code))
+
+
 def _fenced(lines: list[str]) -> list[str]:
     text = "\n".join(lines).rstrip()
-    try:
-        ast.parse(text)
-        language = "python"
-    except SyntaxError:
-        language = "text"
-    return [f"```{language}", text, "```"]
+    return [f"```{'python' if is_example(text) else 'text'}", text, "```"]
 
 
 def escape(text: str) -> str:

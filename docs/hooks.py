@@ -56,8 +56,9 @@ def api_page() -> str:
         elif inspect.isclass(found) or inspect.isfunction(found):
             keys = _is_section(found) and name != "Config"
             link = "(configuration.md)" if keys else f"[{'.'.join(found.__module__.split('.')[:2])}.{name}]"
-            first = (inspect.getdoc(found) or "").split("\n")[0]
-            rows.append(f"| [`{name}`]{link} | {_docstrings().escape(first)} |")
+            paragraph = " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split())
+            sentence = re.split(r"(?<=\.)\s", paragraph)[0]
+            rows.append(f"| [`{name}`]{link} | {_docstrings().escape(sentence)} |")
     out = [
         "# Python API",
         "What `import fgaseg` offers. Everything is loaded when it is first used, so the import itself takes no time. "
@@ -125,9 +126,8 @@ def _type(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
         return f"list of {inner[0]}" if Ellipsis in arguments else f"[{', '.join(inner)}]"
     if annotation is type(None):
         return "null"
-    name = {bool: "true or false", dict: "mapping"}.get(
-        origin or annotation, getattr(annotation, "__name__", "?").lower()
-    )
+    plain = getattr(annotation, "__name__", str(annotation)).lower()
+    name = {bool: "true or false", dict: "mapping", str: "string"}.get(origin or annotation, plain)
     signs = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
     bounds = [f" {signs[type(m)][1]} {getattr(m, signs[type(m)][0])}" for m in metadata if type(m) in signs]
     return name + ",".join(bounds)
@@ -140,9 +140,10 @@ def command_line_page() -> str:
     parser = build_parser()
     out = [
         "# Command-line reference",
-        "Generated from the parser; `fgaseg COMMAND --help` prints the same. On every command that takes a "
-        "configuration, words of the form `key=value` override its [keys](configuration.md); they may stand anywhere "
-        "among the other words.",
+        "Generated from the parser; `fgaseg COMMAND --help` prints the same. Words of the form `key=value` override "
+        "[keys of the configuration](configuration.md) and may stand anywhere among the other words. Commands that "
+        "take a whole configuration (`train`, `demo`, `ablate`) need the section, `model.class_cap=256`; those that "
+        "take a saved model (`segment`, `eval`, `convert`) take the keys of that section alone, `class_cap=256`.",
         _prose(parser.description or ""),
     ]
     return "\n\n".join([*out, *_commands(parser)]) + "\n"
@@ -153,12 +154,8 @@ def _commands(parser: argparse.ArgumentParser) -> list[str]:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                out += [
-                    f"## {command.prog}",
-                    _prose(command.description or ""),
-                    *_options(command),
-                    *_commands(command),
-                ]
+                own = [f"## {command.prog}", _prose(command.description or "")]
+                out += [*own, *_options(command), *_commands(command)]
     return out
 
 
@@ -176,14 +173,14 @@ def _options(command: argparse.ArgumentParser) -> list[str]:
         silent = action.default in (None, False, "", [], argparse.SUPPRESS) or "default" in text
         default = "" if silent else f"`{_value(action.default)}`"
         needed = action.required and action.nargs not in ("*", "?")
-        cells = [f"`{shown}`{' (needed)' if needed else ''}", default, _docstrings().escape(text.replace("%%", "%"))]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        meaning = _docstrings().escape(text.replace("%%", "%")).replace("|", "\\|")
+        rows.append(f"| `{shown}`{' (needed)' if needed else ''} | {default} | {meaning} |")
     return ["\n".join(rows)] if len(rows) > 2 else []
 
 
 def _prose(text: str) -> str:
     """A help text or docstring as Markdown; lines that are indented by two or more are code."""
-    lines = [re.sub(r"^ {2,}(?=\S)", "    ", line) for line in text.splitlines()]
+    lines = [re.sub(r"^  (?= *\S)", "    ", line) for line in text.splitlines()]
     return _docstrings().to_markdown("\n".join([lines[0].strip(), *lines[1:]]) if lines else "")
 
 

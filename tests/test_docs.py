@@ -6,6 +6,7 @@ import glob
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -177,6 +178,36 @@ def run_commands(block: Block, where: str) -> None:
             assert words[0] == "fgaseg", f"{where}: {line!r} is no command of ours: say why it is not run"
             words = [found for word in words[1:] for found in (sorted(glob.glob(word)) or [word])]
             assert (main(words) or 0) == expected, f"{where}: {line}"
+
+
+def documented() -> dict[str, str]:
+    """Docstrings that the reference shows, by name: of the public packages, what they export, and methods of these."""
+    packages = ("config", "data", "evaluation", "inference", "kernels", "model", "training", "weights")
+    found: dict[str, str] = {}
+    for module in (fgaseg, *(importlib.import_module(f"fgaseg.{name}") for name in packages)):
+        found[module.__name__] = inspect.getdoc(module) or ""
+        for name in module.__all__:
+            thing = getattr(module, name)
+            members = vars(thing).items() if inspect.isclass(thing) else ()
+            shown = [("", thing), *((f".{key}", getattr(thing, key)) for key, _ in members if key[0] != "_")]
+            found |= {
+                f"{module.__name__}.{name}{key}": inspect.getdoc(one) or "" for key, one in shown if callable(one)
+            }
+    return found
+
+
+def test_examples_in_docstrings_run(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, folder := tmp_path / "here")
+    monkeypatch.chdir(folder)
+    to_markdown = runpy.run_path(str(ROOT / "docs/docstrings.py"))["to_markdown"]
+    names = {name: getattr(fgaseg, name) for name in fgaseg.__all__}
+    count = 0
+    for name, docstring in documented().items():
+        for code in re.findall(r"^```python$(.*?)^```$", to_markdown(docstring), re.MULTILINE | re.DOTALL):
+            code = code.replace("path-or-hub-id", "runs/mine/model")
+            exec(compile(code, name, "exec"), {"fgaseg": fgaseg, **names, "folder": folder / "runs/docstring"})
+            count += 1
+    assert count >= 3
 
 
 def test_blocks_that_do_not_run_are_few_and_say_why(record_property, capsys):
