@@ -1,7 +1,7 @@
 """Propagation (section III-C3): Swin blocks within every class map, linear attention across the classes of a pixel.
 
-Class maps are rows [N, H, W, D] with N = images · classes, image-major, channels last. Guidance is never copied to
-the rows: for a linear layer W [x; g] = W_x x + W_g g, and the second term is computed once per image (or class).
+Class maps are rows [R, H, W, D], R = images · classes, image after image, channels last. Guidance is never copied to
+the rows: a linear layer on [x; g] is W_x x + W_g g, and the second term is computed once per image (or class).
 """
 
 from typing import NamedTuple
@@ -21,20 +21,57 @@ class ClassSums(NamedTuple):
     summary: Tensor  # [B, P, heads, d, d]
     total: Tensor  # [B, P, heads, d]
 
+    def plus(self, other: "ClassSums") -> "ClassSums":
+        return ClassSums(self.summary + other.summary, self.total + other.total)
 
-class Guided(nn.Module):
-    """A linear layer on [x; guidance] whose guidance part is shared: call it with x and with `project(guidance)`."""
+
+class PackedLinear(NamedTuple):
+    """Several linear layers on the same input as one: their weights below each other."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class BlockGuidance(NamedTuple):
+    """What a Swin block needs besides the maps, made once for all of them."""
+
+    q: Tensor  # guidance of the queries [B, H, W, D], their bias included
+    k: Tensor  # likewise of the keys
+    qkv: PackedLinear
+
+    def of(self, images: slice) -> "BlockGuidance":
+        return BlockGuidance(self.q[images], self.k[images], self.qkv)
+
+
+class LayerGuidance(NamedTuple):
+    """What an aggregation layer needs besides the maps and their texts, made once for all of them."""
+
+    block1: BlockGuidance
+    block2: BlockGuidance
+    kv: PackedLinear  # of the class attention
+
+    def of(self, images: slice) -> "LayerGuidance":
+        return LayerGuidance(self.block1.of(images), self.block2.of(images), self.kv)
+
+
+class SharedGuidanceLinear(nn.Module):
+    """A linear layer on [x; guidance] whose guidance term is shared: `forward(x) + project(guidance)`."""
 
     def __init__(self, inputs: int, guidance: int, outputs: int):
         super().__init__()
         self.inputs = inputs
         self.linear = nn.Linear(inputs + guidance, outputs)
 
+    @property
+    def own_weight(self) -> Tensor:
+        """W_x [outputs, inputs]."""
+        return self.linear.weight[:, : self.inputs]
+
     def project(self, guidance: Tensor) -> Tensor:
         return F.linear(guidance, self.linear.weight[:, self.inputs :], self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.linear.weight[:, : self.inputs])
+        return F.linear(x, self.own_weight)
 
 
 class WindowAttention(nn.Module):
@@ -43,19 +80,21 @@ class WindowAttention(nn.Module):
     def __init__(self, hidden: int, guidance: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q = Guided(hidden, guidance, hidden)
-        self.k = Guided(hidden, guidance, hidden)
+        self.q = SharedGuidanceLinear(hidden, guidance, hidden)
+        self.k = SharedGuidanceLinear(hidden, guidance, hidden)
         self.v = nn.Linear(hidden, hidden)
         self.proj = nn.Linear(hidden, hidden)
 
-    def forward(self, x: Tensor, guidance: Tensor, window: int, shift: int) -> Tensor:
-        """x [B·T, H, W, D] and guidance of the images [B, H, W, G]."""
-        hidden = x.shape[-1]
-        own = [part.linear.weight[:, :hidden] for part in (self.q, self.k)]
-        bias = F.pad(self.v.bias, (2 * hidden, 0))  # those of queries and keys come with the guidance
-        q, k, v = F.linear(x, torch.cat([*own, self.v.weight]), bias).split(hidden, -1)
-        guides = self.q.project(guidance), self.k.project(guidance)
-        return self.proj(window_attention(q, k, v, *guides, self.heads, window, shift))
+    def prepare(self, guidance: Tensor) -> BlockGuidance:
+        """guidance of the images [B, H, W, G]."""
+        weight = torch.cat([self.q.own_weight, self.k.own_weight, self.v.weight])
+        bias = F.pad(self.v.bias, (2 * self.v.out_features, 0))  # those of queries and keys come with the guidance
+        return BlockGuidance(self.q.project(guidance), self.k.project(guidance), PackedLinear(weight, bias))
+
+    def forward(self, x: Tensor, guidance: BlockGuidance, window: int, shift: int) -> Tensor:
+        """x [R, H, W, D]."""
+        q, k, v = F.linear(x, *guidance.qkv).split(x.shape[-1], -1)
+        return self.proj(window_attention(q, k, v, guidance.q, guidance.k, self.heads, window, shift))
 
 
 class SwinBlock(nn.Module):
@@ -69,25 +108,26 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(hidden)
         self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
+    def forward(self, x: Tensor, guidance: BlockGuidance) -> Tensor:
+        """x [R, H, W, D]; guidance of the images, which have equally many rows."""
         smaller = min(x.shape[1], x.shape[2])
         window, shift = (self.window, self.shift) if smaller > self.window else (smaller, 0)
         x = x + self.attention(self.norm1(x), guidance, window, shift)
         inner = self.mlp[0](self.norm2(x))
         if not torch.is_grad_enabled():
             return x + self.mlp[1:](inner)
-        # The backward pass computes the GELU again (and stops there): cheap, and its output is as large as four maps.
+        # The backward pass recomputes GELU, which is cheap: its output is as large as four maps.
         return x + checkpoint(self.mlp[1:], inner, use_reentrant=False, preserve_rng_state=False)
 
 
 class ClassAttention(nn.Module):
     """Linear attention over the classes of every (pooled) pixel, text guidance in queries and keys.
 
-    Feature map elu + 1. `pad_classes` > 0: where fewer classes enter, a learned token stands in the sequence for
+    Feature map elu + 1. `pad_classes` > 0: where an image has fewer classes, a learned token stands in the sequence for
     each missing one (released checkpoints). The copies are identical, so their keys and values enter in closed form.
 
-    It is two passes over the classes, which may come in pieces: `summarize` adds up what all of them offer, `attend`
-    lets every one of them look. Rows are packed, x [R, P, D] with P pooled pixels, guidance [R, G]; rows offsets[b] to
+    It takes two passes over the classes, each possibly in chunks: `summarize` contributes to the sums over all classes,
+    `attend` reads them. Rows are packed: x [R, P, D] with P pooled pixels, guidance [R, G]; rows offsets[b] to
     offsets[b + 1] belong to image b.
     """
 
@@ -95,8 +135,8 @@ class ClassAttention(nn.Module):
         super().__init__()
         self.heads, self.pad_classes = heads, pad_classes
         self.norm1 = nn.LayerNorm(hidden)
-        self.q = Guided(hidden, guidance, hidden)
-        self.k = Guided(hidden, guidance, hidden)
+        self.q = SharedGuidanceLinear(hidden, guidance, hidden)
+        self.k = SharedGuidanceLinear(hidden, guidance, hidden)
         self.v = nn.Linear(hidden, hidden)
         self.norm2 = nn.LayerNorm(hidden)
         self.mlp = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.ReLU(inplace=True), nn.Linear(4 * hidden, hidden))
@@ -104,27 +144,26 @@ class ClassAttention(nn.Module):
             self.pad_token = nn.Parameter(torch.zeros(hidden))
             self.pad_guidance = nn.Parameter(torch.zeros(guidance))
 
-    def forward(self, x: Tensor, guidance: Tensor, offsets: Tensor) -> Tensor:
-        """Both passes over all classes: [R, P, D], residuals included."""
-        return self.attend(x, guidance, offsets, self.pad(self.summarize(x, guidance, offsets), offsets.diff()))
+    def packed_kv(self) -> PackedLinear:
+        weight = torch.cat([self.k.own_weight, self.v.weight])
+        return PackedLinear(weight, F.pad(self.v.bias, (self.v.out_features, 0)))
 
-    def summarize(self, x: Tensor, guidance: Tensor, offsets: Tensor) -> ClassSums:
+    def summarize(self, x: Tensor, kv: PackedLinear, guidance: Tensor, offsets: Tensor) -> ClassSums:
         """Keys times values [B, P, heads, d, d], and keys [B, P, heads, d], summed over the rows of every image."""
-        hidden = x.shape[-1]
-        weight = torch.cat([self.k.linear.weight[:, :hidden], self.v.weight])
-        k, v = F.linear(self.norm1(x), weight, F.pad(self.v.bias, (hidden, 0))).split(hidden, -1)
+        k, v = F.linear(self.norm1(x), *kv).split(x.shape[-1], -1)
         return ClassSums(*class_summary(k, v, self.k.project(guidance), offsets, self.heads))
 
-    def pad(self, sums: ClassSums, classes: Tensor) -> ClassSums:
-        """Adds to the sums of images with `classes` [B] classes what the pad tokens of the missing ones contribute."""
+    def add_pads(self, sums: ClassSums, classes: int) -> ClassSums:
+        """Adds what the pad tokens contribute to the sums of images with `classes` classes each."""
         if not self.pad_classes:
             return sums
         token = self.norm1(self.pad_token)
         key = self.k(token) + self.k.project(self.pad_guidance)
-        missing = (self.pad_classes - classes).clamp(min=0)
+        missing = sums.total.new_full((len(sums.total),), torch.sym_max(self.pad_classes - classes, 0))
         return ClassSums(*add_pads(*sums, key, self.v(token), missing))
 
     def attend(self, x: Tensor, guidance: Tensor, offsets: Tensor, sums: ClassSums) -> Tensor:
+        """[R, P, D], residuals included; `sums` over all classes, pad tokens included."""
         q = self.q(self.norm1(x))
         x = x + class_lookup(q, self.q.project(guidance), *sums, offsets, self.heads, 1e-6)
         return x + self.mlp(self.norm2(x))
@@ -140,14 +179,18 @@ class AggregationLayer(nn.Module):
         self.block2 = SwinBlock(hidden, hidden, heads, window, window // 2)
         self.classes = ClassAttention(hidden, hidden, heads, pad_classes)
 
-    def spatial(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """Guidance of the images [B, H, W, D]; every image has as many rows."""
+    def prepare(self, guidance: Tensor) -> LayerGuidance:
+        """guidance of the images [B, H, W, D]."""
         guidance = self.guidance_norm(guidance)
-        return self.block2(self.block1(x, guidance), guidance)
+        blocks = (block.attention.prepare(guidance) for block in (self.block1, self.block2))
+        return LayerGuidance(*blocks, self.classes.packed_kv())
 
-    def summarize(self, x: Tensor, guidance: Tensor, offsets: Tensor, pooling: int) -> ClassSums:
+    def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
+        return self.block2(self.block1(x, guidance.block1), guidance.block2)
+
+    def summarize(self, x: Tensor, kv: PackedLinear, guidance: Tensor, offsets: Tensor, pooling: int) -> ClassSums:
         """The class attention's first pass, on maps averaged over pooling×pooling pixels; guidance of texts [R, D]."""
-        return self.classes.summarize(_pooled(x, pooling).flatten(1, 2), guidance, offsets)
+        return self.classes.summarize(_pooled(x, pooling).flatten(1, 2), kv, guidance, offsets)
 
     def across_classes(self, x: Tensor, guidance: Tensor, offsets: Tensor, sums: ClassSums, pooling: int) -> Tensor:
         """Its second pass, resized to the map and added to it. `sums` are those of all rows, pad tokens included."""

@@ -1,6 +1,6 @@
-"""The decoder (section III-D): two upsampling stages that take the local map in again, and the head.
+"""The decoder (section III-D): two upsampling stages, into each of which the local map is fused again, and the head.
 
-Class maps are rows [N, H, W, D], channels last; what belongs to the image is joined without copying it to the rows.
+Class maps are rows [N, H, W, D], channels last; image guidance is joined without copying it to the rows.
 """
 
 import torch.nn.functional as F
@@ -9,19 +9,22 @@ from torch import Tensor, nn
 from .supplement import Fusion
 
 
-class SharedConv(nn.Module):
-    """conv3×3 without bias on [x; guidance], the guidance part computed once per image."""
+class SharedGuidanceConv(nn.Module):
+    """conv3×3 without bias on [x; guidance], whose guidance term is computed once per image by `project`."""
 
     def __init__(self, inputs: int, guidance: int, outputs: int):
         super().__init__()
         self.inputs = inputs
         self.conv = nn.Conv2d(inputs + guidance, outputs, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x [B·T, inputs, H, W], guidance [B, guidance, H, W]."""
-        own, shared = self.conv.weight.split([self.inputs, self.conv.in_channels - self.inputs], dim=1)
-        x = F.conv2d(x, own, padding=1)
-        x.unflatten(0, (len(guidance), -1)).add_(F.conv2d(guidance, shared, padding=1)[:, None])
+    def project(self, guidance: Tensor) -> Tensor:
+        """[B, guidance, H, W] → [B, outputs, H, W]."""
+        return F.conv2d(guidance, self.conv.weight[:, self.inputs :], padding=1)
+
+    def forward(self, x: Tensor, projected: Tensor) -> Tensor:
+        """x [B·T, inputs, H, W], projected guidance [B, outputs, H, W]."""
+        x = F.conv2d(x, self.conv.weight[:, : self.inputs], padding=1)
+        x.unflatten(0, (len(projected), -1)).add_(projected[:, None])
         return x
 
 
@@ -30,7 +33,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _relu(x: Tensor) -> Tensor:
-    return F.relu(x, inplace=True)  # x is a norm's output, which nobody else reads and no gradient needs
+    return F.relu(x, inplace=True)  # x is the output of a norm: nothing else reads it and no gradient needs it
 
 
 class UpStage(nn.Module):
@@ -39,14 +42,14 @@ class UpStage(nn.Module):
     def __init__(self, inputs: int, guidance: int, outputs: int):
         super().__init__()
         self.up = nn.ConvTranspose2d(inputs, inputs - guidance, 2, stride=2)
-        self.conv1 = SharedConv(inputs - guidance, guidance, outputs)
+        self.conv1 = SharedGuidanceConv(inputs - guidance, guidance, outputs)
         self.norm1 = _norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = _norm(outputs)
 
-    def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """x [B·T, H, W, inputs], guidance [B, guidance, 2H, 2W] → [B·T, 2H, 2W, outputs]."""
-        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), guidance)))
+    def forward(self, x: Tensor, projected: Tensor) -> Tensor:
+        """x [B·T, H, W, inputs], guidance as `conv1.project` gives it [B, outputs, 2H, 2W] → [B·T, 2H, 2W, outputs]."""
+        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), projected)))
         return _relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
 
 
@@ -78,7 +81,7 @@ class MapHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Class maps at H×W to logits at 4H×4W. Without LCS (`local=False`) there is nothing to take in again."""
+    """Class maps at H×W to logits at 4H×4W. Without LCS (`local=False`) there is no local map to fuse again."""
 
     def __init__(self, hidden: int, channels: tuple[int, int], guidance: tuple[int, int], fusion: str, local: bool):
         super().__init__()
@@ -89,10 +92,10 @@ class Decoder(nn.Module):
         self.fuse2 = Fusion(channels[0], fusion) if local else None
         self.head = MapHead(channels[1])
 
-    def enter1(self, x: Tensor, local: Tensor | None) -> Tensor:
-        """Stage 1's input: x and the embedded local map, both [N, H, W, hidden]."""
+    def fuse_stage1(self, x: Tensor, local: Tensor | None) -> Tensor:
+        """Input of stage 1: x and the embedded local map, both [N, H, W, hidden]."""
         return x if self.fuse1 is None else self.fuse1(x, local)
 
-    def enter2(self, x: Tensor, local: Tensor | None) -> Tensor:
-        """Stage 2's input: x [N, 2H, 2W, channels] and the embedded local map [N, H, W, hidden]."""
+    def fuse_stage2(self, x: Tensor, local: Tensor | None) -> Tensor:
+        """Input of stage 2: x [N, 2H, 2W, channels] and the embedded local map [N, H, W, hidden]."""
         return x if self.fuse2 is None or self.local_up is None else self.fuse2(x, self.local_up(local))

@@ -1,27 +1,29 @@
-"""FGASeg: photo and class names to per-class logits. Every stage of the paper in the order it is computed."""
+"""Everything after the encoders, in the paper's order: alignment, supplementation, propagation, decoding."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
-from ..kernels import cosine_cost_volume, topk_classes
+from ..kernels import cosine_cost_volume
 from .aggregation import AggregationLayer, ClassSums
 from .alignment import P2Tformer, T2PProjector
+from .class_selection import ClassSelector
 from .decoder import Decoder, MapHead
 from .image_encoder import ImageFeatures
-from .packed_maps import DROPPED, Decoded, Guides, Maps, Rows, each, offsets, strongest_classes, update
+from .packed_maps import DROPPED, ClassMaps, DecodedMaps, PackedMaps
+from .propagation import ChooseClasses, Guidance, MapState, Phase, Propagation, Stage, StageInputs, SumOverClasses
 from .supplement import Fusion, LocalSupplement, MapEmbedding
 
 TEMPERATURE = 0.07  # CLIP's initial one (eq. 4), for logits that are cosines alone
 
 
 class Output(NamedTuple):
-    """What a forward pass gives. H×W is the patch grid, T the vocabulary."""
+    """Result of a forward pass. H×W is the patch grid, T the vocabulary."""
 
     logits: Tensor  # [B, T, 4H, 4W], before any sigmoid or softmax; dropped classes -100
     gcs: Tensor  # S_g [B, T, H, W], cosine in [-1, 1]
@@ -32,11 +34,15 @@ class Output(NamedTuple):
 
 
 class Head(nn.Module):
-    """What follows the encoders: alignment, supplementation, propagation, decoding (sections III-B to III-D)."""
+    """What follows the encoders (sections III-B to III-D).
+
+    selector  which classes are capped and pruned; may be replaced by an object with the methods of ClassSelector
+    """
 
     def __init__(self, config: ModelConfig, channels: int, width: int):
         super().__init__()
         self.config = config
+        self.selector = ClassSelector()
         self.p2t = P2Tformer(channels, config.p2t_layers, config.p2t_heads, config.gamma, config.gamma_trainable,
                              config.p2t_value_positions)  # fmt: skip
         if config.propagation:
@@ -65,216 +71,186 @@ class Head(nn.Module):
 
     def forward(self, features: ImageFeatures, texts: Tensor) -> Output:
         """features of B images, texts V_T [T, C] of unit length."""
-        pixels = features.embedding
-        aligned, gcs = self._global(pixels, texts)
+        aligned, gcs = self.global_similarity(features.embedding, texts)
         if not self.config.propagation:
             return Output(_cosine_logits(gcs), gcs, None, None, [], None)
         align = None
         if self.t2p is not None and self.training:
-            align = self.t2p(pixels, aligned if self.config.t2p_text == "aligned" else texts.expand_as(aligned))
-        maps = self._maps(pixels, aligned, gcs)
-        lcs = None if maps.local is None else maps.rows.scatter(maps.local, 0.0)
-        decoded = self._decode(features, maps)
+            read = aligned if self.config.t2p_text == "aligned" else texts.expand_as(aligned)
+            align = self.t2p(features.embedding, read)
+        maps = self.class_maps(features.embedding, aligned, gcs)
+        lcs = None if maps.lcs is None else maps.packing.scatter(maps.lcs, 0.0)
+        decoded = self.decode(features, maps)
         return Output(decoded.dense(), gcs, lcs, align, decoded.aux, decoded.kept())
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """torch.compile of aggregation and decoder, where the time is; every piece of rows runs the same few graphs."""
-        for layer in cast("Iterable[AggregationLayer]", self.layers):
-            for name in ("spatial", "summarize", "across_classes"):
-                setattr(layer, name, torch.compile(getattr(layer, name), *args, **kwargs))
-        for name in ("enter1", "enter2"):
-            setattr(self.decoder, name, torch.compile(getattr(self.decoder, name), *args, **kwargs))
-        for stage in (self.decoder.stage1, self.decoder.stage2, self.decoder.head):
-            stage.compile(*args, **kwargs)
-
     def stream(self, features: ImageFeatures, texts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `forward` gives, for inference with a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]).
+        """`forward` for inference with a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]), in parts.
 
-        Classes ascend, and those that no image has kept do not come. All come at once while their maps fit
-        `class_maps_budget`; beyond it, part after part.
+        Classes ascend; those that no image has kept are left out. All come in one part while their maps fit
+        `class_maps_budget`.
         """
         if not self.config.propagation:
             yield torch.arange(len(texts), device=texts.device), self(features, texts).logits
             return
-        # the released union is over all views; otherwise image after image takes less memory
-        together = self.config.fast and self.config.topk_union == "batch"
+        # the released union is over all views. Otherwise, on a CPU, one image at a time takes less memory and no more
+        # time; and the budget is that of one image
+        united = self.config.fast and self.config.topk_union == "batch"
+        together = united or (features.embedding.is_cuda and self.config.class_maps_budget is None)
         images = [features] if together else [features.image(i) for i in range(len(features.embedding))]
-        entered = [self._maps(f.embedding, *self._global(f.embedding, texts)) for f in images]
-        if self._over_budget(entered[0]) and entered[0].rows.selection is None:
-            for parts in zip(*(self._walk(f, maps) for f, maps in zip(images, entered, strict=True)), strict=True):
-                classes = torch.arange(parts[0][0].start, parts[0][0].stop, device=texts.device)
-                yield classes, torch.stack([logits for _, logits in parts])
+        entered = [self.class_maps(f.embedding, *self.global_similarity(f.embedding, texts)) for f in images]
+        if self._over_budget(entered[0]) and entered[0].packing.selection is None:
+            runs = [self._propagation(f, maps, []).parts() for f, maps in zip(images, entered, strict=True)]
+            for parts in zip(*runs, strict=True):
+                rows = parts[0][0]
+                yield torch.arange(rows.start, rows.stop, device=texts.device), torch.stack([x for _, x in parts])
             return
-        decoded = [self._decode(f, maps) for f, maps in zip(images, entered, strict=True)]
-        classes = torch.cat([one.rows.named().to(texts.device) for one in decoded]).unique()
-        yield classes, torch.cat([one.over(classes) for one in decoded])
+        decoded = [self.decode(f, maps) for f, maps in zip(images, entered, strict=True)]
+        classes = torch.cat([one.packing.present_classes(texts.device) for one in decoded])
+        classes = classes.unique() if len(decoded) > 1 else classes
+        yield classes, torch.cat([one.expand_to(classes) for one in decoded])
 
-    def _global(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """V_emb [B, T, C] and S_g [B, T, H, W]."""
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile of aggregation and decoder, where the time is; all chunks of maps run the same few graphs."""
+        for layer in cast("Iterable[AggregationLayer]", self.layers):
+            for name in ("spatial", "summarize", "across_classes"):
+                setattr(layer, name, torch.compile(getattr(layer, name), *args, **kwargs))
+        for name in ("fuse_stage1", "fuse_stage2"):
+            setattr(self.decoder, name, torch.compile(getattr(self.decoder, name), *args, **kwargs))
+        for stage in (self.decoder.stage1, self.decoder.stage2, self.decoder.head):
+            stage.compile(*args, **kwargs)
+
+    # --- before propagation
+
+    def global_similarity(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """V_emb [B, T, C] (section III-B) and S_g [B, T, H, W] (eq. 9)."""
         aligned = self.p2t(pixels, texts)
         return aligned, cosine_cost_volume(pixels, aligned[:, :, None])[:, 0]
 
-    def _maps(self, pixels: Tensor, aligned: Tensor, gcs: Tensor) -> "Maps":
-        """The rows under the class cap; S_l is computed for these only."""
-        rows = Rows(len(pixels), aligned.shape[1])
-        cap = self.config.class_cap
-        if cap is not None and rows.classes > cap:
-            rows = rows._replace(selection=strongest_classes(gcs, cap))
-        texts = rows.gather(F.normalize(aligned, dim=-1))
-        local = None
+    def class_maps(self, pixels: Tensor, aligned: Tensor, gcs: Tensor) -> ClassMaps:
+        """The cost maps under the class cap; S_l (eq. 10) is computed for these only."""
+        packing, cap = PackedMaps.all(len(pixels), aligned.shape[1]), self.config.class_cap
+        if cap is not None and packing.classes > cap:
+            packing = packing._replace(counts=cap, selection=self.selector.cap(gcs, cap))
+        texts = packing.gather(F.normalize(aligned, dim=-1))
+        lcs = None
         if self.lcs is not None:
-            local = self.lcs(F.normalize(pixels, dim=1), texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
-        return Maps(rows, rows.gather(gcs), local, F.relu(self.text_guidance(texts)))
+            lcs = self.lcs(F.normalize(pixels, dim=1), texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
+        return ClassMaps(packing, packing.gather(gcs), lcs, F.relu(self.text_guidance(texts)))
 
-    def _guides(self, features: ImageFeatures) -> "Guides":
-        return Guides(
-            F.relu(self.image_guidance(features.embedding)).permute(0, 2, 3, 1),
-            F.relu(self.early_guidance(self.early_up(features.early))),
-            F.relu(self.late_guidance(self.late_up(features.late))),
+    def guidance(self, features: ImageFeatures) -> Guidance:
+        """What all classes of an image share."""
+        image = F.relu(self.image_guidance(features.embedding)).permute(0, 2, 3, 1)
+        return Guidance(
+            tuple(layer.prepare(image) for layer in cast("Iterable[AggregationLayer]", self.layers)),
+            self.decoder.stage1.conv1.project(F.relu(self.early_guidance(self.early_up(features.early)))),
+            self.decoder.stage2.conv1.project(F.relu(self.late_guidance(self.late_up(features.late)))),
         )
 
-    def _decode(self, features: ImageFeatures, maps: "Maps") -> "Decoded":
-        """Aggregation and decoding of all rows."""
-        if self._over_budget(maps):
-            parts = [logits for _, logits in self._walk(features, maps)]
-            return Decoded(torch.cat(parts), maps.rows, maps.rows, DROPPED, [])
-        guides, entered = self._guides(features), maps.rows
+    # --- propagation and decoding
+
+    def decode(self, features: ImageFeatures, maps: ClassMaps) -> DecodedMaps:
+        """Propagation and decoding of all maps."""
         aux: list[Tensor] = []
-        x = each(maps.pieces(), lambda _, r: self._embed(maps, r))
-        maps, x = self._choose(0, maps, x, aux)
-        sums: list[PerImage] = []
-        for n in range(len(self.layers)):
-            layer_sums = Summing(self, n, maps)
-
-            def one(i: slice, r: slice, t: Tensor, n: int = n, maps: Maps = maps, add: Summing = layer_sums) -> Tensor:
-                t = self._again(self._enter, n, t, maps, i, r, sums, guides)
-                add(i, r, t)
-                return t
-
-            x = update(x, maps.pieces(), one)
-            sums.append(layer_sums.padded())
-
-        def leave(i: slice, r: slice) -> Tensor:
-            return self._again(self._enter, len(self.layers), x[r], maps, i, r, sums, guides)
-
-        if not self.aux_heads:  # nothing is chosen on the way: no stage's output needs to exist for all rows at once
-            logits = each(maps.pieces(), lambda i, r: self._again(self._upsample, leave(i, r), maps, i, r, guides))
-            return Decoded(logits, maps.rows, entered, DROPPED, aux)
-        x = each(maps.pieces(), lambda i, r: self.decoder.enter1(leave(i, r), self._local(maps, r)))
-        maps, x = self._choose(1, maps, x, aux)
-        x = each(maps.pieces(), lambda i, r: self._again(self._upsample1, x[r], maps, i, r, guides))
-        maps, x = self._choose(2, maps, x, aux)
-        logits = each(maps.pieces(), lambda i, r: self._again(self._upsample2, x[r], i, guides))
+        propagation = self._propagation(features, maps, aux)
+        logits = propagation.run()
+        packing, capped = propagation.maps.packing, maps.packing
         if self.config.released_fast_scores and not self.training:
-            return Decoded(logits.sigmoid(), maps.rows, entered, 0.0, aux)
-        return Decoded(logits, maps.rows, entered, DROPPED, aux)
+            return DecodedMaps(logits.sigmoid(), packing, capped, 0.0, aux)
+        return DecodedMaps(logits, packing, capped, DROPPED, aux)
 
-    def _walk(self, features: ImageFeatures, maps: "Maps") -> Iterator[tuple[slice, Tensor]]:
-        """(rows, logits) of one image, part after part; of the class maps only one part exists at a time.
+    def _propagation(self, features: ImageFeatures, maps: ClassMaps, aux: list[Tensor]) -> Propagation:
+        keep = not self._over_budget(maps)
+        return Propagation(self._phases(aux), maps, self.guidance(features), keep, self.config.checkpointing)
 
-        The class attention's sums are over all classes, so every layer walks them once before the last walk decodes,
-        and each walk computes again what the one before it has forgotten.
-        """
-        guides, sums = self._guides(features), list["PerImage"]()
-        for n in range(len(self.layers)):
-            add = Summing(self, n, maps)
-            for i, r in maps.pieces():
-                add(i, r, self._replay(n, maps, i, r, sums, guides))
-            sums.append(add.padded())
-        for i, r in maps.pieces():
-            yield r, self._upsample(self._replay(len(self.layers), maps, i, r, sums, guides), maps, i, r, guides)
-
-    def _over_budget(self, maps: "Maps") -> bool:
+    def _over_budget(self, maps: ClassMaps) -> bool:
+        """Whether keeping all maps between two phases takes more memory than `class_maps_budget` allows."""
         budget = self.config.class_maps_budget
-        if budget is None or torch.is_grad_enabled() or maps.rows.batch > 1:
+        if budget is None or torch.is_grad_enabled() or maps.packing.images > 1:
             return False
-        return maps.gcs.numel() * self.config.hidden * maps.gcs.element_size() > budget * 1e6
+        kept = 1 if maps.lcs is None else 2  # with the embedded local map
+        return kept * maps.gcs.numel() * self.config.hidden * maps.gcs.element_size() > budget * 1e6
 
-    def _replay(self, n: int, maps: "Maps", i: slice, r: slice, sums: list["PerImage"], guides: "Guides") -> Tensor:
-        x = self._embed(maps, r)
-        for m in range(n + 1):
-            x = self._enter(m, x, maps, i, r, sums, guides)
-        return x
+    def _phases(self, aux: list[Tensor]) -> list[Phase]:
+        """The stages in the paper's order, cut where something is needed of all classes; aux takes auxiliary logits."""
+        order: list[Stage | SumOverClasses | ChooseClasses] = [self._embed, *self._choice(0, aux)]
+        for n in range(len(self.layers)):
+            sums = SumOverClasses(partial(self._summarize, n), self._layer(n).classes.add_pads)
+            order += [partial(self._spatial, n), sums, partial(self._across_classes, n)]
+        order += [self._fuse_stage1, *self._choice(1, aux), self._decoder_stage1, *self._choice(2, aux)]
+        order += [self._decoder_stage2]
+        phases, stages = [], list[Stage]()
+        for step in order:
+            if isinstance(step, SumOverClasses | ChooseClasses):
+                phases.append(Phase(tuple(stages), step))
+                stages = []
+            else:
+                stages.append(step)
+        return [*phases, Phase(tuple(stages), None)]
 
-    def _enter(
-        self, n: int, x: Tensor, maps: "Maps", i: slice, r: slice, sums: list["PerImage"], guides: "Guides"
-    ) -> Tensor:
-        """Some rows from the class attention of layer n - 1 to that of layer n; past the last layer, to the decoder."""
-        if n:
-            before = self._layer(n - 1)
-            x = before.across_classes(x, maps.texts[r], offsets(i, r, x), sums[n - 1][i.start], self.pooling)
-        return self._layer(n).spatial(x, guides.image[i]) if n < len(self.layers) else x
+    def _embed(self, _: MapState | None, inputs: StageInputs) -> MapState:
+        """Embedding and fusion of S_g and S_l (section III-C2)."""
+        x = self.embed_global(inputs.gcs)
+        if self.embed_local is None or self.fuse is None or inputs.lcs is None:
+            return MapState(x, None)
+        local = self.embed_local(inputs.lcs)
+        return MapState(self.fuse(x, local), local)
+
+    def _spatial(self, n: int, state: MapState, inputs: StageInputs) -> MapState:
+        """Spatial aggregation of layer n (section III-C3)."""
+        return state._replace(x=self._layer(n).spatial(state.x, inputs.guidance.layers[n]))
+
+    def _summarize(self, n: int, state: MapState, inputs: StageInputs) -> ClassSums:
+        """What these maps contribute to the class attention of layer n."""
+        kv = inputs.guidance.layers[n].kv
+        return self._layer(n).summarize(state.x, kv, inputs.text_guidance, inputs.offsets, self._pooling)
+
+    def _across_classes(self, n: int, state: MapState, inputs: StageInputs) -> MapState:
+        """Class aggregation of layer n (section III-C3)."""
+        read = (inputs.text_guidance, inputs.offsets, inputs.sums[n], self._pooling)
+        return state._replace(x=self._layer(n).across_classes(state.x, *read))
+
+    def _fuse_stage1(self, state: MapState, inputs: StageInputs) -> MapState:
+        return state._replace(x=self.decoder.fuse_stage1(state.x, state.local))
+
+    def _decoder_stage1(self, state: MapState, inputs: StageInputs) -> MapState:
+        """To twice the size (section III-D), and the local map fused again."""
+        x = self.decoder.stage1(state.x, inputs.guidance.early)
+        return MapState(self.decoder.fuse_stage2(x, state.local), None)
+
+    def _decoder_stage2(self, state: MapState, inputs: StageInputs) -> MapState:
+        """To four times the size, and the logits [r, 4H, 4W]."""
+        return MapState(self.decoder.head(self.decoder.stage2(state.x, inputs.guidance.late)), None)
 
     def _layer(self, n: int) -> AggregationLayer:
         return cast(AggregationLayer, self.layers[n])
 
     @property
-    def pooling(self) -> int:
+    def _pooling(self) -> int:
         return self.config.class_pooling if self.training else self.config.class_pooling_eval
 
-    def _upsample(self, x: Tensor, maps: "Maps", i: slice, r: slice, guides: "Guides") -> Tensor:
-        """Some rows through the whole decoder: [r, H, W, hidden] to [r, 4H, 4W]."""
-        x = self.decoder.enter1(x, self._local(maps, r))
-        return self._upsample2(self._upsample1(x, maps, i, r, guides), i, guides)
+    # --- class selection in fast mode
 
-    def _upsample1(self, x: Tensor, maps: "Maps", i: slice, r: slice, guides: "Guides") -> Tensor:
-        return self.decoder.enter2(self.decoder.stage1(x, guides.early[i]), self._local(maps, r))
+    def _choice(self, index: int, aux: list[Tensor]) -> list[ChooseClasses]:
+        """The choice by one auxiliary head; none where there is no such head, or nothing to choose."""
+        if index >= len(self.aux_heads) or not (self.training or self.config.top_k):
+            return []
+        head = self.aux_heads[index]
+        choose = partial(self._record, aux) if self.training else self._prune
+        return [ChooseClasses(lambda state: head(state.x), choose)]
 
-    def _upsample2(self, x: Tensor, i: slice, guides: "Guides") -> Tensor:
-        return self.decoder.head(self.decoder.stage2(x, guides.late[i]))
+    def _record(self, aux: list[Tensor], scores: Tensor, maps: ClassMaps) -> None:
+        """In training all classes go on, and the auxiliary logits go to the loss."""
+        aux.append(maps.packing.scatter(scores, DROPPED))
 
-    def _again(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
-        """function(*args), in training with `checkpointing` computed again for the backward pass."""
-        if self.config.checkpointing and torch.is_grad_enabled():
-            return checkpoint(function, *args, use_reentrant=False)
-        return function(*args)
-
-    def _embed(self, maps: "Maps", r: slice) -> Tensor:
-        """The embedded and fused pseudo-masks of some rows, [r, H, W, hidden]."""
-        x = self.embed_global(maps.gcs[r])
-        return x if self.fuse is None else self.fuse(x, self._local(maps, r))
-
-    def _local(self, maps: "Maps", r: slice) -> Tensor | None:
-        return None if self.embed_local is None or maps.local is None else self.embed_local(maps.local[r])
-
-    def _choose(self, index: int, maps: "Maps", x: Tensor, aux: list[Tensor]) -> tuple["Maps", Tensor]:
-        """Fast mode: in training record the auxiliary logits, at inference keep every pixel's best classes only."""
-        if index >= len(self.aux_heads):
-            return maps, x
-        if self.training:
-            aux.append(maps.rows.scatter(self.aux_heads[index](x), DROPPED))
-            return maps, x
-        if self.config.top_k is None:
-            return maps, x
-        scores = each(maps.pieces(), lambda _, r: self.aux_heads[index](x[r]))
-        chosen = topk_classes(maps.rows.scatter(scores, float("-inf")), self.config.top_k, self.config.topk_union)
+    def _prune(self, scores: Tensor, maps: ClassMaps) -> tuple[ClassMaps, Tensor]:
+        """At inference every pixel's best classes go on."""
+        assert self.config.top_k is not None
+        chosen = self.selector.prune(
+            maps.packing.scatter(scores, float("-inf")), self.config.top_k, self.config.topk_union
+        )
         if not len(chosen.rows):
             raise FloatingPointError("no class has a finite score: the image or the weights hold NaN")
-        maps, positions = maps.narrow(chosen)
-        return maps, x[positions]
-
-
-PerImage = dict[int, ClassSums]  # by the first image of the pieces that they are the sums of
-
-
-class Summing:
-    """Adds up what the pieces of the rows offer to the class attention of layer n."""
-
-    def __init__(self, head: Head, n: int, maps: Maps):
-        self.layer, self.pooling, self.maps = head._layer(n), head.pooling, maps
-        self.sums: PerImage = {}
-
-    def __call__(self, i: slice, r: slice, x: Tensor) -> None:
-        new = self.layer.summarize(x, self.maps.texts[r], offsets(i, r, x), self.pooling)
-        old = self.sums.get(i.start)
-        self.sums[i.start] = new if old is None else ClassSums(*(a + b for a, b in zip(old, new, strict=True)))
-
-    def padded(self) -> PerImage:
-        counts = torch.tensor(self.maps.rows.counts(), device=self.maps.gcs.device)
-        return {
-            start: self.layer.classes.pad(sums, counts[start : start + len(sums.total)])
-            for start, sums in self.sums.items()
-        }
+        return maps.select(chosen)
 
 
 def _cosine_logits(gcs: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
-"""FGASeg: photo and class names to per-class logits. Every stage of the paper in the order it is computed."""
+"""Class maps as packed rows: which (image, class) pairs have one, and how they are cut into chunks."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,21 +7,42 @@ from torch import Tensor
 
 from ..kernels import Selection, gather_classes, scatter_classes
 
-# Class-map pixels computed at once. On a CPU, 8 maps of 24×24 and what is made of them stay in the caches, and the
-# allocator has the memory at hand: 64 take 1.4 times as long. On a GPU nothing was measured.
-PIXELS_PER_STEP = {"cpu": 8 * 24 * 24, "cuda": 256 * 24 * 24}
+# Pixels of class maps that are computed at once. On a CPU, 8 maps of 24×24 and their intermediate results stay in the
+# caches: chunks of 64 maps take 1.4 times as long. On a GPU this bounds the memory only (not measured).
+PIXELS_PER_CHUNK = {"cpu": 8 * 24 * 24, "cuda": 1024 * 24 * 24}
 DROPPED = -100.0  # logit of a class that the cap or the pruning left out
 
 
-class Rows(NamedTuple):
-    """Which (image, class) maps are being computed, as packed rows; `selection` None means all."""
+class Chunk(NamedTuple):
+    """Rows that are computed together, of images that have equally many of them."""
 
-    batch: int
+    images: slice
+    rows: slice
+
+    def offsets(self, device: torch.device) -> Tensor:
+        """Where the rows of each image begin within the chunk, int64 [images + 1]."""
+        images = self.images.stop - self.images.start
+        return torch.arange(images + 1, device=device) * ((self.rows.stop - self.rows.start) // images)
+
+
+class PackedMaps(NamedTuple):
+    """Which (image, class) pairs have a class map: rows, image after image, classes ascending.
+
+    images     B
+    classes    T
+    counts     rows of every image: one number where all have equally many, else a number for each. They are known on
+               the host, so that cutting into chunks never waits for the device
+    selection  which rows; None: all B * T
+    """
+
+    images: int
     classes: int
+    counts: int | tuple[int, ...]
     selection: Selection | None = None
 
-    def counts(self) -> list[int]:
-        return [self.classes] * self.batch if self.selection is None else self.selection.counts.tolist()
+    @classmethod
+    def all(cls, images: int, classes: int) -> "PackedMaps":
+        return cls(images, classes, classes)
 
     def gather(self, x: Tensor) -> Tensor:
         """[B, T, ...] → [R, ...]."""
@@ -31,137 +51,114 @@ class Rows(NamedTuple):
     def scatter(self, x: Tensor, fill: float) -> Tensor:
         """[R, ...] → [B, T, ...]."""
         if self.selection is None:
-            return x.unflatten(0, (self.batch, self.classes))
+            return x.unflatten(0, (self.images, self.classes))
         return scatter_classes(x, self.selection, fill)
 
-    def narrow(self, selection: Selection) -> tuple["Rows", Tensor]:
-        """The rows of `selection`, a subset of these, and their positions among these."""
+    def select(self, selection: Selection) -> tuple["PackedMaps", Tensor]:
+        """The maps among these that `selection` names, and their positions among these. Waits for the device."""
         if self.selection is None:
-            return self._replace(selection=selection), selection.rows
+            return self._replace(counts=_counts(selection.counts), selection=selection), selection.rows
         # a union over the batch also names classes that an image has already dropped
-        inner = selection.rows[torch.isin(selection.rows, self.selection.rows)]
-        counts = torch.bincount(inner // self.classes, minlength=self.batch)
-        selection = Selection(inner, counts, self.batch, self.classes)
-        return self._replace(selection=selection), torch.searchsorted(self.selection.rows, inner)
+        rows = selection.rows[torch.isin(selection.rows, self.selection.rows)]
+        counts = torch.bincount(rows // self.classes, minlength=self.images)
+        positions = torch.searchsorted(self.selection.rows, rows)
+        selection = Selection(rows, counts, self.images, self.classes)
+        return self._replace(counts=_counts(counts), selection=selection), positions
 
-    def pieces(self, area: int, step: int) -> list[tuple[slice, slice]]:
-        """(images, rows) to compute at once, at most about `step` pixels: all rows if they fit, else of one image."""
-        counts = self.counts()
-        total = sum(counts)
-        if len(set(counts)) == 1 and total * area <= step:
-            return [(slice(0, self.batch), slice(0, total))]
-        rows = max(step // area, 1)
-        pieces, start = [], 0
-        for image, count in enumerate(counts):
-            for a in range(start, start + count, rows):
-                pieces.append((slice(image, image + 1), slice(a, min(a + rows, start + count))))
+    def chunks(self, area: int, limit: int) -> list[Chunk]:
+        """Chunks of at most about `limit` pixels, `area` a map: a single one if all rows fit, else chunks of one image.
+
+        Under torch.compile and torch.export there is a single one, so that T stays dynamic.
+        """
+        if not isinstance(self.counts, tuple):
+            total = self.images * self.counts
+            if torch.compiler.is_compiling() or total * area <= limit:
+                return [Chunk(slice(0, self.images), slice(0, total))]
+        size = max(limit // area, 1)
+        chunks, start = [], 0
+        for image, count in ((image, self.rows_of(image)) for image in range(self.images)):
+            for first in range(start, start + count, size):
+                rows = slice(first, min(first + size, start + count))
+                chunks.append(Chunk(slice(image, image + 1), rows))
             start += count
-        return pieces
+        return chunks
+
+    def rows_of(self, image: int) -> int:
+        """How many rows an image has."""
+        return self.counts[image] if isinstance(self.counts, tuple) else self.counts
 
     def positions(self, classes: Tensor) -> Tensor:
-        """Where the rows lie in [B, c, ...], flattened over both, if c are `classes` [c], ascending."""
+        """Positions of the rows in [B, c, ...], flattened over both, for `classes` [c], ascending, that name them."""
         if self.selection is None:
-            rows = torch.arange(self.batch * self.classes, device=classes.device)
+            rows = torch.arange(self.images * self.classes, device=classes.device)
         else:
             rows = self.selection.rows
         return rows // self.classes * len(classes) + torch.searchsorted(classes, rows % self.classes)
 
-    def named(self) -> Tensor:
-        """The classes that any image has, ascending."""
+    def present_classes(self, device: torch.device) -> Tensor:
+        """The classes that any image has, int64, ascending."""
         if self.selection is None:
-            return torch.arange(self.classes)
+            return torch.arange(self.classes, device=device)
         return (self.selection.rows % self.classes).unique()
 
 
-def strongest_classes(scores: Tensor, count: int) -> Selection:
-    """Per image the `count` classes with the largest maximum over the map; ties go to the lowest index."""
-    batch, classes = scores.shape[:2]
-    order = scores.flatten(2).amax(-1).sort(dim=1, descending=True, stable=True).indices
-    kept = order[:, :count].sort(dim=1).values
-    rows = (kept + torch.arange(batch, device=kept.device)[:, None] * classes).flatten()
-    return Selection(rows, torch.full((batch,), count, device=rows.device), batch, classes)
+def _counts(counts: Tensor) -> int | tuple[int, ...]:
+    found = counts.tolist()
+    return found[0] if len(set(found)) == 1 else tuple(found)
 
 
-class Maps(NamedTuple):
-    """The pseudo-masks being propagated, one packed row per (image, class)."""
+class ClassMaps(NamedTuple):
+    """The cost maps that are propagated, packed, and the guidance of their texts."""
 
-    rows: Rows
-    gcs: Tensor  # [R, H, W]
-    local: Tensor | None  # [R, H, W]; None without LCS
-    texts: Tensor  # text guidance [R, hidden]
+    packing: PackedMaps
+    gcs: Tensor  # S_g [R, H, W]
+    lcs: Tensor | None  # S_l [R, H, W]; None without LCS
+    text_guidance: Tensor  # [R, hidden]
 
-    def pieces(self) -> list[tuple[slice, slice]]:
-        """The rows to compute at once."""
-        step = PIXELS_PER_STEP.get(self.gcs.device.type, PIXELS_PER_STEP["cuda"])
-        return self.rows.pieces(self.gcs.shape[1] * self.gcs.shape[2], step)
+    def select(self, selection: Selection) -> tuple["ClassMaps", Tensor]:
+        """Those that `selection` names, and their positions among these."""
+        packing, at = self.packing.select(selection)
+        return ClassMaps(packing, self.gcs[at], None if self.lcs is None else self.lcs[at], self.text_guidance[at]), at
 
-    def narrow(self, selection: Selection) -> tuple["Maps", Tensor]:
-        rows, at = self.rows.narrow(selection)
-        return Maps(rows, self.gcs[at], None if self.local is None else self.local[at], self.texts[at]), at
-
-
-class Guides(NamedTuple):
-    """What the classes of an image share."""
-
-    image: Tensor  # [B, H, W, hidden]
-    early: Tensor  # [B, G1, 2H, 2W]
-    late: Tensor  # [B, G2, 4H, 4W]
+    def chunks(self) -> list[Chunk]:
+        limit = PIXELS_PER_CHUNK.get(self.gcs.device.type, PIXELS_PER_CHUNK["cuda"])
+        return self.packing.chunks(self.gcs.shape[1] * self.gcs.shape[2], limit)
 
 
-class Decoded(NamedTuple):
-    """The logits that were computed, and which those are."""
+class DecodedMaps(NamedTuple):
+    """The logits that were computed, and which classes they belong to."""
 
     logits: Tensor  # [R, 4H, 4W]; scores, after a sigmoid, with released_fast_scores
-    rows: Rows
-    entered: Rows  # the rows under the class cap, of which `rows` are left
-    pruned: float  # value of a class that pruning has left out; beyond the cap it is DROPPED
+    packing: PackedMaps
+    capped: PackedMaps  # the maps under the class cap, of which pruning has left those of `packing`
+    pruned_value: float  # of classes that pruning left out; those beyond the cap are DROPPED
     aux: list[Tensor]
 
     def dense(self) -> Tensor:
-        """[B, T, 4H, 4W]"""
-        if self.pruned == DROPPED or self.entered.selection is None:
-            return self.rows.scatter(self.logits, self.pruned)
-        return self.over(torch.arange(self.rows.classes, device=self.logits.device))
+        """[B, T, 4H, 4W]."""
+        if self.pruned_value == DROPPED or self.capped.selection is None:
+            return self.packing.scatter(self.logits, self.pruned_value)
+        return self.expand_to(torch.arange(self.packing.classes, device=self.logits.device))
 
-    def over(self, classes: Tensor) -> Tensor:
-        """[B, c, 4H, 4W] over `classes` [c], ascending, which name those of every row."""
-        size = (self.rows.batch * len(classes), *self.logits.shape[1:])
-        if self.rows.selection is None:
-            return self.logits.unflatten(0, (self.rows.batch, -1))
-        out = self.logits.new_full(size, DROPPED)
-        if self.pruned != DROPPED:
-            out[self._entered_among(classes)] = self.pruned
-        out[self.rows.positions(classes)] = self.logits
-        return out.unflatten(0, (self.rows.batch, -1))
+    def expand_to(self, classes: Tensor) -> Tensor:
+        """[B, c, 4H, 4W] for `classes` [c], ascending, which name those of every row."""
+        images = self.packing.images
+        if self.packing.selection is None:
+            return self.logits.unflatten(0, (images, -1))
+        out = self.logits.new_full((images * len(classes), *self.logits.shape[1:]), DROPPED)
+        if self.pruned_value != DROPPED:
+            out[self._capped_among(classes)] = self.pruned_value
+        out[self.packing.positions(classes)] = self.logits
+        return out.unflatten(0, (images, -1))
 
-    def _entered_among(self, classes: Tensor) -> Tensor:
-        present = self.entered.scatter(self.logits.new_ones(sum(self.entered.counts())), 0.0)[:, classes]
+    def _capped_among(self, classes: Tensor) -> Tensor:
+        selection = self.capped.selection
+        rows = self.capped.images * self.capped.classes if selection is None else len(selection.rows)
+        present = self.capped.scatter(self.logits.new_ones(rows), 0.0)[:, classes]
         return present.flatten().nonzero()[:, 0]
 
     def kept(self) -> Tensor | None:
-        if self.rows.selection is None:
+        """[B, T] bool: the classes computed to the end; None: all of them."""
+        if self.packing.selection is None:
             return None
-        return self.rows.scatter(torch.ones_like(self.logits[:, 0, 0]), 0.0) > 0
-
-
-def offsets(images: slice, rows: slice, x: Tensor) -> Tensor:
-    """Where the rows of each image begin, among those of a piece, whose images have equally many."""
-    count = images.stop - images.start
-    return torch.arange(count + 1, device=x.device) * ((rows.stop - rows.start) // count)
-
-
-def each(pieces: list[tuple[slice, slice]], compute: Callable[[slice, slice], Tensor]) -> Tensor:
-    """compute(images, rows) of every piece, concatenated over rows."""
-    parts = [compute(i, r) for i, r in pieces]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def update(x: Tensor, pieces: list[tuple[slice, slice]], compute: Callable[..., Tensor]) -> Tensor:
-    """compute(images, rows, x[rows]) in place of x[rows]; written into x itself when there are several pieces."""
-    if len(pieces) == 1:
-        return compute(*pieces[0], x)
-    if torch.is_grad_enabled():
-        return torch.cat([compute(i, r, x[r]) for i, r in pieces])
-    for i, r in pieces:
-        x[r] = compute(i, r, x[r])
-    return x
+        return self.packing.scatter(torch.ones_like(self.logits[:, 0, 0]), 0.0) > 0

@@ -20,11 +20,11 @@ from ..kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
 from ..kernels.upsample_argmax.reference import averaged_scores
 from .aggregation import AggregationLayer, ClassAttention, SwinBlock
 from .clip import run_block
-from .decoder import Decoder, LocalUp, SharedConv, UpStage
+from .decoder import Decoder, LocalUp, SharedGuidanceConv, UpStage
 from .fgaseg import FGASeg
 from .head import Head, Output
 from .image_encoder import ImageFeatures
-from .packed_maps import DROPPED, strongest_classes
+from .packed_maps import DROPPED
 from .supplement import Fusion
 from .text_encoder import TextEncoder
 
@@ -133,7 +133,7 @@ def across_classes(layer: AggregationLayer, x: Tensor, guidance: Tensor, pooling
     return x + mixed.permute(0, 2, 3, 1)
 
 
-def _conv(conv: SharedConv, x: Tensor, guidance: Tensor) -> Tensor:
+def _conv(conv: SharedGuidanceConv, x: Tensor, guidance: Tensor) -> Tensor:
     return conv.conv(torch.cat([x, guidance.expand(len(x), -1, -1, -1)], dim=1))
 
 
@@ -162,7 +162,7 @@ def run_head(head: Head, features: ImageFeatures, texts: Tensor) -> Tensor:
     unit_texts, gcs, lcs = similarity(head, features.embedding, texts)
     kept = torch.arange(len(texts), device=texts.device)
     if head.config.class_cap is not None and len(texts) > head.config.class_cap:
-        kept = strongest_classes(gcs[None], head.config.class_cap).rows
+        kept = head.selector.cap(gcs[None], head.config.class_cap).rows
     logits = propagate(head, features, unit_texts[kept], gcs[kept], None if lcs is None else lcs[kept])
     out = logits.new_full((1, len(texts), *logits.shape[1:]), DROPPED)
     out[0, kept] = logits

@@ -48,4 +48,4 @@ class MapEmbedding(nn.Module):
         self.conv = nn.Conv2d(1, hidden, 7, padding=3)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.conv(maps[:, None]).permute(0, 2, 3, 1)
+        return self.conv(maps[:, None]).permute(0, 2, 3, 1).contiguous()
