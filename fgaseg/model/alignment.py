@@ -1,6 +1,7 @@
-"""Pixel-level alignment (section III-B): P2Tformer, and the branch whose output T2Ploss compares with the mask."""
+"""Pixel-level alignment (section III-B): P2Tformer, and the T2P branch, whose output T2Ploss compares with the mask."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,19 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
     return torch.cat([y, x])
 
 
+_cached_positions = lru_cache(maxsize=16)(sine_positions)
+
+
+def positions_of(pixels: Tensor) -> Tensor:
+    """`sine_positions` for a map [B, C, H, W], in its dtype; computed once for every grid and device."""
+    channels, height, width = pixels.shape[1:]
+    # neither a tracer's symbols nor memory of a CUDA graph may outlive the call
+    traced = torch.compiler.is_compiling() or (pixels.is_cuda and torch.cuda.is_current_stream_capturing())
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        make = sine_positions if traced else _cached_positions
+        return make(height, width, channels, pixels.device).to(pixels.dtype)
+
+
 class P2TLayer(nn.Module):
     """t ← LayerNorm(t + Linear(MultiheadAttention(q = t, k, v))), eq. 5."""
 
@@ -39,14 +53,15 @@ class P2TLayer(nn.Module):
 
 
 class P2Tformer(nn.Module):
-    r"""Text embeddings that have looked at the image: V_emb = V_T + γ ⊙ t_N (eqs. 5-6).
+    r"""Text embeddings conditioned on the image: V_emb = V_T + γ ⊙ t_N (eqs. 5-6).
 
     pixels   V_I [B, C, H, W], unnormalised
     texts    V_T [T, C], unit length
     returns  [B, T, C], not normalised
 
-    γ is a vector [C], learned from `gamma`, or that constant if `gamma_trainable` is off (Table III). With no layer
-    (`layers=0`) the texts are returned as they are. `value_positions` adds the positions to the values too (eq. 5).
+    γ is a vector [C], trained from the initial value `gamma`, or fixed at it if `gamma_trainable` is off (Table III).
+    Without layers (`layers=0`) the texts are returned unchanged. `value_positions` adds the positions to the values
+    too (eq. 5).
     """
 
     def __init__(self, channels: int, layers: int, heads: int, gamma: float, gamma_trainable: bool,
@@ -64,8 +79,7 @@ class P2Tformer(nn.Module):
         repeated = texts.expand(len(pixels), -1, -1)
         if not self.layers:
             return repeated
-        positions = sine_positions(pixels.shape[2], pixels.shape[3], pixels.shape[1], pixels.device)
-        keys = (pixels + positions.to(pixels.dtype)).flatten(2).transpose(1, 2)
+        keys = (pixels + positions_of(pixels)).flatten(2).transpose(1, 2)
         values = keys if self.value_positions else pixels.flatten(2).transpose(1, 2)
         t = repeated
         for layer in self.layers:
@@ -78,11 +92,11 @@ def _conv_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class T2PProjector(nn.Module):
-    """Maps that T2Ploss compares with the mask (eq. 7): a K×K convolution per class whose kernel comes from its text.
+    """Maps that T2Ploss compares with the mask (eq. 7): per class a K×K convolution whose kernel comes from its text.
 
     pixels   V_I [B, C, H, W]
     texts    [B, T, C]
-    returns  O [B, T, 4H, 4W], before any activation; zero padding, nothing normalised
+    returns  O [B, T, 4H, 4W], before any activation; zero padding, kernels not normalised
     """
 
     def __init__(self, channels: int, kernel_size: int):
