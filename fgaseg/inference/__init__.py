@@ -7,9 +7,10 @@ from .prediction import (
     STRIDE,
     WINDOW,
     WINDOWS_SIZE,
-    _views,
+    evaluation_mode,
     predict,
     pseudo_masks,
+    released_views,
     sliding_scores,
 )
 from .results import Result, draw_pseudo_masks
@@ -21,14 +22,15 @@ __all__ = [
     "WINDOW",
     "WINDOWS_SIZE",
     "Result",
-    "_views",
     "comparison",
     "draw_pseudo_masks",
+    "evaluation_mode",
     "heat",
     "legend",
     "overlay",
     "panel",
     "predict",
     "pseudo_masks",
+    "released_views",
     "sliding_scores",
 ]

@@ -1,8 +1,9 @@
-"""From a photo to labels at its own size; score maps are upsampled as they are compared: [T, H, W] never exists."""
+"""From a photo to labels at its own size. Score maps are upsampled while they are compared: [T, H, W] never exists."""
 
+import contextlib
 from collections.abc import Iterator
 from math import isqrt
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -10,13 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..config import ModelConfig
 from ..data import to_pixels
 from ..kernels import upsample_argmax, upsample_argmax_windows
 from ..kernels.upsample_argmax.reference import averaged_scores
 from ..vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from ..model import FGASeg
 from .results import PseudoMasks, Result
 
 LONGEST_ASPECT = 4  # the long side is at most this many times image_size
@@ -29,36 +28,62 @@ def input_size(height: int, width: int, short: int, patch: int) -> tuple[int, in
     return tuple(max(round(n * scale / patch), 1) * patch for n in (height, width))  # type: ignore[return-value]
 
 
-def pseudo_masks(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> PseudoMasks:
+class Segmenter(Protocol):
+    """What prediction needs of a model; FGASeg has it."""
+
+    config: ModelConfig
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def patch(self) -> int: ...
+
+    def __call__(self, pixels: Tensor, vocabulary: Vocabulary) -> Any: ...
+
+    def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def first_of_equals(self, vocabulary: Vocabulary) -> list[int]: ...
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Every module of the model in evaluation mode inside the block, and in its own mode again after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def pseudo_masks(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> PseudoMasks:
     """S_g and S_l of a photo (Fig. 6)."""
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluation_mode(model):
         out = model(_whole(model, image), vocabulary)
     return PseudoMasks(out.gcs[0].float().cpu().numpy(), None if out.lcs is None else out.lcs[0].float().cpu().numpy())
 
 
-def predict(model: "FGASeg", image: Image.Image, vocabulary: Vocabulary) -> Result:
-    """Label a photo the way `model.config.inference` says.
+def predict(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> Result:
+    """Label a photo as `model.config.inference` says, in evaluation mode whatever mode the model is in.
 
     whole    one view, aspect kept; argmax of the bilinearly upsampled logits
     windows  the released evaluation: short edge to 640, squashed to 640×640, four 384 windows and one global view,
              scores averaged; argmax of the averaged scores upsampled to the photo's size
     """
-    if model.training:
-        raise RuntimeError("segment: the model is in training mode; call model.eval() first")
     size = (image.height, image.width)
-    if model.config.inference == "windows":
-        photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
-        labels, scores = by_windows(model, photo, vocabulary, size)
-    else:
-        labels, scores = (x[0] for x in label(model, _whole(model, image), vocabulary, size))
-    first: dict[str, int] = {}
-    for i, name in enumerate(vocabulary.names):  # equal classes tie but for rounding: the first one has the pixel
-        first.setdefault(model.text_encoder.subject(name), i)
-    same = torch.tensor([first[model.text_encoder.subject(name)] for name in vocabulary.names], device=labels.device)
-    return Result(same[labels].cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
+    with evaluation_mode(model):
+        if model.config.inference == "windows":
+            photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
+            labels, scores = by_windows(model, photo, vocabulary, size)
+        else:
+            labels, scores = (x[0] for x in label(model, _whole(model, image), vocabulary, size))
+    # equal classes differ by rounding only: the first of them gets the pixel
+    first = torch.tensor(model.first_of_equals(vocabulary), device=labels.device)
+    return Result(first[labels].cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
 
 
-def _whole(model: "FGASeg", image: Image.Image) -> Tensor:
+def _whole(model: Segmenter, image: Image.Image) -> Tensor:
     size = input_size(image.height, image.width, model.config.image_size, model.patch)
     return to_pixels(image, size)[None].to(model.mean)
 
@@ -90,7 +115,7 @@ class Winners:
         return self.labels, self.scores
 
 
-def label(model: "FGASeg", pixels: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def label(model: Segmenter, pixels: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Labels and the winners' probabilities [B, H, W] at `size` of CLIP-normalised pixels [B, 3, h, w], seen whole.
 
     No map of a class is ever at that size, and beyond `class_maps_budget` not all of them exist at any.
@@ -105,7 +130,7 @@ def label(model: "FGASeg", pixels: Tensor, vocabulary: Vocabulary, size: tuple[i
     return labels, scores if model.config.released_fast_scores else scores.sigmoid()
 
 
-def by_windows(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def by_windows(model: Segmenter, photo: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Labels and the winners' averaged scores [H, W] at `size` of a photo [3, h, w] 0..255, as `predict` says."""
     scale = min(WINDOWS_SIZE / min(photo.shape[1:]), LONGEST / max(photo.shape[1:]))
     photo = _resize(photo, tuple(max(round(n * scale), 1) for n in photo.shape[1:]))  # type: ignore[arg-type]
@@ -115,7 +140,7 @@ def by_windows(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary, size: tup
     return winners.best()
 
 
-def _views(model: "FGASeg", photo: Tensor) -> Tensor:
+def released_views(model: Segmenter, photo: Tensor) -> Tensor:
     """The released code's views [5, 3, side, side] of a photo [3, h, w], RGB 0..255: four crops, then all of it."""
     squashed = _resize(photo, (WINDOWS_SIZE, WINDOWS_SIZE))
     starts = range(0, WINDOWS_SIZE - WINDOW + 1, STRIDE)
@@ -127,13 +152,13 @@ def _views(model: "FGASeg", photo: Tensor) -> Tensor:
 
 
 def _view_scores(
-    model: "FGASeg", photo: Tensor, vocabulary: Vocabulary
+    model: Segmenter, photo: Tensor, vocabulary: Vocabulary
 ) -> Iterator[tuple[Tensor, Tensor, Literal["sigmoid", "none"]]]:
     """Classes [c], their logits [5, c, h, w] in every view, and what makes scores of these once they are resized.
 
     Several parts come only beyond `class_maps_budget`, and not with a softmax, which is over all classes.
     """
-    parts = model.stream(_views(model, photo), vocabulary)
+    parts = model.stream(released_views(model, photo), vocabulary)
     if model.config.loss.seg == "ce":  # before the resize
         classes, logits = (torch.cat(x, dim=d) for x, d in zip(zip(*parts, strict=True), (0, 1), strict=True))
         yield classes, logits.float().softmax(dim=1), "none"
@@ -142,9 +167,9 @@ def _view_scores(
             yield classes, logits, "sigmoid"
 
 
-def sliding_scores(model: "FGASeg", photo: Tensor, vocabulary: Vocabulary) -> Tensor:
+def sliding_scores(model: Segmenter, photo: Tensor, vocabulary: Vocabulary) -> Tensor:
     """The released code's averaged scores [T, 640, 640], all in memory, to compare with it; photo [3, h, w] 0..255."""
-    views = _views(model, photo)
+    views = released_views(model, photo)
     together = model.config.fast and model.config.topk_union == "batch"  # the released union is over all views
     logits = torch.cat([model(part, vocabulary).logits for part in views.split(len(views) if together else 1)])
     if model.config.loss.seg == "ce":

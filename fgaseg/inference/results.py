@@ -1,15 +1,12 @@
-"""From a photo to labels at its own size; score maps are upsampled as they are compared: [T, H, W] never exists."""
+"""What prediction gives: labels with their classes and scores, and the pseudo-masks of Fig. 6."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..kernels.labels import encode_runs
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ _cached_positions = lru_cache(maxsize=16)(sine_positions)
 def positions_of(pixels: Tensor) -> Tensor:
     """`sine_positions` for a map [B, C, H, W], in its dtype; computed once for every grid and device."""
     channels, height, width = pixels.shape[1:]
-    # neither a tracer's symbols nor memory of a CUDA graph may outlive the call
-    traced = torch.compiler.is_compiling() or (pixels.is_cuda and torch.cuda.is_current_stream_capturing())
+    # neither fake tensors and symbols of a tracer nor memory of a CUDA graph may outlive the call
+    traced = torch.compiler.is_compiling() or type(pixels) is not Tensor
+    traced = traced or (pixels.is_cuda and torch.cuda.is_current_stream_capturing())
     with torch.inference_mode(False):  # an inference tensor could not be used in training later
         make = sine_positions if traced else _cached_positions
         return make(height, width, channels, pixels.device).to(pixels.dtype)

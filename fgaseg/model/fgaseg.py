@@ -1,4 +1,4 @@
-"""FGASeg: photo and class names to per-class logits. Every stage of the paper in the order it is computed."""
+"""FGASeg, what users hold: encoders and head, prediction, loading and saving."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +29,12 @@ class FGASeg(nn.Module):
         result.overlay().save("out.png")
 
     Underneath, `model(pixels, model.encode(names)).logits` is [B, T, 4H, 4W] before any sigmoid or softmax.
+
+    config  default: ModelConfig(). Its encoder downloads OpenAI's ViT-B/16 CLIP weights (about 350 MB, through
+            open_clip, into the Hugging Face cache) unless `encoder.pretrained` is a local file or None; the head starts
+            from random weights and has to be trained. A trained model comes from `from_pretrained`.
+
+    A new model is in training mode, as any nn.Module. Raises EncoderError where the encoder cannot be built.
     """
 
     mean: Tensor
@@ -53,12 +59,31 @@ class FGASeg(nn.Module):
 
     @property
     def patch(self) -> int:
+        """Side of a patch in pixels."""
         return self.image_encoder.patch
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and where `forward` expects pixels."""
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and of the pixels that `forward` expects."""
+        return self.mean.dtype
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the image tower, aggregation and decoder in place, with the arguments of torch.compile.
+
+        `forward`, `stream` and `segment` all use them. The first calls with new sizes take long.
+        """
+        self.image_encoder.compile(*args, **kwargs)
+        self.head.compile(*args, **kwargs)
 
     def encode(self, names: Sequence[str]) -> Vocabulary:
         """Class names to a reusable vocabulary, cached until the text tower's weights change.
 
-        In training mode, where the text tower trains, it is computed anew with its graph and not cached.
+        In training mode, if the text tower trains, it is computed with its autograd graph and not cached.
         """
         return self.text_encoder.encode(names, graph=self.training)
 
@@ -68,18 +93,18 @@ class FGASeg(nn.Module):
         return self.head(self.image_encoder(pixels), texts)
 
     def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]:
-        """`forward` for a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]), part after part.
+        """`forward` for inference with a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]), in parts.
 
-        For inference. Classes ascend; those that no image has kept do not come. All come at once while their maps fit
+        Classes ascend; those that no image has kept are left out. All come in one part while their maps fit
         `class_maps_budget`.
         """
         texts = self._check(pixels, vocabulary)
-        # one by one: on a CPU, a batch takes more memory and no less time
-        encoded = [self.image_encoder(image) for image in pixels.split(1)]
+        # on a CPU, a batch takes more memory and no less time than its images one by one
+        encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]
         yield from self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """The vocabulary's embeddings where and as the pixels are; an error if the two do not fit this model."""
+        """The vocabulary's embeddings in the pixels' dtype and device; an error if they do not fit the model."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
             raise ValueError(
                 f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "
@@ -104,8 +129,10 @@ class FGASeg(nn.Module):
         """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
 
         names  class names, or a vocabulary made by `encode`; labels are indices into it
+
+        A model in training mode is put into evaluation mode meanwhile. Raises ImageError and VocabularyError.
         """
-        vocabulary = names if isinstance(names, Vocabulary) else self.encode(names)
+        vocabulary = names if isinstance(names, Vocabulary) else self.text_encoder.encode(names)
         if isinstance(image, list | tuple):
             return [predict(self, read_image(one), vocabulary) for one in image]
         return predict(self, read_image(image), vocabulary)
@@ -114,6 +141,10 @@ class FGASeg(nn.Module):
     def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:
         """Labels [H, W] int64 at the photo's own size, on the model's device."""
         return torch.from_numpy(predict(self, read_image(image), vocabulary).labels).to(self.mean.device)
+
+    def first_of_equals(self, vocabulary: Vocabulary) -> list[int]:
+        """For every class of a vocabulary the first class with the same prompt, usually itself."""
+        return self.text_encoder.first_of_equals(vocabulary.names)
 
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
         """AdamW groups: CLIP at lr · factor; no weight decay on norms and embeddings."""

@@ -178,7 +178,8 @@ class Head(nn.Module):
             order += [partial(self._spatial, n), sums, partial(self._across_classes, n)]
         order += [self._fuse_stage1, *self._choice(1, aux), self._decoder_stage1, *self._choice(2, aux)]
         order += [self._decoder_stage2]
-        phases, stages = [], list[Stage]()
+        phases: list[Phase] = []
+        stages: list[Stage] = []
         for step in order:
             if isinstance(step, SumOverClasses | ChooseClasses):
                 phases.append(Phase(tuple(stages), step))

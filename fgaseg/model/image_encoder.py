@@ -1,6 +1,6 @@
-"""CLIP through open_clip: the dense image tower, its intermediate guidance, and which weights are fine-tuned."""
+"""CLIP through open_clip: the dense image tower and its intermediate guidance."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +13,19 @@ from .clip import resized_positions, run_block, run_dense_block
 
 
 class ImageFeatures(NamedTuple):
-    """What the head reads of an image (H×W patches)."""
+    """What the head reads of images (H×W patches)."""
 
     embedding: Tensor  # V_I [B, C, H, W], unnormalised, in the space of the text embeddings
     early: Tensor  # [B, D, H, W], raw output of the first guidance block
     late: Tensor  # [B, D, H, W], raw output of the second guidance block
 
     def image(self, index: int) -> "ImageFeatures":
-        """Of one image, B = 1."""
+        """Those of one image, B = 1."""
         return ImageFeatures(*(x[index : index + 1] for x in self))
 
 
 class ImageEncoder:
-    """CLIP's image tower, run densely. A view on the tower: the weights belong to `clip`.
+    """CLIP's image tower, run densely. Wraps the tower without owning its weights.
 
     pixels [B, 3, h, w] → ImageFeatures at ceil(h / patch) × ceil(w / patch); sizes that the patch does not divide
     are padded with zeros (CLIP's mean colour) at the bottom and on the right.
@@ -37,9 +37,17 @@ class ImageEncoder:
         self.patch = int(visual.patch_size[0])
 
     def __call__(self, pixels: Tensor) -> ImageFeatures:
+        return self._encode(pixels)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """torch.compile of the tower, in place."""
+        self._encode = torch.compile(self._encode, *args, **kwargs)  # type: ignore[method-assign]
+
+    def _encode(self, pixels: Tensor) -> ImageFeatures:
         visual = self.visual
         height, width = pixels.shape[-2:]
-        pixels = F.pad(pixels, (0, -width % self.patch, 0, -height % self.patch))
+        right, below = ((self.patch - n % self.patch) % self.patch for n in (width, height))
+        pixels = F.pad(pixels, (0, right, 0, below))
         patches = visual.conv1(pixels)
         grid = (patches.shape[2], patches.shape[3])
         x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)

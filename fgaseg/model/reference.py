@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from ..inference import STRIDE, WINDOW, _views
+from ..inference import STRIDE, WINDOW, released_views
 from ..kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
 from ..kernels.upsample_argmax.reference import averaged_scores
 from .aggregation import AggregationLayer, ClassAttention, SwinBlock
@@ -206,6 +206,6 @@ def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def windows(model: FGASeg, photo: Tensor, texts: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [H, W] of a photo [3, h, w] 0..255 by the released code's views, with every class's maps at every size."""
-    logits = run(model, _views(model, photo), texts)
+    logits = run(model, released_views(model, photo), texts)
     scores = averaged_scores(logits, isqrt(len(logits) - 1), WINDOW, STRIDE, True)
     return labels(scores[None], size)

@@ -8,11 +8,14 @@ import torch
 from PIL import Image
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_config, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fgaseg.model.head
 from fgaseg import FGASeg, ModelConfig
 from fgaseg.errors import CheckpointError, ConfigError, EncoderError, VocabularyError
+from fgaseg.model.class_selection import ClassSelector
+from fgaseg.model.image_encoder import ImageFeatures
 from fgaseg.training.losses import segmentation_losses
 
 SWITCHES = {
@@ -74,7 +77,7 @@ def test_two_thousand_classes_in_pieces_equal_one_piece(monkeypatch):
     with torch.no_grad():
         vocabulary = model.encode(names)
         in_pieces = model(pixels(), vocabulary).logits
-        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 10**9)
+        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", 10**9)
         whole = model(pixels(), vocabulary).logits
     assert in_pieces.shape[1] == 2000
     torch.testing.assert_close(in_pieces, whole, atol=1e-4, rtol=1e-4)
@@ -93,7 +96,7 @@ def test_pieces_do_not_leak_between_images(monkeypatch):
     with torch.no_grad():
         vocabulary = model.encode(THINGS)
         whole = model(plain_photos(3), vocabulary)
-        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 64)
+        monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", 64)
         pieces = model(plain_photos(3), vocabulary)
     assert len(set(whole.kept.sum(1).tolist())) > 1  # else this tests nothing
     assert torch.equal(whole.kept, pieces.kept)
@@ -114,7 +117,7 @@ def test_pruning_computes_survivors_as_if_they_had_been_asked_for_alone():
 
 def test_class_cap_keeps_the_strongest_and_breaks_ties_by_index():
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])[..., None, None].expand(1, 5, 2, 2)
-    assert fgaseg.model.packed_maps.strongest_classes(scores, 2).rows.tolist() == [1, 2]
+    assert ClassSelector().cap(scores, 2).rows.tolist() == [1, 2]
     model = tiny_model(class_cap=3)
     with torch.no_grad():
         out = model(pixels(), model.encode(NAMES))
@@ -128,7 +131,7 @@ def test_batch_union_never_brings_back_what_the_cap_dropped():
     with torch.no_grad():
         vocabulary = model.encode(THINGS)
         out = model(plain_photos(3)[1:], vocabulary)
-        capped = [fgaseg.model.packed_maps.strongest_classes(maps[None], 3).rows.tolist() for maps in out.gcs]
+        capped = [ClassSelector().cap(maps[None], 3).rows.tolist() for maps in out.gcs]
         assert capped[0] != capped[1]  # else the union brings nothing to bring back
         free = tiny_model(fast=True, top_k=12, p2t_layers=0, loss={"aux_heads": 3})
         for i in range(2):
@@ -152,6 +155,44 @@ def test_head_compiles_into_one_graph(switches):
         compiled = torch.compile(model.head, fullgraph=True, backend="aot_eager")
         got, expected = compiled(features, texts), model.head(features, texts)
     torch.testing.assert_close(got.logits, expected.logits)
+
+
+@pytest.mark.parametrize("switches", [{}, {"fusion": "add", "pad_classes": 30}, {"lcs": False}], ids=str)
+def test_head_exports_with_any_number_of_classes(switches):
+    model = tiny_model(**switches)
+    with torch.no_grad():
+        features = model.image_encoder(pixels(2))
+        few, many = (model.encode([f"thing {i}" for i in range(n)]).embeddings for n in (5, 40))
+        classes = {0: torch.export.Dim("classes", min=2)}
+        exported = torch.export.export(
+            model.head, (features, few), dynamic_shapes=(ImageFeatures(None, None, None), classes), strict=False
+        )
+        for texts in (few, many):
+            got, expected = exported.module()(features, texts), model.head(features, texts)
+            torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("switches", [{}, {"preset": "released"}, {"preset": "released", "class_cap": 3}], ids=str)
+def test_without_pruning_the_host_never_waits_for_the_device(switches):
+    """Fake tensors have no values: whatever asks for one raises."""
+    model = tiny_model(**switches)
+    texts = model.encode(NAMES).embeddings
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        out = model.head(model.image_encoder(mode.from_tensor(pixels(2))), mode.from_tensor(texts))
+    assert out.logits.shape == (2, 5, 32, 32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_forward_pass_is_captured_in_a_cuda_graph():
+    model = tiny_model().cuda()
+    with torch.no_grad():
+        vocabulary, images = model.encode(NAMES), pixels(2).cuda()
+        expected = model(images, vocabulary).logits
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = model(images, vocabulary).logits
+        graph.replay()
+    torch.testing.assert_close(captured, expected)
 
 
 def test_head_compiles_for_training():
@@ -321,9 +362,21 @@ def test_memory_of_labelling_does_not_grow_with_the_photo_times_the_classes(mode
     assert largest.elements < 100 * 2000 * 1500 / 4
 
 
-def test_segment_refuses_training_mode():
-    with pytest.raises(RuntimeError, match="eval"):
-        tiny_model().train().segment(np.zeros((9, 9), np.uint8), NAMES)
+def test_a_model_in_training_mode_segments_as_in_evaluation_mode():
+    model, photo = tiny_model(), np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    expected = model.segment(photo, NAMES)
+    model.train()
+    model.head.t2p.second[1].eval()  # a norm that the user has frozen
+    modes = [module.training for module in model.modules()]
+    result = model.segment(photo, NAMES)
+    assert np.array_equal(result.labels, expected.labels) and np.array_equal(result.scores, expected.scores)
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
+
+
+def test_device_and_dtype_follow_the_model():
+    model = tiny_model()
+    assert model.device == torch.device("cpu") and model.dtype == torch.float32
+    assert model.to(torch.float64).dtype == torch.float64 and model.to("meta").device.type == "meta"
 
 
 BAD_PIXELS = [
@@ -461,11 +514,11 @@ def test_text_tower_must_match_the_image_tower(tmp_path):
         FGASeg(tiny_config(encoder={"pretrained": str(tmp_path / "other.pt")}))
 
 
-def test_a_compiled_head_gives_the_same():
+def test_a_compiled_model_gives_the_same():
     model, compiled = tiny_model(), tiny_model()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
-    compiled.head.compile(backend=counter, dynamic=True, fullgraph=True)
+    compiled.compile(backend=counter, dynamic=True, fullgraph=True)
     with torch.no_grad():
         for classes in (5, 200):  # the second comes in pieces, the last of them shorter
             vocabulary = model.encode([f"thing {i}" for i in range(classes)])

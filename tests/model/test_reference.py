@@ -55,18 +55,18 @@ def test_same_embeddings():
 @pytest.mark.parametrize("switches", [{}, {"class_cap": 6}, {"preset": "released"}], ids=["ce", "cap", "bce"])
 def test_a_budget_changes_no_number(inference, switches, monkeypatch):
     """Class maps that are forgotten and made again, classes part after part, one or three rows at a time."""
-    monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 3 * 64)
+    monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", 3 * 64)
     model = tiny_model(inference=inference, **switches).double()
     budgeted = tiny_model(inference=inference, class_maps_budget=0, **switches).double()
-    images, walked = pixels(2).double(), []
-    walk = fgaseg.model.head.Head._walk
-    monkeypatch.setattr(fgaseg.model.head.Head, "_walk", lambda *args: walked.append(1) or walk(*args))
+    images, embedded = pixels(2).double(), []
+    for one in (model, budgeted):
+        one.head.embed_global.register_forward_hook(lambda *_: embedded.append(1))
     with torch.no_grad():
         vocabulary = model.encode(NAMES_20)
         expected = model(images[:1], vocabulary)
-        assert not walked
+        chunks, embedded[:] = len(embedded), []
         got = budgeted(images[:1], vocabulary)
-    assert walked
+    assert len(embedded) == 3 * chunks  # once for each of the two sums over classes, and once to decode
     torch.testing.assert_close(got.logits, expected.logits, rtol=1e-10, atol=1e-10)
     photo = (images[0].permute(1, 2, 0) * 50 + 128).clamp(0, 255).to(torch.uint8).numpy()
     one, other = (m.segment(photo, vocabulary) for m in (model, budgeted))
@@ -87,7 +87,7 @@ def test_parts_of_the_classes_come_in_order():
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_checkpointing_changes_no_gradient(fast, monkeypatch):
-    monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_STEP, "cpu", 7 * 64)  # in pieces
+    monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", 7 * 64)  # in pieces
     gradients = []
     for checkpointing in (False, True):
         model = tiny_model(checkpointing=checkpointing, fast=fast).double().train()

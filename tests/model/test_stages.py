@@ -10,10 +10,10 @@ from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
 
 import fgaseg.training.losses
 from fgaseg.config import LossConfig
-from fgaseg.model.aggregation import ClassAttention, ClassSums, Guided, SwinBlock
+from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock
 from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
 from fgaseg.model.clip import resized_positions, split_projections
-from fgaseg.model.decoder import SharedConv
+from fgaseg.model.decoder import SharedGuidanceConv
 from fgaseg.model.head import Output
 from fgaseg.model.supplement import LocalSupplement
 from fgaseg.training.losses import segmentation_losses
@@ -28,26 +28,27 @@ def same(got, expected):
 
 
 def test_guided_linear_is_a_linear_layer_on_both():
-    layer = Guided(4, 3, 5).double()
+    layer = SharedGuidanceLinear(4, 3, 5).double()
     x, guidance = rand(2, 7, 4), rand(2, 7, 3, seed=1)
     same(layer(x) + layer.project(guidance), layer.linear(torch.cat([x, guidance], -1)))
 
 
 def test_shared_convolution_is_a_convolution_of_both():
-    layer = SharedConv(4, 3, 5).double()
+    layer = SharedGuidanceConv(4, 3, 5).double()
     x, guidance = rand(6, 4, 8, 9), rand(2, 3, 8, 9, seed=1)
-    same(layer(x, guidance), layer.conv(torch.cat([x, guidance.repeat_interleave(3, 0)], 1)))
+    same(layer(x, layer.project(guidance)), layer.conv(torch.cat([x, guidance.repeat_interleave(3, 0)], 1)))
 
 
 def by_images(layer, x, guidance):
     """layer on rows [B, T, ...] packed, the classes of every image in two pieces whose sums are added."""
     batch, classes = x.shape[:2]
     offsets = torch.arange(batch + 1) * classes
-    whole = layer(x.flatten(0, 1), guidance.flatten(0, 1), offsets)
+    kv, rows = layer.packed_kv(), (x.flatten(0, 1), guidance.flatten(0, 1))
+    whole = layer.attend(*rows, offsets, layer.add_pads(layer.summarize(rows[0], kv, rows[1], offsets), classes))
     parts = [(p.flatten(0, 1), g.flatten(0, 1), torch.arange(batch + 1) * p.shape[1])
              for p, g in zip(x.split(2, 1), guidance.split(2, 1), strict=True)]  # fmt: skip
-    sums = ClassSums(*(sum(s) for s in zip(*(layer.summarize(*part) for part in parts), strict=True)))
-    sums = layer.pad(sums, offsets.diff())
+    sums = ClassSums(*(sum(s) for s in zip(*(layer.summarize(p, kv, g, o) for p, g, o in parts), strict=True)))
+    sums = layer.add_pads(sums, classes)
     pieces = torch.cat([layer.attend(*part, sums).unflatten(0, (batch, -1)) for part in parts], 1)
     same(pieces.flatten(0, 1), whole)
     return whole.unflatten(0, (batch, classes))
@@ -126,7 +127,7 @@ def test_swin_block_window_by_window(grid, shift):
     torch.manual_seed(0)
     block = SwinBlock(8, 6, 2, 4, shift).double()
     x, guidance = rand(4, *grid, 8), rand(2, *grid, 6, seed=1)
-    got = block(x, guidance)
+    got = block(x, block.attention.prepare(guidance))
     for row in range(4):
         same(got[row], _plain_swin(block, x[row], guidance[row // 2]))
 
