@@ -182,8 +182,8 @@ class AggregationLayer(nn.Module):
     def prepare(self, guidance: Tensor) -> LayerGuidance:
         """guidance of the images [B, H, W, D]."""
         guidance = self.guidance_norm(guidance)
-        blocks = (block.attention.prepare(guidance) for block in (self.block1, self.block2))
-        return LayerGuidance(*blocks, self.classes.packed_kv())
+        block1, block2 = (block.attention.prepare(guidance) for block in (self.block1, self.block2))
+        return LayerGuidance(block1, block2, self.classes.packed_kv())
 
     def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
         return self.block2(self.block1(x, guidance.block1), guidance.block2)

@@ -7,7 +7,7 @@ from ..kernels import Selection, topk_classes
 
 
 class ClassSelector:
-    """Decides which class maps are computed further. `Head.selector` may be any object with these methods."""
+    """Decides which class maps are computed further. Replace `Head.selector` by another one to decide differently."""
 
     def cap(self, scores: Tensor, count: int) -> Selection:
         """Per image the `count` classes with the largest maximum over the map; ties go to the lowest index.

@@ -36,7 +36,7 @@ class Output(NamedTuple):
 class Head(nn.Module):
     """What follows the encoders (sections III-B to III-D).
 
-    selector  which classes are capped and pruned; may be replaced by an object with the methods of ClassSelector
+    selector  decides which classes are capped and pruned (ClassSelector); may be replaced
     """
 
     def __init__(self, config: ModelConfig, channels: int, width: int):
@@ -188,12 +188,12 @@ class Head(nn.Module):
                 stages.append(step)
         return [*phases, Phase(tuple(stages), None)]
 
-    def _embed(self, _: MapState | None, inputs: StageInputs) -> MapState:
+    def _embed(self, state: MapState, inputs: StageInputs) -> MapState:
         """Embedding and fusion of S_g and S_l (section III-C2)."""
-        x = self.embed_global(inputs.gcs)
-        if self.embed_local is None or self.fuse is None or inputs.lcs is None:
+        x = self.embed_global(state.x)
+        if self.embed_local is None or self.fuse is None or state.local is None:
             return MapState(x, None)
-        local = self.embed_local(inputs.lcs)
+        local = self.embed_local(state.local)
         return MapState(self.fuse(x, local), local)
 
     def _spatial(self, n: int, state: MapState, inputs: StageInputs) -> MapState:

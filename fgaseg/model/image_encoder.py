@@ -37,17 +37,16 @@ class ImageEncoder:
         self.patch = int(visual.patch_size[0])
 
     def __call__(self, pixels: Tensor) -> ImageFeatures:
-        return self._encode(pixels)
+        height, width = pixels.shape[-2:]
+        return self._encode(F.pad(pixels, (0, -width % self.patch, 0, -height % self.patch)))
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """torch.compile of the tower, in place."""
         self._encode = torch.compile(self._encode, *args, **kwargs)  # type: ignore[method-assign]
 
     def _encode(self, pixels: Tensor) -> ImageFeatures:
+        """Features of whole patches."""
         visual = self.visual
-        height, width = pixels.shape[-2:]
-        right, below = ((self.patch - n % self.patch) % self.patch for n in (width, height))
-        pixels = F.pad(pixels, (0, right, 0, below))
         patches = visual.conv1(pixels)
         grid = (patches.shape[2], patches.shape[3])
         x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches.flatten(2).transpose(1, 2)], dim=1)

@@ -29,24 +29,22 @@ class Guidance(NamedTuple):
 
 
 class MapState(NamedTuple):
-    """Some class maps on their way."""
+    """Some class maps between two stages."""
 
-    x: Tensor  # [r, H, W, D]; logits [r, 4H, 4W] after the last stage
-    local: Tensor | None  # the embedded S_l [r, H, W, hidden], until the decoder has read it
+    x: Tensor  # at first S_g [r, H, W], then [r, H, W, D], and the logits [r, 4H, 4W] after the last stage
+    local: Tensor | None  # S_l [r, H, W], then embedded [r, H, W, hidden], until the decoder has read it
 
 
 class StageInputs(NamedTuple):
     """What a stage reads besides the maps themselves; everything belongs to the same r rows."""
 
-    gcs: Tensor  # S_g [r, H, W]
-    lcs: Tensor | None  # S_l [r, H, W]
     text_guidance: Tensor  # [r, hidden]
     guidance: Guidance  # of the rows' images
     offsets: Tensor  # int64 [images + 1]: where the rows of each image begin
     sums: list[ClassSums]  # of every class attention so far, over all classes of the rows' images
 
 
-Stage = Callable[[MapState | None, StageInputs], MapState]
+Stage = Callable[[MapState, StageInputs], MapState]
 
 
 class SumOverClasses(NamedTuple):
@@ -109,25 +107,25 @@ class Propagation:
 
     def _advance(self, phase: int, number: int) -> MapState:
         """The maps of a chunk after a phase, from those after the phase before or, where these are not kept, anew."""
-        state, inputs = self._states[number], self._inputs(self.chunks[number])
-        for index in range(0 if state is None else phase, phase + 1):
+        chunk, state, first = self.chunks[number], self._states[number], phase
+        if state is None:
+            lcs = self.maps.lcs
+            state, first = MapState(self.maps.gcs[chunk.rows], None if lcs is None else lcs[chunk.rows]), 0
+        inputs = self._inputs(chunk)
+        for index in range(first, phase + 1):
             if self.checkpointing and torch.is_grad_enabled():
                 state = checkpoint(_run_stages, self.phases[index], state, inputs, use_reentrant=False)
             else:
                 state = _run_stages(self.phases[index], state, inputs)
-        assert state is not None  # there is at least one phase
         if self.keep:
             self._states[number] = state
         return state
 
     def _inputs(self, chunk: Chunk) -> StageInputs:
-        maps, rows = self.maps, chunk.rows
         return StageInputs(
-            maps.gcs[rows],
-            None if maps.lcs is None else maps.lcs[rows],
-            maps.text_guidance[rows],
+            self.maps.text_guidance[chunk.rows],
             self.guidance.of(chunk.images),
-            chunk.offsets(maps.gcs.device),
+            chunk.offsets(self.maps.gcs.device),
             [sums[chunk.images.start] for sums in self._sums],
         )
 
@@ -154,8 +152,7 @@ class Propagation:
         self._states = [MapState(x[c.rows], None if local is None else local[c.rows]) for c in self.chunks]
 
 
-def _run_stages(phase: Phase, state: MapState | None, inputs: StageInputs) -> MapState:
+def _run_stages(phase: Phase, state: MapState, inputs: StageInputs) -> MapState:
     for stage in phase.stages:
         state = stage(state, inputs)
-    assert state is not None  # a phase has at least one stage
     return state

