@@ -40,8 +40,8 @@ def provenance(
     weights  `weights_hash(model)`, where it is known
 
     Call it inside the autocast that the evaluation runs in. Left out because they change no figure: threads that read
-    ahead, number of processes, location of the files, the GPU's model, and switches that only training reads. With
-    "pictures", the `samples_hash` of the scores, added to "data", its `short_hash` is printed beside a figure.
+    ahead, number of processes, location of the files, the GPU's model, and switches that only training reads. A result
+    adds the `samples_hash` of its scores, as "pictures" in "data"; `short_hash` of that is printed beside the figures.
     """
     config = {key: value for key, value in model.config.dump().items() if key not in TRAINING_ONLY}
     encoder = {key: value for key, value in config.pop("encoder").items() if key not in ("pretrained", "name")}
