@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_model
+from tiny import NAMES, tiny_model
 
 from fgaseg import FGASeg
 from fgaseg.errors import ResultError
 from fgaseg.evaluation import EvalOptions, evaluate_with_provenance, weights_hash
-from fgaseg.evaluation.provenance import short_hash
+from fgaseg.evaluation.provenance import provenance, short_hash
 
 
 def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved_model, folder, open_folder, tmp_path):
@@ -60,6 +60,20 @@ def test_a_changed_label_stem_or_pixel_changes_the_hash_though_the_counts_agree(
     pixels[0, 0, 0] ^= 1
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     assert changed(photo=tmp_path / "photo.png") != first
+
+
+def test_the_record_stays_what_it_was():
+    """A changed key, word or number would change every hash: figures of earlier versions could not be compared."""
+
+    class Data:
+        names = NAMES
+
+        def __len__(self):
+            return 3
+
+    record = provenance(tiny_model(), Data(), "val", 2)
+    lasting = {key: value for key, value in record.items() if key not in ("weights", "versions")}
+    assert hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16] == "2e4a591110edf6f6"
 
 
 def test_weights_are_those_of_the_file(model, saved_model):
