@@ -183,17 +183,18 @@ def training(bench: Bench) -> Iterator[Row]:
     logits, labels = torch.randn(1, 171, 96, 96), torch.randint(0, 171, (1, SIZE, SIZE))
 
     def loss(piece: int) -> Tensor:
-        usual, fgaseg.training.losses.PIECE = fgaseg.training.losses.PIECE, piece
+        usual, fgaseg.training.losses.CLASSES_PER_CHUNK = fgaseg.training.losses.CLASSES_PER_CHUNK, piece
         try:
             return gradient(one_loss, logits)
         finally:
-            fgaseg.training.losses.PIECE = usual
+            fgaseg.training.losses.CLASSES_PER_CHUNK = usual
 
     def one_loss(x: Tensor) -> Tensor:
         out = fgaseg.model.head.Output(x, x, None, None, [], None)
         return segmentation_losses(out, labels, bench.model.config.loss)["loss"].sqrt()
 
-    yield "losses in pieces of the classes", lambda: loss(1 << 30), lambda: loss(fgaseg.training.losses.PIECE)
+    chunk = fgaseg.training.losses.CLASSES_PER_CHUNK
+    yield "losses in pieces of the classes", lambda: loss(1 << 30), lambda: loss(chunk)
 
 
 def difference(got: Tensor, expected: Tensor) -> float:

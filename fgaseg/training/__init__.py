@@ -1,6 +1,9 @@
-"""The trainer and its parts."""
+"""Training: `train` is the entry point, `Trainer` the run behind it, `Callback` how to follow it."""
 
+from .callbacks import Callback
 from .losses import segmentation_losses
-from .trainer import Signals, train
+from .results import Summary
+from .signals import Signals
+from .trainer import Trainer, train
 
-__all__ = ["Signals", "segmentation_losses", "train"]
+__all__ = ["Callback", "Signals", "Summary", "Trainer", "segmentation_losses", "train"]

@@ -1,4 +1,4 @@
-"""L = L_seg + λ_align L_align + λ_aux L_aux (eqs. 8, 11-13), one meaning for any number of processes."""
+"""L = L_seg + λ_align L_align + λ_aux L_aux (eqs. 8, 11-13), with the same meaning on any number of processes."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -13,9 +13,8 @@ from ..config import LossConfig
 if TYPE_CHECKING:
     from ..model import Output
 
-Total = Callable[[Tensor], Tensor]
-Count = Callable[..., Tensor]
-PIECE = 32  # classes whose maps are at the labels' size at once
+Count = Callable[..., Tensor]  # a count over this process's batch -> that over the whole batch, float32
+CLASSES_PER_CHUNK = 32  # classes whose maps are resized to the labels at a time
 
 
 def segmentation_losses(
@@ -23,33 +22,33 @@ def segmentation_losses(
     labels: Tensor,
     config: LossConfig,
     ignore: int = 255,
-    world: Total | None = None,
-    whole: Tensor | None = None,
+    sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
+    batch_labels: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux (the first
+    """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux (the first auxiliary
     head's) only if present.
 
-    labels  [B, h, w] int64, `ignore` where there is no label
-    world   sums a count over all processes; every mean divides its local sum by that count, so the losses (and the
-            gradients) of the processes add up to those of one process with the whole batch
-    whole   [n B, h, w], with gradient accumulation: the labels of all micro-batches, of which `labels` are one. Means
-            then divide by their counts, so that the micro-batches add up as processes do
+    labels          [B, h, w] int64, `ignore` where there is no label
+    sum_over_ranks  sums a tensor over all processes; every mean divides a local sum by such a global count, so the
+                    losses (and gradients) of the processes add up to those of one process with the whole batch
+    batch_labels    [n B, h, w], with gradient accumulation: the labels of all micro-batches, of which `labels` are one.
+                    Means divide by counts over these, so that the micro-batches add up in the same way
 
     seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12); weighted by class if
            class_balance > 0.
            bce: binary cross-entropy with one-hot targets, mean over all B·h·w·T elements, unlabelled pixels all zero.
-    aux    the same loss at the auxiliary heads; the first weighs lambda_aux, further ones 1 (released code).
+    aux    the same loss at the auxiliary heads; the first has weight lambda_aux, further ones 1 (released code).
     align  mse (eq. 8): O resized to the labels against one-hot masks, labelled pixels only; mean over their pixels ×
            classes, or with align_reduction="sum" summed over pixels and classes and divided by B.
            bce: the mask resized (nearest) to O, mean over all elements.
     Logits are resized bilinearly (align_corners False) to the labels.
     """
 
-    everything = labels if whole is None else whole
+    everything = labels if batch_labels is None else batch_labels
 
     def count(n: Tensor | int, clamp: bool = True) -> Tensor:
         total = torch.as_tensor(n, dtype=torch.float32, device=labels.device)
-        total = world(total) if world else total
+        total = sum_over_ranks(total) if sum_over_ranks else total
         return total.clamp(min=1) if clamp else total
 
     losses = {"seg": _segmentation(out.logits, labels, everything, config, ignore, count)}
@@ -70,14 +69,14 @@ def _segmentation(
     classes = logits.shape[1]
     if config.seg == "bce":
 
-        def summed(part: Tensor, first: int) -> Tensor:
-            return _bce(_resize(part, labels), labels, first, ignore)
+        def summed(chunk: Tensor, first: int) -> Tensor:
+            return _bce(_resize(chunk, labels), labels, first, ignore)
 
-        return _in_pieces(summed, logits) / count(everything.numel() * classes)
+        return _sum_over_chunks(summed, logits) / count(everything.numel() * classes)
     logits = _resize(logits, labels)
     pixels = count(torch.bincount(everything[everything != ignore], minlength=classes), clamp=False)  # of each class
     weights = pixels.clamp(min=1) ** -config.class_balance
-    if torch.are_deterministic_algorithms_enabled():  # CUDA's loss of maps has no such form; that of rows has
+    if torch.are_deterministic_algorithms_enabled():  # CUDA has a deterministic loss of rows, none of maps
         logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
     total = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
     return total / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
@@ -89,29 +88,29 @@ def _alignment(
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
         pixels = maps[0].numel() * len(everything)
-        return _in_pieces(lambda part, first: _bce(part, small, first, ignore), maps) / count(pixels)
+        return _sum_over_chunks(lambda chunk, first: _bce(chunk, small, first, ignore), maps) / count(pixels)
     valid = (labels != ignore)[:, None]
 
-    def squares(part: Tensor, first: int) -> Tensor:
-        part = _resize(part, labels)
-        return (part - _one_hot(labels, first, part, ignore)).square().masked_fill(~valid, 0.0).sum()
+    def squares(chunk: Tensor, first: int) -> Tensor:
+        chunk = _resize(chunk, labels)
+        return (chunk - _one_hot(labels, first, chunk, ignore)).square().masked_fill(~valid, 0.0).sum()
 
-    images = config.align_reduction == "sum"
-    divisor = count(len(everything) if images else (everything != ignore).sum() * maps.shape[1])
-    return _in_pieces(squares, maps) / divisor
+    per_image = config.align_reduction == "sum"
+    divisor = count(len(everything) if per_image else (everything != ignore).sum() * maps.shape[1])
+    return _sum_over_chunks(squares, maps) / divisor
 
 
 def _resize(logits: Tensor, labels: Tensor) -> Tensor:
     return F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _in_pieces(loss: Callable[[Tensor, int], Tensor], maps: Tensor) -> Tensor:
-    """The sum of loss(maps of some classes [B, c, h, w], the first one's index) over all classes of `maps`.
+def _sum_over_chunks(loss: Callable[[Tensor, int], Tensor], maps: Tensor) -> Tensor:
+    """The sum of loss(chunk [B, c, h, w], index of its first class) over chunks of the classes of `maps` [B, T, h, w].
 
-    The backward pass computes every piece again: the maps of all classes at the labels' size never exist.
+    The backward pass computes every chunk again, so the maps of all classes never exist at the labels' size.
     """
-    pieces = [(maps[:, first : first + PIECE], first) for first in range(0, maps.shape[1], PIECE)]
-    sums = [checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    chunks = [(maps[:, i : i + CLASSES_PER_CHUNK], i) for i in range(0, maps.shape[1], CLASSES_PER_CHUNK)]
+    sums = [checkpoint(loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
     return torch.stack(sums).sum()
 
 
@@ -121,7 +120,7 @@ def _bce(logits: Tensor, labels: Tensor, first: int, ignore: int) -> Tensor:
 
 
 def _one_hot(labels: Tensor, first: int, maps: Tensor, ignore: int) -> Tensor:
-    """[B, c, h, w] for the classes from `first` on that `maps` [B, c, h, w] are of; all zero elsewhere."""
-    own = (labels >= first) & (labels < first + maps.shape[1]) & (labels != ignore)
+    """One-hot masks [B, c, h, w] of the classes `first` to `first` + c - 1, c as in `maps`; other pixels are zero."""
+    inside = (labels >= first) & (labels < first + maps.shape[1]) & (labels != ignore)
     out = torch.zeros_like(maps, dtype=torch.promote_types(maps.dtype, torch.float32))
-    return out.scatter_(1, (labels - first).where(own, 0)[:, None], own[:, None].to(out.dtype))
+    return out.scatter_(1, (labels - first).where(inside, 0)[:, None], inside[:, None].to(out.dtype))

@@ -1,42 +1,110 @@
-"""What a training run tells: a line or a bar for people, <out>/log.jsonl and TensorBoard for later, a callback."""
+"""Callbacks that report a run: a live bar or lines of the log for people, and <out>/log.jsonl for programs."""
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ..config import Config
+from ..evaluation import Scores
 from ..files import atomic_write
+from .callbacks import Callback
+from .metrics import peak_memory_mb
+from .processes import opening
+from .validation import figures
+
+log = logging.getLogger(__name__)
 
 
-def peak_memory_mb() -> float:
-    """The most that this process has held: of its GPU if it uses one, else resident in main memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+class ProgressReporter(Callback):
+    """Shows loss, mIoU, speed and time left: in a live bar on a terminal, else in a line of the log every log_every
+    steps."""
+
+    def __init__(self, config: Config):
+        self.out, self.recipe = config.train.out, config.train
+        self.bar: Progress | None = None
+        self.miou = ""
+
+    def on_start(self, step: int, history: list[dict[str, Any]]) -> None:
+        if step:
+            log.info("resuming %s at step %d/%d", self.out, step, self.recipe.steps)
+        self.start, self.began = step, time.monotonic()
+        console = Console(stderr=True)
+        if console.is_terminal:
+            count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
+            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}"), console=console)
+            self.task = self.bar.add_task("", total=self.recipe.steps, completed=step)
+            self.bar.start()
+
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=self._line(step, metrics))
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.bar is None:
+            log.info("step %d/%d  %s", step, self.recipe.steps, self._line(step, metrics))
+
+    def _line(self, step: int, metrics: dict[str, float]) -> str:
+        elapsed = time.monotonic() - self.began
+        left = timedelta(seconds=round(elapsed / (step - self.start) * (self.recipe.steps - step)))
+        return f"loss {metrics['loss']:.3f}  {self.miou}{metrics['images_per_second']:.1f} images/s  {left} left"
+
+    def on_evaluation(self, step: int, scores: dict[str, Scores], seconds: float) -> None:
+        self.miou = f"mIoU {'/'.join(f'{one.miou_gt:.3f}' for one in scores.values())}  "
+        each = ", ".join(f"mIoU {one.miou_gt:.4f} on {name}" for name, one in scores.items())
+        log.info("step %d/%d  %s", step, self.recipe.steps, each)
+
+    def on_end(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
 
 
-class JsonLog:
-    """A file of JSON objects, one a line, each with its "step" and "set"; no line of a step twice after a resume.
+class LogFile(Callback):
+    """Writes what is logged and scored to <out>/log.jsonl, and stops doing so, with a warning, on a full disk."""
 
-    step    where the run goes on: lines after it are dropped, and those of a "set" other than train
+    def __init__(self, out: Path):
+        self.path = out / "log.jsonl"
+        self.file: JsonLines | None = None
+
+    def on_start(self, step: int, history: list[dict[str, Any]]) -> None:
+        with opening(self.path.parent):
+            self.file = JsonLines(self.path, step, [entry["step"] for entry in history])
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self._add(step, "train", metrics)
+
+    def on_evaluation(self, step: int, scores: dict[str, Scores], seconds: float) -> None:
+        images = sum(one.images for one in scores.values())
+        speed = {"images_per_second": images / seconds, "peak_memory_mb": peak_memory_mb()}
+        for name, row in figures(scores).items():
+            self._add(step, name, row | speed)
+
+    def _add(self, step: int, name: str, row: dict[str, Any]) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.add({"step": step, "set": name, **row})
+        except OSError as error:
+            log.warning("log.jsonl stops at step %d: %s", step, error)
+            self.file = None
+
+
+class JsonLines:
+    """A file of JSON objects, one per line, each with its "step" and "set"; after a resume no step appears twice.
+
+    step    the step that the run resumes from: later lines are dropped, and those of a "set" other than train
     scored  unless their step is among these
-    A last line without its end, which a killed process may leave, is dropped too. Raises OSError.
+
+    A last line that is cut off, as a killed process may leave it, is dropped too. Raises OSError.
     """
 
     def __init__(self, path: Path, step: int, scored: Iterable[int]):
@@ -47,7 +115,7 @@ class JsonLog:
             atomic_write(path, lambda file: file.write("".join(kept).encode()))
 
     def add(self, row: dict[str, Any]) -> None:
-        """One write of one line at the end of the file; a full disk leaves no part of it (OSError)."""
+        """Append one line in one write; a full disk leaves no part of it (OSError). NaN becomes null."""
         line = (json.dumps({k: v if v == v else None for k, v in row.items()}, allow_nan=False) + "\n").encode()
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -65,110 +133,7 @@ class JsonLog:
 def _belongs(line: str, step: int, scored: set[int]) -> bool:
     try:
         row = json.loads(line)
-        at, of = row["step"], row["set"]
+        at, name = row["step"], row["set"]
     except (ValueError, KeyError, TypeError):
         return False
-    return line.endswith("\n") and at <= step and (of == "train" or at in scored)
-
-
-class Reporter:
-    """Used by the main process only.
-
-    start   the step at which the run goes on
-    scored  the steps that were scored before
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        start: int,
-        scored: Iterable[int],
-        progress: bool,
-        callback: Callable[[dict[str, Any]], None] | None,
-    ):
-        self.config, self.start, self.callback = config.train, start, callback
-        self.console = Console(stderr=True, quiet=not progress)
-        self.log: JsonLog | None = JsonLog(config.train.out / "log.jsonl", start, scored)
-        self.bar: Progress | None = None
-        if progress and self.console.is_terminal:
-            count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
-            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}"), console=self.console)
-            self.bar.start()
-            self.task = self.bar.add_task("", total=config.train.steps, completed=start)
-        self.writer: Any = None
-        if config.train.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            self.writer = SummaryWriter(str(config.train.out / "tensorboard"), purge_step=start + 1)
-        self.began = time.monotonic()
-        self.last, self.since = start, 0.0  # the step of the last line, and seconds in steps since then
-        self.miou = ""
-
-    def step(self, step: int, values: dict[str, float], seconds: float, log: bool) -> None:
-        """After a step that took `seconds`; `values` are means since the last log."""
-        self.since += seconds
-        speed = (step - self.last) * self.config.batch / self.since
-        elapsed = time.monotonic() - self.began
-        left = timedelta(seconds=round(elapsed / (step - self.start) * (self.config.steps - step)))
-        line = f"loss {values['loss']:.3f}  {self.miou}{speed:.1f} images/s  {left} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=line)
-        if not log:
-            return
-        if self.bar is None:
-            self.say(f"step {step}/{self.config.steps}  {line}")
-        values = values | {"images_per_second": speed, "peak_memory_mb": peak_memory_mb()}
-        self.last, self.since = step, 0.0
-        self._write(step, {"train": values})
-        self._tell({"step": step, **values})
-
-    def scores(self, step: int, figures: dict[str, dict[str, Any]], images_per_second: float) -> None:
-        """After an evaluation; figures of each validation set."""
-        self.miou = f"mIoU {'/'.join('{miou_gt:.3f}'.format(**row) for row in figures.values())}  "
-        named = [f"mIoU {row['miou_gt']:.4f} on {name}" for name, row in figures.items()]
-        self.say(f"step {step}/{self.config.steps}  {', '.join(named)}")
-        rate = {"images_per_second": images_per_second, "peak_memory_mb": peak_memory_mb()}
-        self._write(step, {name: row | rate for name, row in figures.items()})
-        self._tell({"step": step, **figures})
-
-    def picture(self, step: int, name: str, picture: Image.Image) -> None:
-        """To TensorBoard."""
-        if self.writer is not None:
-            with self._stopping_on_full_disk(step):
-                self.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _write(self, step: int, sets: dict[str, dict[str, Any]]) -> None:
-        if self.writer is not None:
-            with self._stopping_on_full_disk(step):
-                for of, row in sets.items():
-                    for name, scalar in row.items():
-                        self.writer.add_scalar(f"{of}/{name}", scalar, step)
-        try:
-            for of, row in sets.items() if self.log else ():
-                assert self.log is not None
-                self.log.add({"step": step, "set": of, **row})
-        except OSError as error:
-            self.say(f"log.jsonl stops at step {step}: {error}")
-            self.log = None
-
-    @contextlib.contextmanager
-    def _stopping_on_full_disk(self, step: int) -> Any:
-        try:
-            yield
-        except OSError as error:  # the next checkpoint has more to say about it
-            self.say(f"TensorBoard stops at step {step}: {error}")
-            self.writer = None
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        if self.callback is not None:
-            self.callback(event)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        if self.writer is not None:
-            with contextlib.suppress(OSError):  # would hide the error that ended the run
-                self.writer.close()
+    return line.endswith("\n") and at <= step and (name == "train" or at in scored)

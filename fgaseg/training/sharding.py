@@ -1,8 +1,8 @@
-"""FSDP for the encoders: each process keeps a part of CLIP's blocks, of their gradients and of their Adam state.
+"""FSDP for the encoders: each process keeps a shard of CLIP's blocks, of their gradients and of their Adam state.
 
-The units are the attention and the MLP of every block of both towers (torch's fully_shard): a process has one whole
-only while it computes with it (autocast's bf16 copies last until the backward pass, as they do without FSDP). Norms,
-embeddings and the head stay whole everywhere. Gradients are sums over the processes, as in `fgaseg.distributed`; what
+The units are the attention and the MLP of every block of both towers (torch's fully_shard): a process holds a unit
+whole only while it computes with it (autocast's bf16 copies last until the backward pass, as they do without FSDP).
+Norms, embeddings and the head are replicated. Gradients are sums over the processes, as in `fgaseg.distributed`; what
 is saved is whole, so that a run resumes with or without FSDP.
 """
 
@@ -21,15 +21,15 @@ from ..model import FGASeg
 
 
 def shard_encoders(model: FGASeg) -> None:
-    """Share the blocks out, in place; from here on all processes call `forward` and `encode` equally often.
+    """Shard the blocks, in place. From here on all processes must call `forward` and `encode` equally often.
 
-    The parameters of the blocks become DTensors: make the optimizer afterwards. Load weights before.
+    The parameters of the blocks become DTensors: load weights before, and make the optimizer afterwards.
     """
     # not at the top: some builds of PyTorch have no torch.distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    # of Linear's 3-D outputs, which nothing here changes in place
+    # about Linear's 3-D outputs, which nothing here changes in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(model.mean.device.type, (world_size(),))
     for tower in (model.clip.visual.transformer, model.clip.transformer):
@@ -38,19 +38,20 @@ def shard_encoders(model: FGASeg) -> None:
         ]
         for before, unit in zip([units[0], *units], units, strict=False):
             unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)  # gloo has no other
-            # by default it is what ran before, which after an evaluation is not the same on every process
+            unit.set_force_sum_reduction_for_comms(True)  # Gloo has no other
+            # The default is the unit that ran before, which after an evaluation differs between processes.
             unit.set_modules_to_backward_prefetch([before])
         for block in tower.resblocks:
             register_fsdp_forward_method(block.attn, "values")
-    # a root without parameters of its own: it starts the units off and, unlike them, is not gathered for good
+    # A root without parameters of its own: it starts the units and, unlike them, is not gathered for good.
     fully_shard(model, mesh=mesh, ignored_params=set(unsharded(model.parameters())))
     register_fsdp_forward_method(model, "encode")
 
 
 @contextlib.contextmanager
 def whole_encoders(model: FGASeg) -> Iterator[None]:
-    """Every process has all weights in here, so that each may run the model as often as it likes (no gradients)."""
+    """Within the context every process holds all weights, so that it may run the model as often as it likes, without
+    gradients."""
     units: list[Any] = [module for module in model.modules() if hasattr(module, "unshard") and module is not model]
     with detect_lost_processes():
         for unit in units:
@@ -69,12 +70,12 @@ def _is_sharded(tensor: Any) -> bool:
 
 
 def unsharded(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that every process has whole. The gradients of the others have been summed in the backward pass."""
+    """The replicated parameters. FSDP sums the gradients of the others in the backward pass."""
     return [parameter for parameter in parameters if not _is_sharded(parameter)]
 
 
 def whole_state(state: dict[str, Any]) -> dict[str, Any]:
-    """A state dict with whole tensors in the place of sharded ones: on the CPU of the main process, None elsewhere."""
+    """A state dict whose sharded tensors are gathered on the CPU of rank 0; they are None on the other ranks."""
     return {key: _whole(value) if _is_sharded(value) else value for key, value in state.items()}
 
 
@@ -85,7 +86,7 @@ def _whole(value: Any) -> Tensor | None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by the name of the parameter, whole."""
+    """The optimizer's state by the name of the parameter, gathered as `whole_state` does."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {names[parameter]: whole_state(state) for parameter, state in optimizer.state.items()}
 
@@ -93,18 +94,22 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def load_optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Tensor]]
 ) -> None:
-    """Give the optimizer what `optimizer_state` returned, however sharded now. ValueError: it is another model's."""
+    """Give the optimizer what `optimizer_state` returned, however it is sharded now.
+
+    Raises ValueError for the state of another model.
+    """
     parameters = dict(model.named_parameters())
-    if strangers := [name for name in saved if name not in parameters]:
-        raise ValueError(f"optimizer state of {strangers[0]!r}, which is no parameter of this model")
+    if unknown := [name for name in saved if name not in parameters]:
+        raise ValueError(f"optimizer state of {unknown[0]!r}, which is no parameter of this model")
     for name, parameter in parameters.items():
         if name in saved:
             optimizer.state[parameter] = {key: _like(parameter, value) for key, value in saved[name].items()}
 
 
 def _like(parameter: Any, value: Tensor) -> Tensor:
+    """A saved tensor on the parameter's device, sharded as the parameter is."""
     value = value.to(parameter.device)
-    if _is_sharded(parameter) and value.ndim:  # Adam's step number is one for all
+    if _is_sharded(parameter) and value.ndim:  # not Adam's step count
         from torch.distributed.tensor import distribute_tensor
 
         return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -112,20 +117,20 @@ def _like(parameter: Any, value: Tensor) -> Tensor:
 
 
 def split_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Optimizer groups that hold sharded parameters only, or none: fused Adam takes no mixture."""
+    """Optimizer groups of sharded parameters only or replicated ones only: fused Adam takes no mixture."""
     kinds = [(group, [p for p in group["params"] if _is_sharded(p) is sharded])
              for group in groups for sharded in (False, True)]  # fmt: skip
     return [group | {"params": parameters} for group, parameters in kinds if parameters]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
-    """torch's clip_grad_norm_ over the whole model; the norm before clipping, the same on every process."""
+    """torch's clip_grad_norm_ over the whole model; returns the norm before clipping, the same on every process."""
     gradients: list[Any] = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    parts = [gradient.to_local() for gradient in gradients if _is_sharded(gradient)]
-    shared = [gradient for gradient in gradients if not _is_sharded(gradient)]
-    norm = nn.utils.get_total_norm(shared)
-    if parts:
-        norm = (norm.square() + sum_over_processes(nn.utils.get_total_norm(parts).square())).sqrt()
+    shards = [gradient.to_local() for gradient in gradients if _is_sharded(gradient)]
+    replicated = [gradient for gradient in gradients if not _is_sharded(gradient)]
+    norm = nn.utils.get_total_norm(replicated)
+    if shards:
+        norm = (norm.square() + sum_over_processes(nn.utils.get_total_norm(shards).square())).sqrt()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([*parts, *shared], scale)
+    torch._foreach_mul_([*shards, *replicated], scale)
     return norm

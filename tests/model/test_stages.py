@@ -270,7 +270,7 @@ LABELS = torch.tensor([[[0, 1, 2, 255], [2, 2, 255, 255], [1, 0, 0, 1], [2, 1, 0
 
 @pytest.fixture(params=[1, 2, 32])
 def piece(request, monkeypatch):
-    monkeypatch.setattr(fgaseg.training.losses, "PIECE", request.param)
+    monkeypatch.setattr(fgaseg.training.losses, "CLASSES_PER_CHUNK", request.param)
 
 
 def test_losses_of_the_paper_pixel_by_pixel(piece):
@@ -315,7 +315,7 @@ def test_losses_of_the_released_code(piece):
 def test_pieces_of_the_classes_change_no_gradient(kind, monkeypatch):
     config, gradients = LossConfig(seg="bce", align=kind, lambda_align=0.5), []
     for size in (32, 2):
-        monkeypatch.setattr(fgaseg.training.losses, "PIECE", size)
+        monkeypatch.setattr(fgaseg.training.losses, "CLASSES_PER_CHUNK", size)
         logits, align = rand(1, 3, 2, 2).requires_grad_(), rand(1, 3, 2, 2, seed=1).requires_grad_()
         segmentation_losses(_output(logits, align), LABELS, config)["loss"].backward()
         gradients.append(torch.cat([logits.grad, align.grad]))
@@ -331,7 +331,7 @@ def test_losses_of_two_halves_add_up_to_the_whole(switches):
     whole = segmentation_losses(_output(logits, align), labels, config)
 
     def part(s, world):
-        return segmentation_losses(_output(logits[s], align[s]), labels[s], config, world=world)
+        return segmentation_losses(_output(logits[s], align[s]), labels[s], config, sum_over_ranks=world)
 
     halves, counts = (slice(0, 2), slice(2, 4)), ([], [])
     for s, own in zip(halves, counts, strict=True):

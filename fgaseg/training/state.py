@@ -1,0 +1,163 @@
+"""How far a run is, and its checkpoint <train.out>/checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..distributed import gather_objects
+from ..errors import CheckpointError
+from ..model import FGASeg
+from ..weights import load_training, save_training, set_damaged_aside
+from .optimizer import Optimizer
+from .processes import write_on_main
+from .sharding import whole_state
+
+log = logging.getLogger(__name__)
+
+# keys that may differ between the run that wrote a checkpoint and the one that resumes it
+FREE_ON_RESUME = {
+    "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
+    "train.accumulate", "train.fsdp", "train.skip_unreadable", "train.pictures",
+    "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
+    "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
+}  # fmt: skip
+
+
+@dataclass
+class Means:
+    """Running means of scalars."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # a step of fp16 may have no gradient_norm
+
+    def add(self, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def values(self) -> dict[str, float]:
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
+
+
+@dataclass
+class TrainingState:
+    """What a run has done so far, besides the weights and the optimizer's state."""
+
+    step: int = 0
+    """Finished steps."""
+    seconds: float = 0.0
+    """Time spent on training, evaluation and saving, over all interrupted parts of the run."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """{"step", "<set>": {"miou_gt", ...}} of every evaluation."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Losses and gradient norm, means over the steps of the last line of the log."""
+    means: Means = field(default_factory=Means)
+    """The same since that line."""
+    skipped: dict[int, str] = field(default_factory=dict)
+    """Unreadable photos that others replaced: index in the training set, and why."""
+
+
+class StateStore:
+    """Writes the checkpoints of one run, finds the last one, and refuses that of another run.
+
+    saved  the step of the checkpoint of this run on disk, if there is one
+    """
+
+    def __init__(self, config: Config, train_set: Any, device: torch.device):
+        self.config, self.train_set, self.device = config, train_set, device
+        self.folder = config.train.out / "checkpoint"
+        self.saved: int | None = None
+
+    def describe(self) -> str:
+        """Which checkpoint there is, for messages."""
+        if self.saved is None:
+            return "nothing was saved yet"
+        return f"the checkpoint of step {self.saved} in {self.folder} is intact"
+
+    def save(self, model: FGASeg, optimizer: Optimizer, state: TrainingState) -> None:
+        """Write a checkpoint; the one before is kept as <folder>.old. Raises CheckpointError on every process."""
+        weights = whole_state(model.state_dict())
+        content = {
+            "step": state.step,
+            **optimizer.state(),
+            "config": self.config.to_json(),
+            "samples": len(self.train_set),
+            "names": self.train_set.names,
+            "history": state.history,
+            "losses": state.losses,
+            "means": asdict(state.means),
+            "seconds": state.seconds,
+            "skipped": state.skipped,
+        }
+        keep_previous = self.saved is not None  # else it belongs to a run that this one replaces
+        write_on_main(lambda: save_training(self.folder, weights, content, keep_previous), self.device)
+        self.saved = state.step
+
+    def load(self, model: FGASeg) -> dict[str, Any] | None:
+        """Put the weights of the last undamaged checkpoint into the model; the rest is returned, for `restore`.
+
+        None if there is no checkpoint. Raises CheckpointError if all are damaged, or belong to another configuration.
+        """
+
+        def repair() -> None:
+            if note := set_damaged_aside(self.folder):
+                log.warning("%s", note)
+
+        write_on_main(repair, self.device)
+        content = load_training(self.folder, model)
+        if content is not None:
+            self._refuse_other_run(content)
+        return content
+
+    def restore(self, content: dict[str, Any], optimizer: Optimizer) -> TrainingState:
+        """The state of the run that `load` found, and the optimizer as it was."""
+        try:
+            optimizer.load_state(content)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder}: {error}: it was written by another version; start over with --restart"
+            ) from None
+        self.saved = content["step"]
+        kept = {name: content[name] for name in ("step", "seconds", "history", "losses", "skipped")}
+        return TrainingState(**kept, means=Means(**content["means"]))
+
+    def check_shared(self, step: int) -> None:
+        """Raise CheckpointError where the processes found different checkpoints, or only some of them found one."""
+        found = set(gather_objects(step))
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the processes found checkpoints of steps {', '.join(map(str, sorted(found)))}; give a "
+                "train.out on a disk that all machines share"
+            )
+
+    def _refuse_other_run(self, content: dict[str, Any]) -> None:
+        before, now = _dotted(json.loads(content["config"])), _dotted(self.config.dump())
+        differing = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
+        changes = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in differing]
+        if content["names"] != self.train_set.names or content["samples"] != len(self.train_set):
+            changes.append(
+                f"the data set had {content['samples']} items of {len(content['names'])} classes, now "
+                f"{len(self.train_set)} of {len(self.train_set.names)}, or other names"
+            )
+        if changes:
+            raise CheckpointError(
+                f"{self.folder}: belongs to another configuration ({'; '.join(changes)}). Give another train.out, go "
+                "back to that configuration, or start over with --restart (which replaces it)"
+            )
+
+
+def _dotted(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys; an inline architecture stays one value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and key != "architecture":
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,86 @@
+"""The classes that a step trains on, and the embeddings of their names."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..distributed import rank, share_rows, sum_over_processes, world_size
+from ..model import PROMPTS_PER_BATCH, FGASeg
+from .precision import autocast
+from .random_streams import CLASSES, generator
+
+
+def choose_classes(present: Tensor, count: int | None, seed: int, step: int) -> Tensor:
+    """The vocabulary of one step: all classes present, and random others so that there are `count` in all.
+
+    present   [T] bool, on the CPU: the classes in the whole batch (all processes)
+    returns   int64 indices, ascending; more than `count` if more are present; all T for count None
+
+    It depends on (seed, step) and `present` alone, and so is the same on every process.
+    """
+    if count is None or count >= len(present):
+        return torch.arange(len(present))
+    chosen, absent = present.nonzero()[:, 0], (~present).nonzero()[:, 0]
+    missing = max(count - len(chosen), 0)
+    drawn = generator(seed, CLASSES, step).choice(len(absent), min(missing, len(absent)), replace=False)
+    return torch.cat([chosen, absent[torch.from_numpy(drawn)]]).sort().values
+
+
+def relabel(labels: Tensor, chosen: Tensor, classes: int, ignore: int) -> Tensor:
+    """Labels (int64, 0..classes-1 or `ignore`) as indices into `chosen`; classes that are not in it become `ignore`."""
+    table = torch.full((max(classes, ignore) + 1,), ignore, dtype=torch.int64, device=labels.device)
+    table[chosen.to(labels.device)] = torch.arange(len(chosen), device=labels.device)
+    table[ignore] = ignore
+    return table[labels]
+
+
+class StepVocabulary:
+    """Chooses the classes of every step, and embeds their names: once if the text tower is frozen.
+
+    names  all class names of the training set
+    """
+
+    def __init__(self, model: FGASeg, names: list[str], config: Config, device: torch.device):
+        self.model, self.names, self.device = model, names, device
+        self.recipe, self.ignore = config.train, config.data.ignore
+        text = (parameter for name, parameter in model.clip.named_parameters() if not name.startswith("visual."))
+        self.trains = any(parameter.requires_grad for parameter in text)
+        self._frozen: Tensor | None = None
+
+    def choose(self, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """The labels of this process [B, h, w] as indices into the classes of a step (0-based), and these classes."""
+        if self.recipe.classes_per_step is None:
+            return labels, torch.arange(len(self.names))
+        present = torch.zeros(max(len(self.names), self.ignore + 1), device=self.device)
+        present[labels.flatten()] = 1
+        present[self.ignore] = 0
+        present = sum_over_processes(present)[: len(self.names)].cpu() > 0
+        chosen = choose_classes(present, self.recipe.classes_per_step, self.recipe.seed, step)
+        return relabel(labels, chosen, len(self.names), self.ignore), chosen
+
+    def embed(self, chosen: Tensor) -> Tensor:
+        """Text embeddings [T, C] of the chosen classes, the same on every process."""
+        if not self.trains:
+            return self.frozen()[chosen.to(self.device)]
+        # Sharded weights are gathered in every block, so all processes must embed equally many batches of names: the
+        # last ranks repeat names of the first ones where the names do not go round, and drop them again.
+        share = -(-len(chosen) // world_size())
+        indices = torch.arange(share) * world_size() + rank()
+        parts = (indices % len(chosen)).split(PROMPTS_PER_BATCH)
+        with autocast(self.device, self.recipe.amp):
+            rows = torch.cat([self.model.encode(self._names(chosen[part])).embeddings for part in parts])
+        if world_size() == 1:
+            return rows
+        indices = indices[indices < len(chosen)]
+        return share_rows(rows[: len(indices)], indices.to(self.device), len(chosen))
+
+    def frozen(self) -> Tensor:
+        """Embeddings of all names by a frozen text tower, computed at the first call."""
+        if self._frozen is None:
+            self._frozen = self.model.encode(self.names).embeddings
+        return self._frozen
+
+    def _names(self, indices: Tensor) -> list[str]:
+        return [self.names[index] for index in indices]
