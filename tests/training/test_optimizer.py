@@ -1,0 +1,85 @@
+"""Learning rates, weight decay, mixed precision, micro-batches."""
+
+import math
+
+import pytest
+import torch
+from runs import TINY_MODEL, assert_same_run, configure, distance, fail_at, state, weights
+from tiny import ARCHITECTURE
+from torch import nn
+
+from fgaseg import Config, FGASeg
+from fgaseg.training import train
+from fgaseg.training.schedule import learning_rate_factor
+from fgaseg.training.sharding import load_optimizer_state
+
+
+def test_learning_rate(data, tmp_path):
+    config = configure(data, tmp_path, ["train.steps=10", "train.warmup=2"])
+    factors = [learning_rate_factor(step, config.train) for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors[10] == pytest.approx(0, abs=1e-12)
+    assert factors[6] == pytest.approx(0.5) and factors[2:] == sorted(factors[2:], reverse=True)
+    assert learning_rate_factor(9, config.override("train.schedule=constant").train) == 1
+
+
+def test_norms_and_embeddings_do_not_decay():
+    torch.manual_seed(0)
+    model = FGASeg(Config(model=TINY_MODEL | {"encoder": {"architecture": ARCHITECTURE, "finetune": "scratch"}}).model)
+    groups = model.parameter_groups(2e-4, 0.01, 1e-4)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    norms = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
+    plain = [p for m in model.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)]
+    assert plain and all(decay[id(p)] == 0 for p in plain)
+    assert decay[id(model.clip.positional_embedding)] == decay[id(model.clip.visual.positional_embedding)] == 0
+    spared = {id(p) for p in plain}
+    rest = [p for n, p in model.named_parameters() if p.requires_grad and "embedding" not in n and id(p) not in spared]
+    assert id(model.head.p2t.gamma) in map(id, rest) and all(decay[id(p)] == 1e-4 for p in rest)
+    for name, p in model.named_parameters():
+        assert not p.requires_grad or rate[id(p)] == pytest.approx(2e-6 if name.startswith("clip.") else 2e-4)
+
+
+def test_an_optimizer_state_of_other_parameters_is_refused():
+    """As versions before the names of parameters were in it left it: nothing of it would fit, in silence."""
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="optimizer state of 'state', which is no parameter"):
+        load_optimizer_state(model, torch.optim.AdamW(model.parameters()), {"state": {}, "param_groups": []})
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_resumes(data, tmp_path, amp):
+    config = configure(data, tmp_path / "whole", [f"train.amp={amp}", "train.steps=3", "train.eval_every=0"])
+    summary = train(config, progress=False)
+    assert math.isfinite(summary.losses["loss"])
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights(tmp_path / "whole").values())
+    config = config.override(f"train.out={tmp_path / 'parts'}")
+    with pytest.raises(ZeroDivisionError):
+        train(config, progress=False, callbacks=[fail_at(3)])
+    assert state(tmp_path / "parts")["step"] == 2
+    train(config, progress=False)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_micro_batches_equal_the_whole_batch(data, tmp_path):
+    """But for BatchNorm, which sees one at a time: without the T2P branch there is none."""
+    recipe = ["model.t2p=false", "train.steps=1", "train.eval_every=0"]
+    for switches in ([], ["model.loss.seg=bce", "model.fast=true", "model.loss.aux_heads=3"]):
+        gradients, losses = {}, {}
+        for parts in (1, 2, 4):
+            out = tmp_path / f"{len(switches)}-{parts}"
+            config = configure(data, out, [*recipe, *switches, f"train.accumulate={parts}"])
+            losses[parts] = train(config, progress=False).losses
+            gradients[parts] = [values["exp_avg"] for values in state(out)["optimizer"].values()]
+        for parts in (2, 4):
+            assert distance(gradients[parts], gradients[1]) < 1e-5
+            assert losses[parts] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_micro_batches_and_batch_norm(uninterrupted, data, tmp_path):
+    """With the T2P branch the align loss differs by BatchNorm's statistics; the rest is the same to first order."""
+    summary = train(configure(data, tmp_path, ["train.accumulate=2"]), progress=False)
+    whole = uninterrupted[1].losses
+    assert summary.losses["seg"] == pytest.approx(whole["seg"], rel=0.02)
+    assert summary.losses["align"] == pytest.approx(whole["align"], rel=0.2)
+    assert not torch.equal(weights(tmp_path)["head.t2p.first.0.weight"],
+                           weights(uninterrupted[0])["head.t2p.first.0.weight"])  # fmt: skip
