@@ -33,6 +33,7 @@ from .errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "Config",
     "ConfigError",
@@ -53,6 +54,7 @@ __all__ = [
     "ResultError",
     "Scores",
     "TrainConfig",
+    "Trainer",
     "TrainingError",
     "UnfinishedError",
     "UsageError",
@@ -74,7 +76,7 @@ if TYPE_CHECKING:
     from .evaluation import Scores, evaluate
     from .inference import Result
     from .model import FGASeg
-    from .training import train
+    from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
 else:
     _LAZY = {
@@ -83,7 +85,7 @@ else:
         "evaluation": ("Scores", "evaluate"),
         "inference": ("Result",),
         "model": ("FGASeg",),
-        "training": ("train",),
+        "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),
     }
     _MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}

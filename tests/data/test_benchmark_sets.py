@@ -30,7 +30,7 @@ from fgaseg.data.preparation import check, check_folder, prepare, print_prepared
 from fgaseg.data.selection import training_sets
 from fgaseg.errors import ConfigError, DataError, ImageError
 from fgaseg.evaluation.scores import ClassScore, Scores
-from fgaseg.training.trainer import train
+from fgaseg.training import train
 
 SAMPLES = SHARED / "data" / "protocol"
 pytestmark = [
