@@ -1,4 +1,4 @@
-"""CLIP through open_clip: the dense image tower, its intermediate guidance, and which weights are fine-tuned."""
+"""CLIP through open_clip: building both towers, their blocks, loading weights, and which weights are fine-tuned."""
 
 import warnings
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ from ..weights import load_weights, read_weights
 
 
 class SelfAttention(nn.Module):
-    """nn.MultiheadAttention with q, k and v apart, so that q and v can train while k stays frozen.
+    """nn.MultiheadAttention with separate q, k and v weights, so that q and v can train while k stays frozen.
 
-    The layout is (N, L, D) here whatever open_clip's blocks use.
+    The layout is (N, L, D), whatever open_clip's blocks use.
     """
 
     def __init__(self, source: nn.MultiheadAttention):
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
     def values(self, x: Tensor) -> Tensor:
-        """The value path alone: what attention gives when every token attends to itself."""
+        """The value path alone: attention in which every token attends to itself only."""
         return self.out_proj(F.linear(x, self.v_proj_weight, self.in_proj_bias.chunk(3)[2]))
 
 
@@ -55,13 +55,13 @@ def run_block(block: ResidualAttentionBlock, x: Tensor, causal: bool = False) ->
 
 
 def run_dense_block(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """The last visual block without attention: value path, class token's residual on every token, MLP."""
+    """The last visual block without attention: value path, the class token's residual on every token, MLP."""
     v = block.attn.values(block.ln_1(x)) + x[:, :1]
     return v + block.mlp(block.ln_2(v))
 
 
 def resized_positions(table: Tensor, stored: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """The positional table [1 + h·w, D] at another grid: bicubic, no antialias, class row apart."""
+    """The positional table [1 + h·w, D] at another grid: bicubic, without antialiasing; the class row is kept."""
     if grid == stored:
         return table
     square = table[1:].unflatten(0, stored).permute(2, 0, 1)[None]
@@ -78,7 +78,7 @@ def resolve_architecture(config: EncoderConfig) -> tuple[dict[str, Any], dict[st
         raise EncoderError(f"encoder.name: open_clip knows no model {config.name!r}; see open_clip.list_models()")
     tag = open_clip.pretrained.get_pretrained_cfg(config.name, config.pretrained) if config.pretrained else None
     if tag and bool(tag.get("quick_gelu", False)) != bool(architecture.get("quick_gelu", False)):
-        # open_clip only warns here; the two activations give different features. The weights decide.
+        # open_clip only warns here, but the two activations give different features: the weights decide
         architecture["quick_gelu"] = bool(tag.get("quick_gelu", False))
     if config.quick_gelu is not None:
         architecture["quick_gelu"] = config.quick_gelu
@@ -161,10 +161,10 @@ def _instantiate(architecture: dict[str, Any], name: str) -> CLIP:
 
 
 def load_clip(clip: CLIP, path: str | Path) -> None:
-    """Fill both towers from one checkpoint file; anything missing or of another shape is an error."""
+    """Load both towers from one checkpoint file. Raises CheckpointError for what is missing or of another shape."""
     weights = split_projections(read_weights(path))
     own = clip.state_dict()
-    if any(k.startswith("clip.") for k in weights):  # a whole FGASeg: its encoder
+    if any(k.startswith("clip.") for k in weights):  # a whole FGASeg model: take its encoder
         weights = {k.removeprefix("clip."): v for k, v in weights.items() if k.startswith("clip.")}
     for key in ("input_resolution", "context_length", "vocab_size", "attn_mask"):
         weights.pop(key, None)

@@ -1,9 +1,9 @@
-"""The model in its plain form: every stage as the paper writes it, nothing shared, cut or fused.
+"""Reference implementation of the model: every stage as the paper writes it, nothing shared, chunked or fused.
 
-It is what the accelerated stages are tested against and what `fgaseg bench model` measures beside them: all classes go
-through all stages up to the cap, guidance is copied to every class map, missing classes are filled with pad tokens,
-windows are rolled copies under a mask, prompts run at CLIP's full length, and score maps are resized whole. Weights are
-the model's own; one image at a time.
+The accelerated stages are tested against it, and `fgaseg bench model` measures it beside them: all classes under the cap
+go through all stages, guidance is copied to every class map, missing classes are filled up with pad tokens, windows are
+rolled copies under a mask, prompts run at CLIP's full length, and score maps are resized whole. It reads the weights of
+a model and computes one image at a time.
 """
 
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ def similarity(head: Head, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
 
 
 def fuse(fusion: Fusion | None, x: Tensor, local: Tensor | None) -> Tensor:
-    if fusion is None or local is None:  # a model without LCS
+    if fusion is None or local is None:  # no LCS
         return x
     return x + local if fusion.linear is None else fusion.linear(torch.cat([x, local], dim=-1))
 
@@ -158,7 +158,7 @@ def decoder(part: Decoder, x: Tensor, local: Tensor | None, early: Tensor, late:
 
 
 def run_head(head: Head, features: ImageFeatures, texts: Tensor) -> Tensor:
-    """Logits [1, T, 4H, 4W] of one image, not in fast mode; classes that the cap leaves out are at DROPPED."""
+    """Logits [1, T, 4H, 4W] of one image, not in fast mode; classes that the cap leaves out get DROPPED."""
     unit_texts, gcs, lcs = similarity(head, features.embedding, texts)
     kept = torch.arange(len(texts), device=texts.device)
     if head.config.class_cap is not None and len(texts) > head.config.class_cap:
@@ -185,13 +185,13 @@ def propagate(head: Head, features: ImageFeatures, texts: Tensor, gcs: Tensor, l
     return decoder(head.decoder, x, local, early, late)
 
 
-def run(model: FGASeg, pixels: Tensor, texts: Tensor) -> Tensor:
-    """Logits [B, T, 4H, 4W], image after image."""
+def forward(model: FGASeg, pixels: Tensor, texts: Tensor) -> Tensor:
+    """Logits [B, T, 4H, 4W], one image at a time."""
     return torch.cat([run_head(model.head, model.image_encoder(image[None]), texts) for image in pixels])
 
 
-def train(model: FGASeg, pixels: Tensor, texts: Tensor) -> Output:
-    """What a training step computes of one image: logits and, with T2P, the maps of its loss."""
+def training_forward(model: FGASeg, pixels: Tensor, texts: Tensor) -> Output:
+    """What a training step computes for one image: logits and, with T2P, the maps of its loss."""
     features, head = model.image_encoder(pixels), model.head
     aligned = head.p2t(features.embedding, texts)
     align = None if head.t2p is None else head.t2p(features.embedding, aligned)
@@ -206,6 +206,6 @@ def labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def windows(model: FGASeg, photo: Tensor, texts: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels [H, W] of a photo [3, h, w] 0..255 by the released code's views, with every class's maps at every size."""
-    logits = run(model, released_views(model, photo), texts)
+    logits = forward(model, released_views(model, photo), texts)
     scores = averaged_scores(logits, isqrt(len(logits) - 1), WINDOW, STRIDE, True)
     return labels(scores[None], size)

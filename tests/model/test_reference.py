@@ -1,11 +1,11 @@
-"""The accelerated model against its plain form, in float64 and for one configuration of every kind."""
+"""The accelerated model against the reference implementation, in float64 and for one configuration of every kind."""
 
 import pytest
 import torch
 from tiny import NAMES, pixels, tiny_model
 
 import fgaseg
-from fgaseg.model import reference as plain
+from fgaseg.model import reference
 
 NAMES_20 = [f"{a} {b}" for a in ("red", "old", "wet", "tall") for b in NAMES[:5]]
 
@@ -38,7 +38,7 @@ def test_same_logits(size, names, switches):
         images = pixels(2, *size).double()
         vocabulary = model.encode(names)
         got = model(images, vocabulary).logits
-        expected = plain.run(model, images, vocabulary.embeddings)
+        expected = reference.forward(model, images, vocabulary.embeddings)
     assert expected.amax() - expected.amin() > 0.1  # there is something to compare
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
@@ -48,7 +48,7 @@ def test_same_embeddings():
     model = tiny_model().eval().double()
     encoder = model.text_encoder
     prompts = [encoder.templates[0].format(name) for name in (*NAMES_20, "a much longer name of something, in words")]
-    torch.testing.assert_close(encoder._prompts(prompts), plain.text_tower(encoder, prompts), rtol=0, atol=1e-13)
+    torch.testing.assert_close(encoder._prompts(prompts), reference.text_tower(encoder, prompts), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("inference", ["whole", "windows"])
