@@ -1,7 +1,7 @@
 """Reference implementation of the model: every stage as the paper writes it, nothing shared, chunked or fused.
 
-The accelerated stages are tested against it, and `fgaseg bench model` measures it beside them: all classes under the cap
-go through all stages, guidance is copied to every class map, missing classes are filled up with pad tokens, windows are
+The accelerated stages are tested against it, and `fgaseg bench model` measures both: all classes under the cap go
+through all stages, guidance is copied to every class map, missing classes are filled up with pad tokens, windows are
 rolled copies under a mask, prompts run at CLIP's full length, and score maps are resized whole. It reads the weights of
 a model and computes one image at a time.
 """
