@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from fgaseg.config import DataConfig
 from fgaseg.data.augmentation import augment
-from fgaseg.data.benchmark_sets import open_set
-from fgaseg.data.folders import PairDataset, read_labels
+from fgaseg.data.datasets import PairDataset
 from fgaseg.data.images import read_image, to_pixels
+from fgaseg.data.label_formats import read_labels
+from fgaseg.data.prepared_sets import open_set
 
 
 class Repeated(Dataset):
@@ -70,14 +71,14 @@ def torchvision_photo(photo: Path) -> torch.Tensor:
 
 def milliseconds(data: PairDataset, repeats: int) -> dict[str, float]:
     """Median over the photos and ``repeats`` of each step, alone on one core."""
-    plain = data.config.model_copy(update={"color_jitter": False})
+    plain = data.augmentation.model_copy(update={"color_jitter": False})
     steps = {
         "decode photo (Pillow)": lambda p, i, ls, r: read_image(p[1]),
         "decode photo (torchvision)": lambda p, i, ls, r: torchvision_photo(p[1]),
         "decode labels": lambda p, i, ls, r: read_labels(p[2]),
         "resize, crop, flip, pad": lambda p, i, ls, r: augment(i, ls, plain, r),
-        "the same with jitter": lambda p, i, ls, r: augment(i, ls, data.config, r),
-        "normalise": lambda p, i, ls, r: to_pixels(i.resize((data.config.crop, data.config.crop))),
+        "the same with jitter": lambda p, i, ls, r: augment(i, ls, data.augmentation, r),
+        "normalise": lambda p, i, ls, r: to_pixels(i.resize((data.augmentation.crop, data.augmentation.crop))),
     }
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats):
@@ -115,7 +116,7 @@ def main() -> None:
         "milliseconds_per_step": milliseconds(data, options.repeats),
         "largest_difference_torchvision_decoder": decoders_differ(data),
         "photos": len(data),
-        "crop": data.config.crop,
+        "crop": data.augmentation.crop,
         "batch": options.batch,
         "load_before_each_repeat": loads,  # above 0: other programs took part of the cores
         "machine": f"{os.cpu_count()} cores, {processor()}",

@@ -130,11 +130,11 @@ def _join_processes(options: argparse.Namespace) -> None:
 
 def _data_sets(options: argparse.Namespace) -> dict[str, Any]:
     from ..config import load_config
-    from ..data import data_sets, default_root, open_set, set_in_folders
+    from ..data import data_sets, default_root, open_set, open_set_in_folders
     from ..evaluation import open_validation_set
 
     if options.data and options.images:
-        return {options.data: set_in_folders(options.data, options.images, options.labels)}
+        return {options.data: open_set_in_folders(options.data, options.images, options.labels)}
     if options.data:
         root = options.root or default_root()
         return {name: open_set(name, root) for name in dict.fromkeys(options.data.split(","))}
@@ -200,11 +200,13 @@ def _evaluate_one(
 
 
 def _cautions(options: argparse.Namespace, results: "Results") -> list[str]:
-    from ..data import SETS
+    from ..data import BENCHMARK_SETS
     from ..evaluation import cautions
 
     published = _published(options, results)
-    return [line for name in published for line in cautions(name, results[name], SETS[name].splits["val"].count)]
+    return [
+        line for name in published for line in cautions(name, results[name], BENCHMARK_SETS[name].splits["val"].count)
+    ]
 
 
 def _published(options: argparse.Namespace, results: "Results") -> list[str]:

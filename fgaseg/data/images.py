@@ -1,4 +1,4 @@
-"""Reading photos of every kind into one form, and that form into the network's input."""
+"""Opening and decoding image files, and turning photos of every kind into the pixels that the network takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import ImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-PIXEL_LIMIT = 100_000_000
+PIXEL_LIMIT = 100_000_000  # larger images are refused or decoded at a reduced size
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
 
@@ -24,16 +24,17 @@ _OPEN_LOCK = threading.Lock()
 
 
 def read_image(source: ImageSource) -> Image.Image:
-    """The image as 8-bit RGB, upright.
+    """Read an image of any kind as an upright 8-bit RGB image.
 
-    source    a file (any format Pillow reads; the first frame of several), a PIL image, an array [H, W] or
-              [H, W, 1 | 3 | 4], or a tensor [1 | 3 | 4, H, W] or as the arrays (one that fits both is channels first).
-              Arrays and tensors are uint8, uint16, or floating point in 0..1
+    source    a path (any format that Pillow reads; of several frames, the first), a PIL image, an array [H, W] or
+              [H, W, 1 | 3 | 4], or a tensor [1 | 3 | 4, H, W] or shaped like the arrays (channels first where both
+              fit). Arrays and tensors are uint8, uint16, or floating point in 0..1
+    returns   PIL image of mode RGB
 
-    The EXIF orientation is applied; 16-bit grey is divided by 257; transparency is laid on white; CMYK, palette and the
-    other colour modes are converted. More than 100 megapixels: a JPEG is decoded at a half, a quarter or an eighth of
-    its sides, with a warning that says so; anything else is an error. FGASEG_PIXEL_LIMIT (pixels) in the environment
-    moves that limit. Raises ImageError, which names the file, for whatever cannot be read.
+    The EXIF orientation is applied; 16-bit grey values are divided by 257; transparent images are composited over
+    white; CMYK, palette and other colour modes are converted. Above 100 megapixels a JPEG is decoded at a half, a
+    quarter or an eighth of its size, with a warning; any other format is an error. The environment variable
+    FGASEG_PIXEL_LIMIT (in pixels) changes that limit. Raises ImageError naming the source if it cannot be read.
     """
     if isinstance(source, torch.Tensor):
         return _from_array(*_tensor_as_array(source))
@@ -50,7 +51,10 @@ def read_image(source: ImageSource) -> Image.Image:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Opens an image file without decoding it, with the checks and the errors of ``read_image``."""
+    """Open an image file without decoding its pixels; size, mode and metadata are known then.
+
+    Raises ImageError naming the file: missing, empty, unreadable, of no known format, or above the pixel limit.
+    """
     file = Path(path)
     if file.is_dir():
         raise ImageError(f"{file}: is a folder, not an image: name a file in it")
@@ -66,14 +70,22 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers raise a dozen types, SyntaxError and struct.error among them
         raise ImageError(
-            f"{file}: is not an image Pillow can read, or its head is damaged: give a JPEG or PNG"
+            f"{file}: is not an image Pillow can read, or its header is damaged: give a JPEG or PNG"
         ) from error
     _limit_pixels(image, str(file))
     return image
 
 
+def load_pixels(image: Image.Image, name: str | os.PathLike[str]) -> None:
+    """Decode the pixels of an opened image. Raises ImageError with ``name`` if the data is truncated or corrupt."""
+    try:
+        image.load()
+    except Exception as error:  # as in open_image: every reader has its own types
+        raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
+
+
 def _open_any_size(file: Path) -> Image.Image:
-    """Opens without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size."""
+    """Open without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size."""
     with _OPEN_LOCK:
         guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -85,7 +97,7 @@ def _open_any_size(file: Path) -> Image.Image:
 def _limit_pixels(image: Image.Image, name: str) -> None:
     setting = os.environ.get("FGASEG_PIXEL_LIMIT", str(PIXEL_LIMIT))
     if not setting.isdecimal():
-        raise ImageError(f"FGASEG_PIXEL_LIMIT={setting!r} in the environment: give a whole number of pixels")
+        raise ImageError(f"environment variable FGASEG_PIXEL_LIMIT={setting!r}: give a whole number of pixels")
     limit = int(setting)
     width, height = image.size
     if width * height <= limit:
@@ -96,7 +108,7 @@ def _limit_pixels(image: Image.Image, name: str) -> None:
         raise ImageError(f"{size}: make it smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment")
     image.draft(None, (width // factor, height // factor))
     warnings.warn(
-        f"{size}: read at {image.width}x{image.height}; FGASEG_PIXEL_LIMIT in the environment moves the limit",
+        f"{size}: decoded at {image.width}x{image.height}; FGASEG_PIXEL_LIMIT in the environment changes the limit",
         stacklevel=4,
     )
 
@@ -104,21 +116,18 @@ def _limit_pixels(image: Image.Image, name: str) -> None:
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{name}: has no pixels ({image.width}x{image.height}): give one with at least 1x1")
-    try:
-        image.load()
-    except Exception as error:  # as above: every reader has its own
-        raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
+    load_pixels(image, name)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_array(_sixteen_bit(np.asarray(image), name), name)
+        return _from_array(_as_sixteen_bit(np.asarray(image), name), name)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _sixteen_bit(values: np.ndarray, name: str) -> np.ndarray:
-    """Pillow widens some 16-bit greys to 32 bits: the values are what counts."""
+def _as_sixteen_bit(values: np.ndarray, name: str) -> np.ndarray:
+    """Grey values as uint16: Pillow reads some 16-bit files as 32 bits. Floating point stays."""
     if values.dtype.kind == "f":
         return values
     if values.min() < 0 or values.max() > 65535:
@@ -165,13 +174,14 @@ def _from_unit_range(values: np.ndarray, name: str) -> np.ndarray:
 def to_pixels(
     image: Image.Image | np.ndarray | torch.Tensor, size: tuple[int, int] | None = None, antialias: bool = False
 ) -> torch.Tensor:
-    """What the encoder takes: CLIP-normalised pixels.
+    """CLIP-normalised pixels of an RGB image: the input of the image encoder.
 
-    image     RGB: a PIL image, or uint8 [H, W, 3]
-    size      (height, width) to resize to, bilinear; None keeps the size
-    returns   [3, height, width] float32, (value / 255 - CLIP mean) / CLIP standard deviation
+    image      an RGB PIL image, or uint8 [H, W, 3]
+    size       (height, width) to resize to, bilinear; None keeps the size
+    antialias  off by default, as in the published evaluation protocol
+    returns    float32 [3, height, width], (value / 255 - CLIP mean) / CLIP standard deviation
 
-    The published protocol resizes without antialiasing, hence the default.
+    Raises ImageError for other shapes and types.
     """
     values = image if isinstance(image, torch.Tensor) else torch.from_numpy(np.array(image))
     if values.dtype != torch.uint8 or values.ndim != 3 or values.shape[2] != 3:

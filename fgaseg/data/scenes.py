@@ -2,7 +2,10 @@
 
 One to four coloured, textured shapes ("red star", "blue ring") lie on one or two textured grounds ("grass", "bricks").
 A fifth of the colour-shape pairs, ``UNSEEN``, never occurs in a training scene although every colour and every shape
-does: naming them needs the open vocabulary. Sizes are relative to the shorter side, so a scene looks alike at any size.
+does: to recognise them takes an open vocabulary. Sizes are relative to the shorter side, so that a scene looks the same
+at any resolution.
+
+In the drawing functions h and w are sizes in pixels, and px is the size of 1/96 of the shorter side.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from .folders import EpochDataset, Item
+from .datasets import EpochDataset, Item
 from .images import to_pixels
 
 COLOURS = {  # hue, saturation, value
@@ -28,17 +31,18 @@ COLOURS = {  # hue, saturation, value
     "purple": (0.765, 0.62, 0.70),
     "pink": (0.890, 0.45, 0.98),
     "white": (0.120, 0.05, 0.97),
-    "rainbow": (0.0, 0.80, 0.92),  # every hue in turn: shapes that no colour gives away
+    "rainbow": (0.0, 0.80, 0.92),  # every hue in turn: these can be told apart by shape alone
 }
 
 
-def _regular(corners: int, start: float, radius: float = 1.0) -> np.ndarray:
+def _polygon(corners: int, start: float, radius: float = 1.0) -> np.ndarray:
+    """Corners [n, 2] of a regular polygon; the first is at the angle ``start``."""
     angles = start + 2 * math.pi * np.arange(corners) / corners
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _star() -> np.ndarray:
-    outline = _regular(10, -math.pi / 2, 1.08)
+    outline = _polygon(10, -math.pi / 2, 1.08)
     outline[1::2] *= 0.42
     return outline
 
@@ -51,29 +55,29 @@ def _cross(arm: float = 0.33, end: float = 0.96) -> np.ndarray:
 
 SHAPES: dict[str, tuple[np.ndarray, ...]] = {  # outline, and the outline of a hole; x right, y down, radius about 1
     "star": (_star(),),
-    "ring": (_regular(48, 0.0), _regular(48, 0.0, 0.54)),
-    "square": (_regular(4, math.pi / 4, 1.12),),
-    "triangle": (_regular(3, -math.pi / 2, 1.15),),
+    "ring": (_polygon(48, 0.0), _polygon(48, 0.0, 0.54)),
+    "square": (_polygon(4, math.pi / 4, 1.12),),
+    "triangle": (_polygon(3, -math.pi / 2, 1.15),),
     "cross": (_cross(),),
 }
 
 _PAIRS = [(c, s) for c in range(len(COLOURS)) for s in range(len(SHAPES))]
 _PAIR_NAMES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
-# A diagonal of period five: a fifth of the pairs, and one or two of every colour and of every shape.
 RAINBOW = [name for name in _PAIR_NAMES if name.startswith("rainbow ")]
+# A diagonal of period five: a fifth of the pairs, and one or two of every colour and of every shape.
 _HELD_OUT = [name for (c, s), name in zip(_PAIRS, _PAIR_NAMES, strict=True) if (3 * c + s) % 5 == 0]
 UNSEEN = [name for name in _HELD_OUT if name not in RAINBOW]
 SEEN = [name for name in _PAIR_NAMES if name not in UNSEEN]
 
 
 def _noise(rng: np.random.Generator, h: int, w: int, cell_h: float, cell_w: float) -> np.ndarray:
-    """Smooth noise [h, w] in about -1..1 whose blobs are ``cell_h`` by ``cell_w`` pixels."""
+    """Smooth noise, float32 [h, w] in about -1..1, with blobs of ``cell_h`` by ``cell_w`` pixels."""
     grid = rng.uniform(-1, 1, (math.ceil(h / max(cell_h, 1)) + 2, math.ceil(w / max(cell_w, 1)) + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((w, h), Image.Resampling.BICUBIC))
 
 
 def _mix(low: Sequence[float], high: Sequence[float], t: np.ndarray) -> np.ndarray:
-    """Colour between ``low`` (t = 0) and ``high`` (t = 1), [h, w, 3]."""
+    """Colours between ``low`` (t = 0) and ``high`` (t = 1), float32 [h, w, 3], for t [h, w]."""
     low_, high_ = np.asarray(low, np.float32), np.asarray(high, np.float32)
     return low_ + np.clip(t, 0, 1)[..., None] * (high_ - low_)
 
@@ -124,7 +128,7 @@ NAMES = SEEN + UNSEEN + GROUNDS
 
 
 def _draw_grounds(rng: np.random.Generator, h: int, w: int, px: float) -> tuple[np.ndarray, np.ndarray]:
-    """One ground, or two that meet along a wavy line; float32 [h, w, 3] and labels [h, w]."""
+    """One ground, or two that meet along a wavy line: float32 [h, w, 3] in 0..255, and labels uint8 [h, w]."""
     first, second = rng.choice(len(GROUNDS), 2, replace=False)
     image = _GROUND[GROUNDS[first]](rng, h, w, px)
     labels = np.full((h, w), NAMES.index(GROUNDS[first]), np.uint8)
@@ -143,7 +147,12 @@ def _draw_grounds(rng: np.random.Generator, h: int, w: int, px: float) -> tuple[
 def _mask(
     shape: str, radius: float, angle: float, stretch: float, side: int, offset: tuple[float, float]
 ) -> Image.Image:
-    """Coverage 0..255 of the shape in a side x side patch, antialiased: drawn four times larger and averaged."""
+    """Coverage 0..255 of a shape in a patch of side x side, antialiased: drawn four times larger and averaged.
+
+    radius, offset  in pixels; offset (x, y) of the shape's centre from that of the patch
+    angle           in radians
+    stretch         the width is multiplied, the height divided by it
+    """
     fine = 4
     turn = np.array([(math.cos(angle), math.sin(angle)), (-math.sin(angle), math.cos(angle))])
     mask = Image.new("L", (side * fine, side * fine))
@@ -155,7 +164,10 @@ def _mask(
 
 
 def _surface(rng: np.random.Generator, colour: str, side: int, px: float) -> np.ndarray:
-    """A square of the colour, its hue jittered, plain, striped, dotted or mottled, lit from the upper left."""
+    """A square of the colour, its hue jittered; plain, striped, dotted or mottled, and lit from the upper left.
+
+    Returns float32 [side, side, 3] in about 0..255.
+    """
     hue, saturation, value = COLOURS[colour]
     hue = (hue + rng.uniform(-0.014, 0.014)) % 1
     rgb = colorsys.hsv_to_rgb(hue, saturation * rng.uniform(0.86, 1.0), min(value * rng.uniform(0.88, 1.08), 1))
@@ -180,8 +192,8 @@ def _surface(rng: np.random.Generator, colour: str, side: int, px: float) -> np.
     return light[..., None] * (paint + tone[..., None] * (0.084 * paint + 5))  # + 5: black has texture too
 
 
-def _place(rng: np.random.Generator, h: int, w: int, count: int) -> list[tuple[float, float, float]]:
-    """(y, x, radius) of up to ``count`` objects that overlap only a little and lie mostly inside the frame."""
+def _choose_places(rng: np.random.Generator, h: int, w: int, count: int) -> list[tuple[float, float, float]]:
+    """(y, x, radius) of up to ``count`` objects that overlap only a little and lie mostly inside the image."""
     places: list[tuple[float, float, float]] = []
     for _ in range(8 * count):
         radius = min(h, w) * rng.uniform(0.18, 0.30)
@@ -201,7 +213,11 @@ def _draw_object(
     place: tuple[float, float, float],
     px: float,
 ) -> None:
-    """Draws a shadow and the object onto ``image`` and its label onto ``labels``, in place."""
+    """Draw an object and its shadow into ``image`` [h, w, 3], and its label into ``labels`` [h, w], in place.
+
+    name   a colour and a shape
+    place  (y, x, radius) in pixels
+    """
     y, x, radius = place
     colour, shape = name.split(" ")
     side = math.ceil(2.7 * radius) + 2
@@ -230,23 +246,25 @@ def _draw_object(
 def scene(
     seed: int | Sequence[int], size: int | tuple[int, int], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One scene, a function of its arguments alone.
+    """Draw one scene; the same arguments give the same scene.
 
-    seed      a whole number or several, none negative
-    size      pixels, a side or (height, width), 16 or more
-    names     the colour-shape pairs that may occur, out of SEEN and UNSEEN; grounds always may
-    returns   image uint8 [H, W, 3] in RGB, and labels uint8 [H, W], indices into ``NAMES``; a ring's hole is ground
+    seed      one or several non-negative integers
+    size      side, or (height, width), in pixels; at least 16
+    names     the colour-shape pairs to choose from, out of SEEN and UNSEEN; any ground may occur
+    returns   image uint8 [H, W, 3] in RGB, and labels uint8 [H, W], indices into ``NAMES``; a ring's hole shows ground
+
+    Raises ValueError for a smaller size, no names, or other names.
     """
     h, w = (size, size) if isinstance(size, int) else size
     if min(h, w) < 16:
-        raise ValueError(f"scene: size {h}x{w} is too small to draw in: give 16 or more pixels a side")
+        raise ValueError(f"scene: size {h}x{w} is too small to draw in: give at least 16 pixels a side")
     wrong = [name for name in names if name not in _PAIR_NAMES]
     if wrong or not names:
         raise ValueError(f"scene: names holds {wrong or 'nothing'}: give colour-shape pairs out of SEEN and UNSEEN")
     rng = np.random.default_rng(seed)
     px = min(h, w) / 96
     image, labels = _draw_grounds(rng, h, w, px)
-    for place in _place(rng, h, w, int(rng.integers(1, 5))):
+    for place in _choose_places(rng, h, w, int(rng.integers(1, 5))):
         _draw_object(rng, image, labels, names[int(rng.integers(len(names)))], place, px)
     slope_y, slope_x = rng.uniform(-0.14, 0.14, 2)
     y, x = np.linspace(-1, 1, h, dtype=np.float32)[:, None], np.linspace(-1, 1, w, dtype=np.float32)[None]
@@ -256,15 +274,16 @@ def scene(
 
 
 class SceneDataset(EpochDataset):
-    """Scenes as a data set with the items of ``FolderDataset``; item i depends only on (split, seed, epoch, i).
+    """Scenes as a data set; item i depends only on (split, seed, epoch, i).
 
-    split     "train": objects out of SEEN; names = SEEN + GROUNDS. "seen" and "unseen": scenes to be scored, with
-              objects out of SEEN or UNSEEN alone; names = SEEN + UNSEEN + GROUNDS, so all pairs compete
+    split     "train": objects out of SEEN; names = SEEN + GROUNDS. "seen" and "unseen": for evaluation, with objects
+              out of SEEN or UNSEEN alone; names = SEEN + UNSEEN + GROUNDS, so that all pairs compete
     length    scenes per epoch
-    size      pixels, a side or (height, width)
+    size      side, or (height, width), in pixels
 
     Items hold "pixels" float32 [3, H, W] (CLIP-normalised), "labels" int64 [H, W] (indices into ``names``), "stem", and
-    when scoring "image" uint8 [H, W, 3]. ``set_epoch`` gives training other scenes every epoch; the scored ones stay.
+    for evaluation "image" uint8 [H, W, 3]. ``set_epoch`` changes the training scenes; those for evaluation stay the
+    same. ``scored`` are the names that a split's mIoU is computed over.
     """
 
     def __init__(
@@ -275,12 +294,11 @@ class SceneDataset(EpochDataset):
         super().__init__()
         self.split, self.length, self.size, self.seed = split, length, size, seed
         self.names = SEEN + GROUNDS if split == "train" else list(NAMES)
-        # more of the rainbow in training: with any hue inside, it is the outline that must tell the shape
+        # more rainbows in training: they hold any hue, so that only the outline says which shape it is
         self.allowed = {"train": SEEN + 2 * RAINBOW, "seen": SEEN, "unseen": UNSEEN}[split]
-        self.skipped: list[str] = []
-        # what a split's mIoU is over: the classes of training, or the pairs that training never showed
+        # the classes seen in training, or the pairs that training never showed
         self.scored = UNSEEN if split == "unseen" else SEEN + GROUNDS
-        self._index = np.array([self.names.index(name) if name in self.names else -1 for name in NAMES])
+        self._label_of = np.array([self.names.index(name) if name in self.names else -1 for name in NAMES])
 
     def __len__(self) -> int:
         return self.length
@@ -288,13 +306,13 @@ class SceneDataset(EpochDataset):
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
-        scoring = self.split != "train"
+        evaluation = self.split != "train"
         stream = ("train", "seen", "unseen").index(self.split)
-        epoch = 0 if scoring else self.epoch
+        epoch = 0 if evaluation else self.epoch
         image, labels = scene([self.seed, stream, epoch, index], self.size, self.allowed)
         item: Item = {
             "pixels": to_pixels(image),
-            "labels": torch.from_numpy(self._index[labels]),
+            "labels": torch.from_numpy(self._label_of[labels]),
             "stem": f"{self.split}-{epoch}-{index}",
         }
-        return item | {"image": torch.from_numpy(image)} if scoring else item
+        return item | {"image": torch.from_numpy(image)} if evaluation else item

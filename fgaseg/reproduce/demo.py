@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import Config, load_config
-from ..data import SCENES_SCORED, SEEN, UNSEEN, SceneDataset, data_sets
+from ..data import SEEN, UNSEEN, VALIDATION_SCENES, SceneDataset, data_sets
 from ..errors import ConfigError
 from ..evaluation import Scores, evaluate
 from ..files import atomic_write
@@ -135,7 +135,7 @@ def draw(model: FGASeg) -> Image.Image:
     scenes, maps, names = [], [], SceneDataset("seen", 1).names
     vocabulary = model.encode(names)
     for split, index in PICTURED:
-        item = SceneDataset(split, SCENES_SCORED, (96, 144), seed=7)[index]
+        item = SceneDataset(split, VALIDATION_SCENES, (96, 144), seed=7)[index]
         photo, truth = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
         labels = model.segment(photo, vocabulary).labels
         scenes.append((split, photo, truth, labels, pseudo_masks(model, photo, vocabulary)))

@@ -198,7 +198,7 @@ def test_forbidden_file_says_so(tmp_path):
 
 def test_hundred_megapixel_jpeg_is_read_smaller_and_said(tmp_path):
     file = saved(tmp_path, Image.new("L", (10_400, 10_000), 90), "huge.jpg")
-    with pytest.warns(UserWarning, match=r"huge\.jpg: 10400x10000 .* read at 5200x5000"):
+    with pytest.warns(UserWarning, match=r"huge\.jpg: 10400x10000 .* decoded at 5200x5000"):
         image = read_image(file)
     assert image.size == (5200, 5000) and image.getpixel((100, 100)) == (90, 90, 90)
 

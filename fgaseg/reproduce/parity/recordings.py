@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...data import SETS
+from ...data import BENCHMARK_SETS
 from ...errors import CheckpointError
 from ...model import FGASeg
 
 PHOTO = 384  # height and width of the recorded input
-VOCABULARIES = {"voc20": "pas20", "ade847": "a847", "coco": "coco-stuff"}  # in file names → in SETS
+VOCABULARIES = {"voc20": "pas20", "ade847": "a847", "coco": "coco-stuff"}  # in file names → in BENCHMARK_SETS
 DROPPED = -100.0  # what the released code fills in for classes that its cap leaves out
 
 
@@ -144,7 +144,7 @@ class Recordings:
             raise CheckpointError(
                 f"recorded vocabulary {case.vocabulary!r}: unknown; there are {', '.join(VOCABULARIES)}"
             )
-        return list(SETS[VOCABULARIES[case.vocabulary]].names)
+        return list(BENCHMARK_SETS[VOCABULARIES[case.vocabulary]].names)
 
     def _weights(self, keys: str, rule: str) -> dict[str, Tensor]:
         filled = self.fill.state_dict(self.folder / f"state_dict_keys_{keys}.txt", rule)

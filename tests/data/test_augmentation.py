@@ -1,0 +1,102 @@
+"""Augmentation: labels stay on their photo, what is padded is ignored, colours change as in SSD."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sample_data import as_bytes, make_folder
+
+from fgaseg.config import DataConfig
+from fgaseg.data import augmentation
+from fgaseg.data.augmentation import augment
+from fgaseg.data.folders import FolderDataset
+
+
+@pytest.mark.parametrize("scale", [(0.4, 0.5), (1.0, 1.0), (1.5, 3.0)])
+def test_labels_stay_on_their_photo(tmp_path, scale):
+    """Wherever the augmented labels name a class, the photo shows that class: scale, crop, pad and flip agree."""
+    data = FolderDataset(make_folder(tmp_path, flip=True, scale=scale), "train")
+    seen = 0
+    for epoch in range(10):
+        data.set_epoch(epoch)
+        for item in data:
+            red, labels = as_bytes(item["pixels"])[0], item["labels"]
+            known = labels != 255
+            off = (red - labels * 40).abs()[known]
+            seen += int(known.sum())
+            assert (off > 20).float().mean() < 0.2  # borders of the 8-pixel blocks blend
+    assert seen > 10_000
+
+
+def test_nothing_to_change_changes_nothing(tmp_path):
+    config = make_folder(tmp_path, size=(32, 32))
+    item = FolderDataset(config, "train")[2]
+    np.testing.assert_array_equal(
+        as_bytes(item["pixels"])[0], np.asarray(Image.open(tmp_path / "images/p2.png"))[..., 0]
+    )
+    np.testing.assert_array_equal(item["labels"], np.asarray(Image.open(tmp_path / "labels/p2.png")))
+
+
+def test_padding_is_grey_and_ignored(tmp_path):
+    config = make_folder(tmp_path, crop=64, short_edge=20, color_jitter=True)
+    item = FolderDataset(config, "train")[0]
+    assert (item["labels"][20:] == 255).all() and (item["labels"][:, 28:] == 255).all()
+    assert (as_bytes(item["pixels"])[:, 20:] == 128).all() and (as_bytes(item["pixels"])[:, :, 28:] == 128).all()
+    assert (item["labels"][:20, 2:28] < 3).all()
+
+
+def test_flip_happens_in_half_of_the_cases(tmp_path):
+    config = make_folder(tmp_path, count=1, size=(32, 32), flip=True)
+    data = FolderDataset(config, "train")
+    left = 0
+    for epoch in range(60):
+        data.set_epoch(epoch)
+        left += bool((data[0]["labels"][:, 0] == 255).all())
+    assert 15 < left < 45
+
+
+def test_jitter_changes_the_photo_and_never_the_labels(tmp_path):
+    config = make_folder(tmp_path, size=(32, 32))
+    plain = FolderDataset(config, "train")
+    jittered = FolderDataset(config.model_copy(update={"color_jitter": True}), "train")
+    changed = 0
+    for epoch in range(10):
+        plain.set_epoch(epoch)
+        jittered.set_epoch(epoch)
+        for one, other in zip(plain, jittered, strict=True):
+            torch.testing.assert_close(one["labels"], other["labels"], rtol=0, atol=0)
+            changed += not torch.equal(one["pixels"], other["pixels"])
+    assert changed > 25  # four steps, each in half of the cases
+
+
+def test_colour_steps_are_those_of_ssd():
+    values = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image, real = Image.fromarray(values), values.astype(float)
+
+    def in_hsv(change):
+        pixels = (colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*rgb))) for rgb in real.reshape(-1, 3) / 255)
+        return 255 * np.array(list(pixels)).reshape(8, 8, 3)
+
+    for got, expected, close in (
+        (augmentation._brightness(image, -30.0), real - 30, 1),
+        (augmentation._contrast(image, 1.4), real * 1.4, 1),
+        (augmentation._saturation(image, 0.6), in_hsv(lambda h, s, v: (h, s * 0.6, v)), 8),
+        (augmentation._saturation(image, 1.5), in_hsv(lambda h, s, v: (h, min(s * 1.5, 1), v)), 8),
+        (augmentation._hue(image, 20.0), in_hsv(lambda h, s, v: ((h + 20 / 256) % 1, s, v)), 8),
+    ):
+        assert np.abs(np.asarray(got) - np.clip(expected, 0, 255)).max() <= close  # HSV has 8 bits a channel
+        assert np.abs(np.asarray(got) - real).max() > 2 * close
+
+
+def test_augment_copes_with_one_pixel():
+    config = DataConfig(crop=16, scale=(0.5, 2.0))
+    image, labels = augment(Image.new("RGB", (1, 1)), np.zeros((1, 1), np.int64), config, np.random.default_rng(0))
+    assert image.size == (16, 16) and labels.shape == (16, 16) and (labels == 0).any()
+
+
+def test_augment_copes_with_a_ribbon():
+    config = DataConfig(crop=16)
+    image, labels = augment(Image.new("RGB", (900, 2)), np.ones((2, 900), np.int64), config, np.random.default_rng(0))
+    assert image.size == (16, 16) and (labels == 1).all()

@@ -1,0 +1,97 @@
+"""Checks: damage is found and its file named, in benchmark sets and in folders of one's own."""
+
+import json
+
+import pytest
+from sample_data import CONTEXT, damage, make_folder, needs_samples
+
+from fgaseg.cli import main
+from fgaseg.data.checks import check, check_folders
+from fgaseg.data.preparation import prepare
+from fgaseg.data.prepared_sets import open_set
+from fgaseg.errors import DataError
+
+pytestmark = [needs_samples, pytest.mark.filterwarnings("ignore:.*scores are not comparable")]
+
+
+DAMAGE = {
+    "truncated photo": ("images/validation/ADE_val_00000001.jpg", "cut", "unreadable"),
+    "truncated label": ("annotations/validation/ADE_val_00000001.png", "cut", "unreadable"),
+    "empty label": ("annotations/validation/ADE_val_00000001.png", "empty", "unreadable"),
+    "undefined value": ("annotations/validation/ADE_val_00000001.png", 200, "values that the set does not define"),
+    "wrong size": ("images/validation/ADE_val_00000001.jpg", "small", "sizes that differ"),
+    "no label": ("annotations/validation/ADE_val_00000001.png", "remove", "photos without labels (left out)"),
+    "no photo": ("images/validation/ADE_val_00000001.jpg", "remove", "labels without a photo (left out)"),
+    "changed": ("annotations_detectron2/validation/ADE_val_00000001.png", 3, "prepared labels that differ"),
+    "no class": ("annotations_detectron2/validation/ADE_val_00000001.png", 150, "values that are not a class"),
+    "truncated": ("annotations_detectron2/validation/ADE_val_00000001.png", "cut", "unreadable"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_check_finds_damage_and_names_the_file(tree, name, capsys):
+    prepare(["a150"], tree)
+    [row] = check(["a150"], tree)
+    assert row.problems.keys() == {"count"} and row.state == "incomplete" and row.values == [0, 147]
+    where, how, kind = DAMAGE[name]
+    damage(tree / "ADEChallengeData2016" / where, how)
+    assert main(["data", "check", "a150", "--root", str(tree), "--workers", "0", "--json"]) == 1
+    [row] = json.loads(capsys.readouterr().out)
+    found = next(texts for other, texts in row["problems"].items() if other.startswith(kind))
+    assert all("ADE_val_00000001" in text for text in found) and row["state"] == "wrong"
+    assert main(["data", "check", "a150", "--root", str(tree), "--workers", "0"]) == 1
+    assert kind in (printed := capsys.readouterr().out) and "ADE_val_00000001" in printed
+
+
+def test_check_knows_other_numberings_of_pascal_context(tree):
+    file = tree / CONTEXT / "labels.txt"
+    file.write_text(
+        file.read_text().replace("3: airconditioner", "3: air conditioner").replace("5: artillery", "5: ash")
+    )
+    [row] = check(["pc459"], tree)
+    assert row.problems["labels.txt numbers the classes differently"] == ["5: 'ash', not 'artillery'"]
+    assert len(row.problems["photos of the list that are not in VOCdevkit/VOC2010/JPEGImages"]) == 5101
+
+
+def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    ade = tree / "ADEChallengeData2016"
+    given = ["--images", str(ade / "images/training"), "--labels", str(ade / "annotations/training")]
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where no ./datasets is
+    assert main(["data", "prepare", "a150", *given, "--out", str(tmp_path / "o"), "--workers", "0"]) == 0
+    assert len(open_set("a150", tmp_path / "o")) == 6
+    prepared = tmp_path / "o/ADEChallengeData2016/annotations_detectron2/validation"
+    capsys.readouterr()
+    assert main(["data", "check", "a150", *given[:3], str(prepared), "--workers", "0"]) == 1
+    assert "6 pairs, and the whole set has 2000" in capsys.readouterr().out
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"class {number}" for number in range(150)))
+    own = ["data", "check", *given[:3], str(prepared), "--names", str(names), "--workers", "0"]
+    assert main(own) == 0
+    damage(next(iter(prepared.iterdir())), 151)
+    assert main(own) == 1 and ": [151]" in capsys.readouterr().out
+    assert main(own[:-4]) == 1 and "need --names FILE, or the name of the set" in capsys.readouterr().err
+    with pytest.raises(DataError, match="give a file of names, or the name of the set"):
+        check_folders(prepared, prepared)
+
+
+def test_folders_of_ones_own_are_checked_like_the_sets(tmp_path):
+    """The same kinds of problems, under the same names."""
+    config = make_folder(tmp_path, count=5)
+    own = {"images": config.images, "labels": config.labels, "names": config.names}
+    report = check_folders(**own)
+    assert (report.state, report.pairs, report.values, report.problems) == ("ready", 5, [0, 255], {})
+    damage(config.images / "p0.png", "cut")
+    damage(config.labels / "p1.png", "empty")
+    damage(config.images / "p2.png", "small")
+    damage(config.labels / "p3.png", 7)
+    (config.images / "p4.png").unlink()
+    report = check_folders(**own)
+    assert report.state == "wrong" and report.pairs == 4
+    stems = {"unreadable": "p0 p1", "sizes that differ": "p2", "values that are not a class": "p3", "left out": "p4"}
+    assert report.problems.keys() == stems.keys()
+    for kind, words in stems.items():
+        texts = report.problems[kind]
+        assert len(texts) == len(words.split())
+        assert all(stem in text for stem, text in zip(words.split(), texts, strict=True))
