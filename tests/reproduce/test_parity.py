@@ -1,7 +1,6 @@
 """The released preset against recordings of the released code (`fgaseg parity`), and the comparison itself."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +8,9 @@ import torch
 from paths import SHARED
 from tiny import NAMES, pixels, tiny_model
 
-import fgaseg.model.head
 from fgaseg.cli import main
 from fgaseg.errors import CheckpointError
+from fgaseg.model import ClassSelector
 from fgaseg.reproduce.parity import CaseResult, StageResult, run_parity, verdict
 from fgaseg.reproduce.parity.cases import compare_gradient_norms, run_case
 from fgaseg.reproduce.parity.recordings import RecordedCase, Recording, Recordings
@@ -72,13 +71,6 @@ def test_without_recordings_the_command_says_what_is_missing(tmp_path, capsys):
 
 
 # --- the comparison, without recordings
-
-
-def usual_selector():
-    head = tiny_model().head
-    if hasattr(head, "selector"):
-        return head.selector
-    return SimpleNamespace(cap=fgaseg.model.head.strongest_classes, prune=fgaseg.model.head.topk_classes)
 
 
 def save_recording(path, **tensors):
@@ -167,10 +159,10 @@ def test_a_tensor_that_our_model_does_not_compute_is_reported_not_failed(tmp_pat
 def test_a_tie_may_be_broken_either_way_and_a_clear_choice_may_not(kept, error):
     scores = torch.tensor([[3.0, 2.0, 2.0 + 1e-6, 0.0]])[:, :, None, None]
     results: list[StageResult] = []
-    selector = RecordedSelector(usual_selector(), [torch.arange(4)[None], torch.tensor([kept])], results)
+    selector = RecordedSelector(ClassSelector(), [torch.arange(4)[None], torch.tensor([kept])], results)
     assert selector.prune(scores, 2, "image").rows.tolist() == kept  # ours would be [0, 2]
     assert len(results) == 1 and (results[0].error > 0) == error
-    capping = RecordedSelector(usual_selector(), [torch.tensor([kept])], results)
+    capping = RecordedSelector(ClassSelector(), [torch.tensor([kept])], results)
     assert capping.cap(scores, 2).rows.tolist() == kept
     assert (results[1].error > 0) == error
 
