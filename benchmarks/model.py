@@ -29,7 +29,7 @@ from torch import Tensor
 
 import fgaseg
 from fgaseg.inference import prediction as segment
-from fgaseg.model import aggregation, alignment, decoder, supplement
+from fgaseg.model import aggregation, alignment, decoder, head, supplement
 from fgaseg.model import image_encoder as encoder
 from fgaseg.model import reference as plain
 from fgaseg.model.head import Output
@@ -60,7 +60,7 @@ STAGES = [
     (encoder.ImageEncoder, "__call__", "image encoder"),
     (alignment.P2Tformer, "forward", "P2Tformer"),
     (supplement.LocalSupplement, "forward", "similarity"),
-    (fgaseg.model, "cosine_cost_volume", "similarity"),
+    (head, "cosine_cost_volume", "similarity"),
     (supplement.MapEmbedding, "forward", "embedding and fusion"),
     (supplement.Fusion, "forward", "embedding and fusion"),
     (aggregation.SwinBlock, "forward", "Swin blocks"),
