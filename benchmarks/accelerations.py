@@ -27,8 +27,11 @@ import fgaseg
 from fgaseg.inference import prediction as segment
 from fgaseg.kernels import upsample_argmax, window_attention
 from fgaseg.kernels.window_attention.reference import window_attention_reference
+from fgaseg.model import ClassSelector, Output
 from fgaseg.model import reference as plain
-from fgaseg.model.decoder import SharedConv
+from fgaseg.model.aggregation import ClassAttention
+from fgaseg.model.decoder import SharedGuidanceConv
+from fgaseg.model.packed_maps import PIXELS_PER_CHUNK, PackedMaps
 from fgaseg.training.losses import segmentation_losses
 
 Row = tuple[str, Callable[[], Any], Callable[[], Any]]  # name, with the work, without it
@@ -46,7 +49,7 @@ class Cases:
         self.rows = min(classes, 256)
         self.grid = SIZE // 16
         self.features = self.model.image_encoder(self.pixels)
-        self.aligned, self.gcs = self.head._global(self.features.embedding, self.vocabulary.embeddings)
+        self.aligned, self.gcs = self.head.global_similarity(self.features.embedding, self.vocabulary.embeddings)
         self.x = torch.randn(self.rows, self.grid, self.grid, self.head.config.hidden)
 
     def all(self) -> Iterator[Row]:
@@ -80,7 +83,7 @@ class Cases:
 
     def cap(self) -> Row:
         unit, texts = F.normalize(self.features.embedding, dim=1), F.normalize(self.aligned, dim=-1)
-        kept = fgaseg.model.head.Rows(1, self.classes, fgaseg.model.head.strongest_classes(self.gcs, 256))
+        kept = PackedMaps(1, self.classes, 256, ClassSelector().cap(self.gcs, 256))
         lcs = self.head.lcs
         return (
             "class cap before the local maps",
@@ -93,14 +96,19 @@ class Cases:
         bare = copy(layer)
         bare.pad_classes = 0
         x, guidance = self.x.flatten(1, 2), torch.randn(self.rows, 128)
-        missing, ends = 256 - self.rows, torch.tensor([0, self.rows])
+        missing = 256 - self.rows
+
+        def attention(layer: ClassAttention, x: Tensor, guidance: Tensor) -> Tensor:
+            offsets = torch.tensor([0, len(x)])
+            sums = layer.summarize(x, layer.packed_kv(), guidance, offsets)
+            return layer.attend(x, guidance, offsets, layer.add_pads(sums, len(x)))
 
         def tokens() -> Tensor:
             longer = torch.cat([x, layer.pad_token.expand(missing, x.shape[1], -1)])
             guided = torch.cat([guidance, layer.pad_guidance.expand(missing, -1)])
-            return bare(longer, guided, torch.tensor([0, 256]))[: self.rows]
+            return attention(bare, longer, guided)[: self.rows]
 
-        return "pad tokens in closed form", tokens, lambda: layer(x, guidance, ends)
+        return "pad tokens in closed form", tokens, lambda: attention(layer, x, guidance)
 
     def guidance(self) -> Row:
         part = self.head.layers[0].block1.attention.q
@@ -124,11 +132,15 @@ class Cases:
         return name, lambda: plain.fuse(fuse, self.x, local), lambda: fuse(self.x, local)
 
     def decoder(self) -> Row:
-        part: SharedConv = self.head.decoder.stage1.conv1
+        part: SharedGuidanceConv = self.head.decoder.stage1.conv1
         size = 2 * self.grid
         x = torch.randn(self.rows, part.inputs, size, size)
         guidance = torch.randn(1, part.conv.in_channels - part.inputs, size, size)
-        return "decoder guidance convolved once", lambda: plain._conv(part, x, guidance), lambda: part(x, guidance)
+
+        def copies() -> Tensor:
+            return part.conv(torch.cat([x, guidance.expand(len(x), -1, -1, -1)], dim=1))
+
+        return "decoder guidance convolved once", copies, lambda: part(x, part.project(guidance))
 
     def tail(self) -> Row:
         logits = torch.randn(1, self.rows, 4 * self.grid, 4 * self.grid)
@@ -140,12 +152,12 @@ class Cases:
             return segment.label(self.model, self.pixels, self.vocabulary, PHOTO)[1]
 
         def at_once() -> Tensor:
-            steps, usual = fgaseg.model.head.PIXELS_PER_STEP, dict(fgaseg.model.head.PIXELS_PER_STEP)
+            usual = dict(PIXELS_PER_CHUNK)
             try:
-                steps.update(dict.fromkeys(steps, 1 << 40))
+                PIXELS_PER_CHUNK.update(dict.fromkeys(usual, 1 << 40))
                 return scores()
             finally:
-                steps.update(usual)
+                PIXELS_PER_CHUNK.update(usual)
 
         return "rows in pieces that stay in the caches (whole model)", at_once, scores
 
@@ -172,11 +184,11 @@ def training(bench: Bench) -> Iterator[Row]:
         return lambda x: run(run(run(run(x))))
 
     def kept(x: Tensor) -> Tensor:
-        x = x + block.attention(block.norm1(x), shared, 12, 0)
+        x = x + block.attention(block.norm1(x), block.attention.prepare(shared), 12, 0)
         return x + block.mlp(block.norm2(x))
 
     def again(x: Tensor) -> Tensor:
-        return block(x, shared)
+        return block(x, block.attention.prepare(shared))
 
     name = "GELU computed again in training (4 blocks, 16 maps)"
     yield name, lambda: gradient(four_times(kept), x), lambda: gradient(four_times(again), x)
@@ -190,7 +202,7 @@ def training(bench: Bench) -> Iterator[Row]:
             fgaseg.training.losses.CLASSES_PER_CHUNK = usual
 
     def one_loss(x: Tensor) -> Tensor:
-        out = fgaseg.model.head.Output(x, x, None, None, [], None)
+        out = Output(x, x, None, None, [], None)
         return segmentation_losses(out, labels, bench.model.config.loss)["loss"].sqrt()
 
     chunk = fgaseg.training.losses.CLASSES_PER_CHUNK

@@ -37,6 +37,7 @@ from fgaseg.training.losses import segmentation_losses
 from fgaseg.vocabulary import Vocabulary
 
 SIZE, PHOTO = 384, (480, 640)
+ENCODER = {"name": "ViT-B-16-quickgelu", "pretrained": None}
 CLASSES = (20, 150, 171, 459, 847, 2000, 10_000)
 FORMS = {
     "inference": ("plain", "accelerated", "bfloat16", "compiled", "fast", "uncapped", "budget"),
@@ -117,22 +118,26 @@ def synchronize() -> None:
 
 
 class Bench:
-    """The models, and one function a pass and form that runs it once."""
+    """The models, and one function per pass and form that runs it once.
 
-    def __init__(self) -> None:
+    encoder  of the models, as in ModelConfig
+    """
+
+    def __init__(self, encoder: dict[str, Any] = ENCODER) -> None:
         torch.manual_seed(0)
+        self.encoder = encoder
         self.model = self.build()
         self.variants: dict[str, fgaseg.FGASeg] = {}
 
     def build(self, **switches: Any) -> fgaseg.FGASeg:
-        encoder = {"name": "ViT-B-16-quickgelu", "pretrained": None}
-        model = fgaseg.FGASeg(fgaseg.ModelConfig(preset="released", encoder=encoder, **switches))
+        model = fgaseg.FGASeg(fgaseg.ModelConfig(preset="released", encoder=self.encoder, **switches))
         return model.to(DEVICE).eval()
 
     def inputs(self, classes: int, batch: int) -> tuple[Tensor, Vocabulary]:
         generator = torch.Generator().manual_seed(classes)
         pixels = torch.randn(batch, 3, SIZE, SIZE, generator=generator).to(DEVICE)
-        texts = F.normalize(torch.randn(classes, 512, generator=generator), dim=-1).to(DEVICE)
+        width = self.model.clip.visual.proj.shape[1]
+        texts = F.normalize(torch.randn(classes, width, generator=generator), dim=-1).to(DEVICE)
         return pixels, Vocabulary(tuple(f"thing number {i}" for i in range(classes)), texts)
 
     @torch.inference_mode()
@@ -170,7 +175,7 @@ class Bench:
     @torch.inference_mode()
     def infer(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
         if form == "plain":
-            logits = plain.run(self.model, pixels, vocabulary.embeddings)
+            logits = plain.forward(self.model, pixels, vocabulary.embeddings)
             return torch.stack([plain.labels(one[None], PHOTO) for one in logits])
         with self.precision(form):
             return segment.label(self.variant(form), pixels, vocabulary, PHOTO)[0]
@@ -200,7 +205,7 @@ class Bench:
             return model(pixels, model.encode(vocabulary.names))
         text = self.model.text_encoder
         texts = plain.text_tower(text, [text.templates[0].format(text.subject(name)) for name in vocabulary.names])
-        return plain.train(self.model, pixels, texts)
+        return plain.training_forward(self.model, pixels, texts)
 
     def precision(self, form: str) -> Any:
         return torch.autocast(DEVICE, torch.bfloat16, enabled=form == "bfloat16")

@@ -40,7 +40,9 @@ def count(path: str, classes: int) -> dict[str, float]:
         ),  # the tokens
         "image_tower_tflop": _tflop(lambda: torch.cat([x.flatten() for x in model.image_encoder(pixels)])),
         "image_and_head_tflop": _tflop(lambda: model(pixels, Vocabulary(tuple(names), texts)).logits),
-        "image_and_plain_head_tflop": _tflop(lambda: fgaseg.model.reference.train(model, pixels, texts).logits),
+        "image_and_plain_head_tflop": _tflop(
+            lambda: fgaseg.model.reference.training_forward(model, pixels, texts).logits
+        ),
     }
     trained = [p for p in model.parameters() if p.requires_grad]
     return parts | {

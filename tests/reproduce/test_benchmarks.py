@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import pytest
+from paths import ROOT
 from PIL import Image
 from rich.console import Console
 
@@ -90,3 +94,33 @@ def test_the_plot_of_the_model(tmp_path):
     pytest.importorskip("matplotlib")
     plot_model([model_row("plain", "6"), model_row("plain", "9", classes="150")], tmp_path / "out.png")
     assert min(Image.open(tmp_path / "out.png").size) > 300
+
+
+SCRIPTS = """
+import accelerations, model, torch
+vision = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 16, "head_width": 64}
+text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+encoder = {"name": "small", "architecture": {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text}}
+bench = model.Bench(encoder)
+for passed, forms in model.FORMS.items():
+    for form in forms:
+        if form != "compiled":
+            with model.stage_seconds() as stages:
+                bench.step(passed, form, 10, 1)()
+            assert passed == "text" or stages, (passed, form)
+with torch.no_grad():
+    rows = list(accelerations.Cases(bench, 20).all()) + list(accelerations.Cases(bench, 300).all())
+for name, with_the_work, without in [*rows, *accelerations.training(bench)]:
+    with torch.set_grad_enabled("training" in name or "losses" in name):
+        expected, got = with_the_work(), without()
+    assert got is None or accelerations.difference(got, expected) < 1e-4, name
+"""
+
+
+@pytest.mark.slow
+def test_the_scripts_of_the_model_run():
+    """With a small encoder, every pass and form, and every row of accelerations.py; they reach into the model."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
+    command = [sys.executable, "-c", SCRIPTS]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
