@@ -85,7 +85,8 @@ def assert_same_run(out, expected):
 
 
 def distance(got, want, zero=None):
-    """The norm of the difference of two lists of tensors, as a share of the second's (or of its way from `zero`)."""
+    """The norm of the difference of two lists of tensors, relative to that of the second (or of its change from
+    `zero`)."""
     zero = zero or [torch.zeros(())] * len(want)
     apart, moved = (sum(float((a - b).double().square().sum()) for a, b in zip(x, y, strict=True)) ** 0.5
                     for x, y in ((got, want), (want, zero)))  # fmt: skip

@@ -1,7 +1,7 @@
 """L = L_seg + λ_align L_align + λ_aux L_aux (eqs. 8, 11-13), with the same meaning on any number of processes."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..config import LossConfig
+from ..model import Output
 
-if TYPE_CHECKING:
-    from ..model import Output
-
-Count = Callable[..., Tensor]  # a count over this process's batch -> that over the whole batch, float32
 CLASSES_PER_CHUNK = 32  # classes whose maps are resized to the labels at a time
 
 
 def segmentation_losses(
-    out: "Output",
+    out: Output,
     labels: Tensor,
     config: LossConfig,
     ignore: int = 255,
@@ -43,38 +40,43 @@ def segmentation_losses(
            bce: the mask resized (nearest) to O, mean over all elements.
     Logits are resized bilinearly (align_corners False) to the labels.
     """
-
-    everything = labels if batch_labels is None else batch_labels
-
-    def count(n: Tensor | int, clamp: bool = True) -> Tensor:
-        total = torch.as_tensor(n, dtype=torch.float32, device=labels.device)
-        total = sum_over_ranks(total) if sum_over_ranks else total
-        return total.clamp(min=1) if clamp else total
-
-    losses = {"seg": _segmentation(out.logits, labels, everything, config, ignore, count)}
+    targets = _Targets(labels, labels if batch_labels is None else batch_labels, ignore, sum_over_ranks)
+    losses = {"seg": _segmentation(out.logits, targets, config)}
     total = losses["seg"]
     if out.align is not None and config.lambda_align:
-        losses["align"] = _alignment(out.align, labels, everything, config, ignore, count)
+        losses["align"] = _alignment(out.align, targets, config)
         total = total + config.lambda_align * losses["align"]
     if out.aux:
-        heads = [_segmentation(logits, labels, everything, config, ignore, count) for logits in out.aux]
+        heads = [_segmentation(logits, targets, config) for logits in out.aux]
         losses["aux"] = heads[0]
         total = total + config.lambda_aux * heads[0] + sum(heads[1:])
     return {"loss": total, **losses}
 
 
-def _segmentation(
-    logits: Tensor, labels: Tensor, everything: Tensor, config: LossConfig, ignore: int, count: Count
-) -> Tensor:
+class _Targets(NamedTuple):
+    labels: Tensor  # [B, h, w], of this process's (micro-)batch
+    batch_labels: Tensor  # [n B, h, w], of all its micro-batches: what is counted
+    ignore: int
+    sum_over_ranks: Callable[[Tensor], Tensor] | None
+
+    def global_count(self, n: Tensor | int) -> Tensor:
+        """A count over `batch_labels` summed over all processes, float32."""
+        total = torch.as_tensor(n, dtype=torch.float32, device=self.labels.device)
+        return self.sum_over_ranks(total) if self.sum_over_ranks else total
+
+
+def _segmentation(logits: Tensor, targets: _Targets, config: LossConfig) -> Tensor:
+    labels, batch_labels, ignore, _ = targets
     classes = logits.shape[1]
     if config.seg == "bce":
 
         def summed(chunk: Tensor, first: int) -> Tensor:
             return _bce(_resize(chunk, labels), labels, first, ignore)
 
-        return _sum_over_chunks(summed, logits) / count(everything.numel() * classes)
+        return _sum_over_chunks(summed, logits) / targets.global_count(batch_labels.numel() * classes).clamp(min=1)
     logits = _resize(logits, labels)
-    pixels = count(torch.bincount(everything[everything != ignore], minlength=classes), clamp=False)  # of each class
+    pixels_here = torch.bincount(batch_labels[batch_labels != ignore], minlength=classes)
+    pixels = targets.global_count(pixels_here)  # [T]
     weights = pixels.clamp(min=1) ** -config.class_balance
     if torch.are_deterministic_algorithms_enabled():  # CUDA has a deterministic loss of rows, none of maps
         logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
@@ -82,13 +84,12 @@ def _segmentation(
     return total / (weights * pixels).sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _alignment(
-    maps: Tensor, labels: Tensor, everything: Tensor, config: LossConfig, ignore: int, count: Count
-) -> Tensor:
+def _alignment(maps: Tensor, targets: _Targets, config: LossConfig) -> Tensor:
+    labels, batch_labels, ignore, _ = targets
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
-        pixels = maps[0].numel() * len(everything)
-        return _sum_over_chunks(lambda chunk, first: _bce(chunk, small, first, ignore), maps) / count(pixels)
+        elements = targets.global_count(maps[0].numel() * len(batch_labels)).clamp(min=1)
+        return _sum_over_chunks(lambda chunk, first: _bce(chunk, small, first, ignore), maps) / elements
     valid = (labels != ignore)[:, None]
 
     def squares(chunk: Tensor, first: int) -> Tensor:
@@ -96,8 +97,8 @@ def _alignment(
         return (chunk - _one_hot(labels, first, chunk, ignore)).square().masked_fill(~valid, 0.0).sum()
 
     per_image = config.align_reduction == "sum"
-    divisor = count(len(everything) if per_image else (everything != ignore).sum() * maps.shape[1])
-    return _sum_over_chunks(squares, maps) / divisor
+    divisor = targets.global_count(len(batch_labels) if per_image else (batch_labels != ignore).sum() * maps.shape[1])
+    return _sum_over_chunks(squares, maps) / divisor.clamp(min=1)
 
 
 def _resize(logits: Tensor, labels: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def test_an_unreadable_picture_is_named_and_the_steps_before_it_are_saved(data, 
     assert state(tmp_path / "out")["step"] == first if first else not (tmp_path / "out" / "checkpoint").exists()
 
 
-def test_as_many_as_allowed_are_skipped_named_and_counted(data, tmp_path, spoilt, caplog):
+def test_unreadable_photos_are_skipped_up_to_the_limit_named_and_counted(data, tmp_path, spoilt, caplog):
     outs = [tmp_path / "0", tmp_path / "2"]
     for workers, out in zip((0, 2), outs, strict=True):
         config = configure(data, out, [*spoilt, f"data.workers={workers}", "train.skip_unreadable=2"])
@@ -107,7 +107,7 @@ def test_as_many_as_allowed_are_skipped_named_and_counted(data, tmp_path, spoilt
     config = configure(data, tmp_path / "1", [*spoilt, "train.skip_unreadable=1"])
     with pytest.raises(TrainingError, match=r"2 photos cannot be read and train.skip_unreadable allows 1: .*png"):
         train(config, progress=False)
-    # more allowed, it goes on where it stopped and ends where the others did
+    # with a higher limit it resumes and ends in the same weights
     train(config.override("train.skip_unreadable=2"), progress=False)
     assert_same_run(tmp_path / "1", outs[0])
 

@@ -75,7 +75,7 @@ def test_pictures_of_fixed_validation_items(data, tmp_path):
     assert {"train/images_per_second", "train/peak_memory_mb"} <= set(accumulator.Tags()["scalars"])
 
 
-def test_a_picture_that_cannot_be_drawn_is_told_and_training_goes_on(
+def test_a_picture_that_cannot_be_drawn_is_reported_and_training_goes_on(
     uninterrupted, data, tmp_path, monkeypatch, caplog
 ):
     def failing(*_):
@@ -126,7 +126,7 @@ class Recorder(Callback):
         self.calls.append(("end",))
 
 
-def test_callbacks_are_told_what_happens(data, tmp_path):
+def test_callbacks_are_called_in_order(data, tmp_path):
     config = configure(data, tmp_path, ["train.steps=4", "train.log_every=2", "train.eval_every=2"])
     recorder = Recorder()
     with pytest.raises(ZeroDivisionError):

@@ -42,7 +42,7 @@ def test_killed_while_saving_and_in_a_step_ends_in_the_same_weights(uninterrupte
     assert state(out)["step"] < STEPS
     train(config, progress=False)
     assert_same_run(out, uninterrupted[0])
-    assert not list(out.glob(".*"))  # nor does what the killed ones left behind stay
+    assert not list(out.glob(".*"))  # the leftovers of the killed processes are gone
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(uninterrupted
     assert [row["step"] for row in log(tmp_path) if row["set"] == "val"] == [4, 8]
 
 
-def test_nothing_whole_left_is_an_error(data, tmp_path):
+def test_no_undamaged_checkpoint_is_an_error(data, tmp_path):
     config = configure(data, tmp_path, ["train.steps=2", "train.eval_every=0"])
     train(config, progress=False)
     (tmp_path / "checkpoint" / "state.pt").write_bytes(b"")
@@ -166,7 +166,7 @@ def test_nothing_whole_left_is_an_error(data, tmp_path):
         train(config, progress=False)
 
 
-def test_processes_that_do_not_share_a_disk_are_told(data, tmp_path, monkeypatch):
+def test_processes_that_do_not_share_a_disk_are_an_error(data, tmp_path, monkeypatch):
     monkeypatch.setattr(fgaseg.training.state, "gather_objects", lambda step: [step, 4])  # what another machine found
     with pytest.raises(CheckpointError, match=r"checkpoints of steps 0, 4; .*train\.out .*all machines share"):
         train(configure(data, tmp_path), progress=False)

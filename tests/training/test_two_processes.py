@@ -65,7 +65,7 @@ torch.save((results, norm.state_dict()), sys.argv[3] + f"/norm{rank()}.pt")
 
 @pytest.fixture(scope="module", params=["false", "true"], ids=["whole", "fsdp"])
 def two_processes(request, data, tmp_path_factory):
-    """A run of two processes, one of which is told to stop after step 3, resumed by one alone, and then by two."""
+    """A run of two processes, one of which is signalled in step 3; resumed by a single process, and then by two."""
     folder = tmp_path_factory.mktemp("two")
     config = configure(data, folder / "out", ["data.workers=1", f"train.fsdp={request.param}"])
     config.save(folder / "run.yaml")
@@ -151,7 +151,7 @@ json.dump(sizes, open(sys.argv[2] + f"/{rank()}.json", "w"))
 
 
 @pytest.mark.parametrize("finetune", ["scratch", "prompt"])
-def test_fsdp_shares_the_encoders_out_and_sums_their_gradients(data, tmp_path, finetune):
+def test_fsdp_shards_the_encoders_and_sums_their_gradients(data, tmp_path, finetune):
     """scratch: sharded and whole parameters under one learning rate; prompt: the texts are frozen."""
     recipe = [f"model.encoder.finetune={finetune}", "train.steps=1", "train.clip_norm=0.01", "train.accumulate=2"]
     config = configure(data, tmp_path / "two", [*recipe, "train.fsdp=true", "train.eval_every=1"])
