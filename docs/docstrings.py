@@ -22,6 +22,11 @@ def to_markdown(docstring: str) -> str:
             while i < len(lines) and (lines[i].startswith("    ") or not lines[i].strip()):
                 i += 1
             out += ["", *_fenced([line[4:] for line in lines[start:i]]), ""]
+        elif re.match(r"\w+\.py {2,}", lines[i]):  # a table of files, in two columns or more
+            start = i
+            while i < len(lines) and lines[i].strip():
+                i += 1
+            out += ["", *_fenced(lines[start:i]), ""]
         elif found := TERM.fullmatch(lines[i]):
             text, i = [found["text"]], i + 1
             while i < len(lines) and lines[i].startswith("  ") and lines[i].strip():
