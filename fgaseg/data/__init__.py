@@ -1,17 +1,25 @@
 """Photos and labels: reading, data sets, drawn scenes, the benchmark sets, their preparation and checks.
 
-images.py          opening and decoding photos            benchmark_sets.py  each set's folders, classes and labels
-label_formats.py   one reader per format of labels        set_files.py       finding a set's files below a root
-class_names.py     names files; what label values mean    preparation.py     published labels to prepared ones
-datasets.py        photo/label pairs as items             checks.py          are files there, readable, consistent
-augmentation.py    random scale, crop, flip, jitter       prepared_sets.py   a prepared set as a data set
-folders.py         your own folders, paired by path       from_config.py     the data sets of a configuration
-scenes.py          the drawn scenes of `fgaseg demo`      workers.py         many files in worker processes
+images.py          opening and decoding image files; the pixels that the network takes
+label_formats.py   how labels are stored: a reader for every format
+class_names.py     files of class names; what the values in label images mean
+datasets.py        photo/label pairs as items for training and evaluation
+augmentation.py    random scale, crop, flip and colour jitter
+folders.py         folders of photos and label images, paired by path
+scenes.py          the drawn scenes of `fgaseg demo`
+benchmark_sets.py  which folders and classes each benchmark set has, and what its labels mean
+set_files.py       finding the files of a benchmark set below a root folder
+preparation.py     `fgaseg data prepare`: published labels to those that are scored
+checks.py          `fgaseg data check`: files that are missing, unreadable or inconsistent
+prepared_sets.py   opening a prepared benchmark set
+from_config.py     the data sets that a configuration names
+workers.py         applying a function to many files in worker processes
 """
 
 from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders
 from .class_names import read_names
+from .datasets import PairDataset
 from .folders import FolderDataset
 from .from_config import VALIDATION_SCENES, data_sets
 from .images import CLIP_MEAN, CLIP_STD, ImageSource, read_image, to_pixels
@@ -30,6 +38,7 @@ __all__ = [
     "CheckReport",
     "FolderDataset",
     "ImageSource",
+    "PairDataset",
     "PrepareReport",
     "SceneDataset",
     "SplitFiles",

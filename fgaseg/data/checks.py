@@ -6,6 +6,7 @@ published and as prepared, and a user's own folders.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,10 +145,10 @@ def check(
 
 
 def check_folders(
-    images: Path,
-    labels: Path,
+    images: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
     *,
-    names: Path | None = None,
+    names: str | os.PathLike[str] | None = None,
     ignore: int = 255,
     set_name: str | None = None,
     workers: int = 0,

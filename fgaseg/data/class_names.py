@@ -68,13 +68,13 @@ class LabelSpace:
     origin: str
 
     @classmethod
-    def from_file(cls, file: Path, ignore: int) -> LabelSpace:
+    def from_file(cls, file: str | os.PathLike[str], ignore: int) -> LabelSpace:
         """Every name of a names file is a prompt and a class. Raises DataError, also if ``ignore`` is a class."""
         names = read_names(file)
         if ignore < len(names):
             raise DataError(
-                f"data.ignore is {ignore}, the label of {names[ignore]!r} in {file}: "
-                "set it to a value that no class has, such as 65535"
+                f"{file}: label {ignore} is {names[ignore]!r} and cannot be ignored too: "
+                "set data.ignore to a value that no class has, such as 65535"
             )
         return cls(names, names, ignore, None, f"the names of {file}")
 

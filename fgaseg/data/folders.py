@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection
 from pathlib import Path
@@ -22,9 +23,10 @@ class FolderDataset(PairDataset):
 
     config    ``images``, ``labels`` and ``names``; ``train_list`` and ``val_list`` restrict a split to the paths they
               list; ``val_images`` and ``val_labels`` are the validation split's own folders; see DataConfig
-    split     "train": augmented items; "val": whole photos, without those of ``train_list`` where the two splits share
-              a folder and ``val_list`` is not given. See PairDataset for the items
-    seed      of the augmentation
+    split     "train": augmented items {"pixels" float32 [3, crop, crop] CLIP-normalised, "labels" int64 [crop, crop],
+              "stem"}. "val": whole photos {"image" uint8 [H, W, 3], "labels" int64 [H, W], "stem"}, without those of
+              ``train_list`` where the two splits share a folder and ``val_list`` is not given
+    seed      of the augmentation; item i depends only on (seed, epoch, i), and ``set_epoch`` sets the epoch
 
     ``skipped`` holds a line for every file that was left out, and why; a warning gives their number. Raises DataError
     if a path is missing, a list names a file that is not there, or nothing can be paired.
@@ -48,7 +50,10 @@ class FolderDataset(PairDataset):
 
 
 def find_pairs(
-    photos: Path, labels: Path, listed: Path | None = None, excluded: Path | None = None
+    photos: str | os.PathLike[str],
+    labels: str | os.PathLike[str],
+    listed: Path | None = None,
+    excluded: Path | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Photos and label images whose paths below their folders are equal up to the suffix; sub-folders are searched.
 
@@ -60,6 +65,7 @@ def find_pairs(
 
     Raises DataError if a folder is missing, a list names a file that is not there, or there is no pair.
     """
+    photos, labels = Path(photos), Path(labels)
     photo_of, skipped = _files_by_stem(photos, "photos", _PHOTOS)
     label_of, skipped_labels = _files_by_stem(labels, "label images", _LABELS)
     skipped += skipped_labels

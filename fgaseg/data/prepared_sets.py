@@ -55,7 +55,7 @@ def open_set(
     return PairDataset(name, pairs, benchmark.label_space, augmentation, seed)
 
 
-def open_set_in_folders(name: str, photos: Path, labels: Path) -> PairDataset:
+def open_set_in_folders(name: str, photos: str | os.PathLike[str], labels: str | os.PathLike[str]) -> PairDataset:
     """Open a benchmark set whose photos and prepared labels lie in folders of another layout (SAN, MAFT, FC-CLIP,
     mmseg), paired by their paths.
 

@@ -97,6 +97,15 @@ def test_unpaired_and_foreign_files_are_left_out_and_said(tmp_path):
     assert any("p0.png: has no photo" in reason for reason in data.skipped)
 
 
+def test_validation_photos_are_those_not_listed_for_training(tmp_path):
+    config = make_folder(tmp_path)
+    (tmp_path / "images" / "notes.md").write_text("x")
+    (tmp_path / "train.txt").write_text("p1\np3\n")
+    with pytest.warns(UserWarning, match="val: 1 files left out"):
+        data = FolderDataset(config.model_copy(update={"train_list": tmp_path / "train.txt"}), "val")
+    assert [stem for stem, _, _ in data.pairs] == ["p0", "p2"] and len(data.skipped) == 1
+
+
 def test_sixteen_bit_ignore(tmp_path):
     config = make_folder(tmp_path, count=1, size=(32, 32), ignore=65535)
     labels = np.full((32, 32), 65535, np.uint16)
@@ -166,7 +175,7 @@ def test_error_reaches_the_user_from_a_worker(tmp_path):
             r"wrong\.txt: lists 'p9', which has no photo in .*images: add the file or",
         ),
         ({"images": "void"}, r"\(0 photos\) and .*\(4 label images\) have no pair.*same name"),
-        ({"ignore": 2}, r"data\.ignore is 2, the label of 'cat'.*65535"),
+        ({"ignore": 2}, r"names\.txt: label 2 is 'cat' and cannot be ignored too: set data\.ignore .*65535"),
     ],
     ids=str,
 )
