@@ -29,8 +29,8 @@ def test_of_many_failures_the_first_are_shown(tree, capsys):
     failed = sum(len(row.failed) for row in rows)
     merged = replace(rows[0], failed=rows[0].failed | rows[1].failed)
     print_prepared([merged], tree)
-    said = capsys.readouterr().out
-    assert failed > 10 and said.count(" failed: ") == 10 and f"and {failed - 10} more" in said
+    printed = capsys.readouterr().out
+    assert failed > 10 and printed.count(" failed: ") == 10 and f"and {failed - 10} more" in printed
 
 
 @needs_samples
@@ -72,8 +72,8 @@ MISTAKES = {
 @pytest.mark.parametrize("command, words", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_do(command, words, tmp_path, capsys):
     assert main(["data", *(str(tmp_path) if word == "EMPTY" else word for word in command)]) == 1
-    said = capsys.readouterr().err.strip()
-    assert words in said and len(said.splitlines()) == 1
+    printed = capsys.readouterr().err.strip()
+    assert words in printed and len(printed.splitlines()) == 1
 
 
 def test_list_names_every_set_and_archive(capsys, monkeypatch):

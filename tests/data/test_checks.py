@@ -1,4 +1,4 @@
-"""Checks: damage is found and its file named, in benchmark sets and in folders of one's own."""
+"""Checks: damage is found and its file named, in benchmark sets and in own folders."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_check_finds_damage_and_names_the_file(tree, name, capsys):
     assert kind in (printed := capsys.readouterr().out) and "ADE_val_00000001" in printed
 
 
-def test_check_knows_other_numberings_of_pascal_context(tree):
+def test_check_reports_other_numberings_of_pascal_context(tree):
     file = tree / CONTEXT / "labels.txt"
     file.write_text(
         file.read_text().replace("3: airconditioner", "3: air conditioner").replace("5: artillery", "5: ash")
@@ -76,7 +76,7 @@ def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch)
         check_folders(prepared, prepared)
 
 
-def test_folders_of_ones_own_are_checked_like_the_sets(tmp_path):
+def test_own_folders_are_checked_like_the_benchmark_sets(tmp_path):
     """The same kinds of problems, under the same names."""
     config = make_folder(tmp_path, count=5)
     own = {"images": config.images, "labels": config.labels, "names": config.names}

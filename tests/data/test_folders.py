@@ -51,7 +51,7 @@ def test_item_depends_only_on_seed_epoch_and_index(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_workers_give_the_same_items_and_hear_of_the_epoch(tmp_path):
+def test_workers_give_the_same_items_and_follow_set_epoch(tmp_path):
     data = FolderDataset(make_folder(tmp_path, color_jitter=True, scale=(0.5, 2.0)), "train", seed=1)
     loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2, persistent_workers=True)
     for epoch in (0, 1):
@@ -83,7 +83,7 @@ def test_sub_folders_are_paired_by_path(tmp_path):
     assert [stem for stem, _, _ in FolderDataset(config, "val").pairs] == ["p1", "p2", "p3", "town/p0"]
 
 
-def test_unpaired_and_foreign_files_are_left_out_and_said(tmp_path):
+def test_unpaired_and_foreign_files_are_left_out_with_a_warning(tmp_path):
     config = make_folder(tmp_path)
     (tmp_path / "images" / "p0.png").unlink()
     (tmp_path / "labels" / "p1.png").unlink()
@@ -125,7 +125,7 @@ def test_label_out_of_range_names_file_value_and_range(tmp_path):
         data[2]
 
 
-def test_colour_picture_as_label_says_so(tmp_path):
+def test_colour_image_as_label_is_an_error(tmp_path):
     config = make_folder(tmp_path)
     Image.new("RGB", (56, 40)).save(tmp_path / "labels" / "p1.png")
     with pytest.raises(DataError, match=r"p1\.png: is a RGB image: a label image has one value per pixel"):

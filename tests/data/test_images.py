@@ -181,7 +181,7 @@ def test_broken_file_names_itself(tmp_path, name, content, words):
         read_image(tmp_path / name)
 
 
-def test_folder_and_missing_file_say_so(tmp_path):
+def test_folder_and_missing_file_are_reported(tmp_path):
     with pytest.raises(ImageError, match="is a folder, not an image"):
         read_image(tmp_path)
     with pytest.raises(ImageError, match=r"nowhere\.jpg: no such file: check the path"):
@@ -189,14 +189,14 @@ def test_folder_and_missing_file_say_so(tmp_path):
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read every file")
-def test_forbidden_file_says_so(tmp_path):
+def test_forbidden_file_is_reported(tmp_path):
     file = saved(tmp_path, Image.new("RGB", (2, 2)), "secret.png")
     file.chmod(0)
     with pytest.raises(ImageError, match=r"secret\.png: may not be read"):
         read_image(file)
 
 
-def test_hundred_megapixel_jpeg_is_read_smaller_and_said(tmp_path):
+def test_hundred_megapixel_jpeg_is_decoded_smaller_with_a_warning(tmp_path):
     file = saved(tmp_path, Image.new("L", (10_400, 10_000), 90), "huge.jpg")
     with pytest.warns(UserWarning, match=r"huge\.jpg: 10400x10000 .* decoded at 5200x5000"):
         image = read_image(file)
@@ -257,7 +257,7 @@ def test_pixels_are_resized_bilinearly_without_antialias_by_default():
     torch.testing.assert_close(to_pixels(gradient(), (7, 50)), expected)
 
 
-def test_pixels_refuse_what_read_image_did_not_make():
+def test_to_pixels_refuses_other_types_and_shapes():
     with pytest.raises(ImageError, match=r"to_pixels: takes uint8 \[H, W, 3\], not float32\[3, 4, 4\].*read_image"):
         to_pixels(torch.zeros(3, 4, 4))
 

@@ -30,7 +30,7 @@ def test_training_never_shows_an_unseen_pair():
     assert shown == set(data.names)  # and everything else, often
 
 
-def test_evaluation_splits_show_what_they_say():
+def test_evaluation_splits_show_the_pairs_they_are_named_after():
     for split, allowed in (("seen", SEEN), ("unseen", UNSEEN)):
         data = SceneDataset(split, 150, 48)
         assert data.names == SEEN + UNSEEN + GROUNDS
@@ -58,7 +58,7 @@ def test_items_depend_on_split_seed_epoch_and_index():
     torch.testing.assert_close(image("seen"), image("seen", epoch=3), rtol=0, atol=0)
 
 
-def test_persistent_workers_hear_of_the_epoch():
+def test_persistent_workers_follow_set_epoch():
     data = SceneDataset("train", 4, 32)
     loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=2, persistent_workers=True)
     for epoch in (0, 1):
