@@ -1,12 +1,11 @@
-// class_summary and class_lookup on the CPU. The schemas live in kernels/class_attention/op.py.
+// class_summary and class_lookup on the CPU. The schemas are in kernels/class_attention/op.py.
 //
-// Floor: k, v and q read once, the output written once, all in float32: at R=150, P=576, D=128 that is 177 MB, and
-// 2*R*P*D*d = 0.7 Gop for each of the two products. An image's pixel needs all rows of that image but only heads*d*d
-// sums (16 KB), so a pixel is finished before the next one: the sums stay in the first-level cache. The rows, P*D
-// numbers apart, are fetched ROWS at a time into scratch, which is where the features phi = elu + 1 are made. That also
-// ends a bad coincidence: where a row is a multiple of 4 KB, all rows of a pixel fall into the same few lines of the
-// cache. There, heads are padded with zeros to whole vectors, so that one product without remainders serves all sizes.
-// Backward makes phi again. Gradients of the guidance are summed within PIXELS pixels, then in order over the blocks.
+// A pixel needs all rows of its image but only heads*d*d sums (16 KB), so a pixel is finished before the next one: the
+// sums stay in the first-level cache. The rows, P*D elements apart, are loaded ROWS at a time into scratch memory,
+// where the features phi = elu + 1 are computed. This also avoids cache conflicts: if a row is a multiple of 4 KB, all
+// rows of a pixel map to the same few cache lines. In scratch memory heads are padded with zeros to whole vectors, so
+// that one product without remainders serves all sizes. Backward recomputes phi. Gradients of the guidance are summed
+// within PIXELS pixels, then over the blocks in order.
 #include <algorithm>
 #include <tuple>
 
@@ -16,13 +15,13 @@
 namespace fgaseg {
 namespace {
 
-constexpr int64_t ROWS = 32;    // fetched together; a multiple of TILE
-constexpr int64_t PIXELS = 16;  // neighbours that one thread does one after the other
-constexpr int64_t TILE = 8;     // rows of sums in registers: with two AVX-512 vectors each, half of all registers
+constexpr int64_t ROWS = 32;    // loaded together; a multiple of TILE
+constexpr int64_t PIXELS = 16;  // adjacent pixels that one thread processes one after the other
+constexpr int64_t TILE = 8;     // rows of sums in registers: with two AVX-512 vectors each, half of the registers
 
 template <class T>
 struct Sizes {
-  int64_t rows, pixels, channels, heads, width, padded;  // channels of a head, in memory and in scratch
+  int64_t rows, pixels, channels, heads, width, padded;  // the last two: channels of a head, in memory and in scratch
 
   Sizes(const Tensor& x, int64_t heads_)
       : rows(x.size(0)),
@@ -32,8 +31,8 @@ struct Sizes {
         width(channels / heads),
         padded(whole_vectors(width, LANES<T>)) {}
 
-  int64_t place(int64_t row, int64_t pixel) const { return (row * pixels + pixel) * channels; }  // in results
-  int64_t pitch() const { return heads * padded; }                                               // of a row in scratch
+  int64_t offset(int64_t row, int64_t pixel) const { return (row * pixels + pixel) * channels; }  // in a result
+  int64_t pitch() const { return heads * padded; }  // of a row in scratch memory
   int64_t chunk() const { return ROWS * pitch(); }
   int64_t square() const { return padded * padded; }
   int64_t sums() const { return heads * square(); }
@@ -45,26 +44,26 @@ struct Span {
   int64_t first, last, pixel;
 };
 
-// A map [R, P, D] whose neighbouring channels are neighbours in memory.
+// Maps [R, P, D] with contiguous channels.
 template <class T>
 struct Maps {
   Tensor tensor;
   const T* first;
-  int64_t row, pixel, channels;
+  int64_t stride_row, stride_pixel, channels;
 
   explicit Maps(const Tensor& x) : tensor(typed(x)), first(data<T>(tensor)) {
-    row = tensor.stride(0);
-    pixel = tensor.stride(1);
+    stride_row = tensor.stride(0);
+    stride_pixel = tensor.stride(1);
     channels = tensor.size(2);
   }
 
-  // Row r of a pixel; asks for what follows it ROWS rows later, as rows are too far apart for hardware to guess.
-  FGASEG_INLINE const T* at(Span span, int64_t r) const {
+  // Row r of a pixel. Prefetches what is needed ROWS rows later, because rows are too far apart for the hardware.
+  FGASEG_INLINE const T* row(Span span, int64_t r) const {
     const int64_t rows = span.last - span.first, later = r + ROWS;
-    const T* next = first + (later < span.last ? later : later - rows) * row +
-                    (later < span.last ? span.pixel : span.pixel + 1) * pixel;
+    const T* next = first + (later < span.last ? later : later - rows) * stride_row +
+                    (later < span.last ? span.pixel : span.pixel + 1) * stride_pixel;
     for (int64_t c = 0; c < channels; c += LANES<T>) __builtin_prefetch(next + c);
-    return first + r * row + span.pixel * pixel;
+    return first + r * stride_row + span.pixel * stride_pixel;
   }
 
  private:
@@ -74,14 +73,14 @@ struct Maps {
   }
 };
 
-// Asks for rows of a result that are about to be written.
+// Prefetches rows of a result that are about to be written.
 template <class T>
-FGASEG_INLINE void ask_to_write(const Sizes<T>& s, const T* y, int64_t pixel, int64_t row, int64_t n) {
+FGASEG_INLINE void prefetch_result(const Sizes<T>& s, const T* y, int64_t pixel, int64_t row, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < s.channels; c += LANES<T>) __builtin_prefetch(y + s.place(row + i, pixel) + c, 1);
+    for (int64_t c = 0; c < s.channels; c += LANES<T>) __builtin_prefetch(y + s.offset(row + i, pixel) + c, 1);
 }
 
-// f(channel, its place in scratch) for all channels of a row.
+// Calls f(channel in memory, channel in scratch) for all channels of a row.
 template <class T, class F>
 FGASEG_INLINE void for_channels(const Sizes<T>& s, const F& f) {
   const bool apart = s.width != s.padded;
@@ -108,7 +107,7 @@ FGASEG_INLINE void fetch(const Sizes<T>& s, const T* x, T* y) {
 
 // y = dphi * phi'; the slope of elu + 1 is 1 above zero and exp(x) = phi < 1 below.
 template <class T>
-FGASEG_INLINE void through_features(const Sizes<T>& s, const T* phi, const T* dphi, T* y, T* guidance_grad) {
+FGASEG_INLINE void features_backward(const Sizes<T>& s, const T* phi, const T* dphi, T* y, T* guidance_grad) {
   for_channels(s, [&](int64_t c, int64_t i) {
     const T g = dphi[i] * (phi[i] < T(1) ? phi[i] : T(1));
     y[c] = g;
@@ -132,7 +131,7 @@ FGASEG_INLINE void add_tile(const T* a, int64_t a_i, int64_t a_k, const T* b, T*
     _Pragma("omp simd") for (int64_t j = 0; j < N; ++j) c[i * pitch_c + j] = sums[i][j];
 }
 
-// The same for `height` rows, up to a multiple of TILE, and a head's channels j.
+// The same for `height` rows, rounded up to a multiple of TILE, and all channels j of a head.
 template <class T>
 FGASEG_INLINE void add_product(const Sizes<T>& s, const T* a, int64_t a_i, int64_t a_k, const T* b, int64_t pitch_b,
                                T* c, int64_t pitch_c, int64_t height, int64_t depth) {
@@ -146,21 +145,21 @@ FGASEG_INLINE void add_product(const Sizes<T>& s, const T* a, int64_t a_i, int64
   }
 }
 
-// sums[h] += x^T y of `n` rows, [d, d] a head
+// sums[h] += x^T y over `n` rows, [d, d] for every head
 template <class T>
 FGASEG_INLINE void add_outer(const Sizes<T>& s, const T* x, const T* y, T* sums, int64_t n) {
-  for (int64_t h = 0, at = 0; h < s.heads; ++h, at += s.padded)
-    add_product(s, x + at, 1, s.pitch(), y + at, s.pitch(), sums + h * s.square(), s.padded, s.padded, n);
+  for (int64_t h = 0, first = 0; h < s.heads; ++h, first += s.padded)
+    add_product(s, x + first, 1, s.pitch(), y + first, s.pitch(), sums + h * s.square(), s.padded, s.padded, n);
 }
 
 // y += x sums[h] for `n` rows
 template <class T>
-FGASEG_INLINE void add_through(const Sizes<T>& s, const T* x, const T* sums, T* y, int64_t n) {
-  for (int64_t h = 0, at = 0; h < s.heads; ++h, at += s.padded)
-    add_product(s, x + at, s.pitch(), 1, sums + h * s.square(), s.padded, y + at, s.pitch(), n, s.width);
+FGASEG_INLINE void add_rows_times_sums(const Sizes<T>& s, const T* x, const T* sums, T* y, int64_t n) {
+  for (int64_t h = 0, first = 0; h < s.heads; ++h, first += s.padded)
+    add_product(s, x + first, s.pitch(), 1, sums + h * s.square(), s.padded, y + first, s.pitch(), n, s.width);
 }
 
-// Calls f(number in memory, number in scratch, that of the transposed) for the sums of a pixel.
+// Calls f(index in memory, index in scratch, index in the transposed scratch) for the sums of a pixel.
 template <class T, class F>
 FGASEG_INLINE void for_sums(const Sizes<T>& s, const F& f) {
   for (int64_t h = 0; h < s.heads; ++h)
@@ -186,17 +185,17 @@ struct Summary {
   int64_t scratch() const { return 2 * s.chunk() + s.sums() + s.pitch(); }
   int64_t backward_scratch() const { return 4 * s.chunk() + 2 * s.sums() + s.pitch(); }
 
-  Summary(const Tensor& k_, const Tensor& v_, const Tensor& of_rows, int64_t heads)
-      : s(k_, heads), k(k_), v(v_), guidance_(prepared(of_rows)), guidance(data<T>(guidance_)) {}
+  Summary(const Tensor& k_, const Tensor& v_, const Tensor& k_guidance, int64_t heads)
+      : s(k_, heads), k(k_), v(v_), guidance_(prepared(k_guidance)), guidance(data<T>(guidance_)) {}
 
-  FGASEG_INLINE void forward(Span at, T* summary, T* total, T* scratch) const {
+  FGASEG_INLINE void forward(Span span, T* summary, T* total, T* scratch) const {
     T *phi = scratch, *values = phi + s.chunk(), *sums = values + s.chunk(), *z = sums + s.sums();
     std::fill(sums, z + s.pitch(), T(0));
-    for (int64_t r = at.first; r < at.last; r += ROWS) {
-      const int64_t n = std::min(ROWS, at.last - r);
+    for (int64_t r = span.first; r < span.last; r += ROWS) {
+      const int64_t n = std::min(ROWS, span.last - r);
       for (int64_t i = 0; i < n; ++i) {
-        features(s, k.at(at, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
-        fetch(s, v.at(at, r + i), values + i * s.pitch());
+        features(s, k.row(span, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
+        fetch(s, v.row(span, r + i), values + i * s.pitch());
         for_channels(s, [&](int64_t, int64_t c) { z[c] += phi[i * s.pitch() + c]; });
       }
       add_outer(s, phi, values, sums, n);
@@ -205,27 +204,29 @@ struct Summary {
     for_channels(s, [&](int64_t to, int64_t from) { total[to] = z[from]; });
   }
 
-  FGASEG_INLINE void backward(Span at, const T* summary_grad, const T* total_grad, T* dk, T* dv, T* dguidance,
+  FGASEG_INLINE void backward(Span span, const T* summary_grad, const T* total_grad, T* dk, T* dv, T* dguidance,
                               T* scratch) const {
     T *phi = scratch, *values = phi + s.chunk(), *dphi = values + s.chunk(), *dvalues = dphi + s.chunk();
     T *sums = dvalues + s.chunk(), *across = sums + s.sums(), *z = across + s.sums();
-    for_sums(s, [&](int64_t from, int64_t to, int64_t to_across) { sums[to] = across[to_across] = summary_grad[from]; });
+    for_sums(s, [&](int64_t from, int64_t to, int64_t transposed) {
+      sums[to] = across[transposed] = summary_grad[from];
+    });
     fetch(s, total_grad, z);
-    for (int64_t r = at.first; r < at.last; r += ROWS) {
-      const int64_t n = std::min(ROWS, at.last - r);
+    for (int64_t r = span.first; r < span.last; r += ROWS) {
+      const int64_t n = std::min(ROWS, span.last - r);
       for (int64_t i = 0; i < n; ++i) {
-        features(s, k.at(at, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
-        fetch(s, v.at(at, r + i), values + i * s.pitch());
+        features(s, k.row(span, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
+        fetch(s, v.row(span, r + i), values + i * s.pitch());
         std::copy(z, z + s.pitch(), dphi + i * s.pitch());
       }
-      ask_to_write(s, dk, at.pixel, r, n);
-      ask_to_write(s, dv, at.pixel, r, n);
+      prefetch_result(s, dk, span.pixel, r, n);
+      prefetch_result(s, dv, span.pixel, r, n);
       std::fill(dvalues, dvalues + n * s.pitch(), T(0));
-      add_through(s, values, across, dphi, n);
-      add_through(s, phi, sums, dvalues, n);
+      add_rows_times_sums(s, values, across, dphi, n);
+      add_rows_times_sums(s, phi, sums, dvalues, n);
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t to = s.place(r + i, at.pixel), from = i * s.pitch();
-        through_features(s, phi + from, dphi + from, dk + to, dguidance + (r + i) * s.channels);
+        const int64_t to = s.offset(r + i, span.pixel), from = i * s.pitch();
+        features_backward(s, phi + from, dphi + from, dk + to, dguidance + (r + i) * s.channels);
         for_channels(s, [&](int64_t c, int64_t j) { dv[to + c] = dvalues[from + j]; });
       }
     }
@@ -242,26 +243,27 @@ struct Lookup {
   int64_t scratch() const { return 2 * s.chunk() + s.sums() + s.pitch(); }
   int64_t backward_scratch() const { return 3 * s.chunk() + 3 * s.sums() + 2 * s.pitch(); }
 
-  Lookup(const Tensor& q_, const Tensor& of_rows, int64_t heads, double eps_)
-      : s(q_, heads), q(q_), guidance_(prepared(of_rows)), guidance(data<T>(guidance_)), eps(T(eps_)) {}
+  Lookup(const Tensor& q_, const Tensor& q_guidance, int64_t heads, double eps_)
+      : s(q_, heads), q(q_), guidance_(prepared(q_guidance)), guidance(data<T>(guidance_)), eps(T(eps_)) {}
 
-  // phi of n rows from r on, and out = phi S
-  FGASEG_INLINE void numerators(Span at, int64_t r, int64_t n, const T* sums, T* phi, T* out) const {
-    for (int64_t i = 0; i < n; ++i) features(s, q.at(at, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
+  // Computes phi of n rows from r on, and out = phi S.
+  FGASEG_INLINE void numerators(Span span, int64_t r, int64_t n, const T* sums, T* phi, T* out) const {
+    for (int64_t i = 0; i < n; ++i)
+      features(s, q.row(span, r + i), guidance + (r + i) * s.channels, phi + i * s.pitch());
     std::fill(out, out + n * s.pitch(), T(0));
-    add_through(s, phi, sums, out, n);
+    add_rows_times_sums(s, phi, sums, out, n);
   }
 
-  FGASEG_INLINE void forward(Span at, const T* summary, const T* total, T* y, T* scratch) const {
+  FGASEG_INLINE void forward(Span span, const T* summary, const T* total, T* y, T* scratch) const {
     T *phi = scratch, *out = phi + s.chunk(), *sums = out + s.chunk(), *z = sums + s.sums();
     for_sums(s, [&](int64_t from, int64_t to, int64_t) { sums[to] = summary[from]; });
     fetch(s, total, z);
-    for (int64_t r = at.first; r < at.last; r += ROWS) {
-      const int64_t n = std::min(ROWS, at.last - r);
-      ask_to_write(s, y, at.pixel, r, n);
-      numerators(at, r, n, sums, phi, out);
+    for (int64_t r = span.first; r < span.last; r += ROWS) {
+      const int64_t n = std::min(ROWS, span.last - r);
+      prefetch_result(s, y, span.pixel, r, n);
+      numerators(span, r, n, sums, phi, out);
       for (int64_t i = 0; i < n; ++i) {
-        T* to = y + s.place(r + i, at.pixel);
+        T* to = y + s.offset(r + i, span.pixel);
         for (int64_t h = 0; h < s.heads; ++h) {
           const int64_t from = i * s.pitch() + h * s.padded;
           const T inverse = T(1) / (dot(phi + from, z + h * s.padded, s.padded) + eps);
@@ -271,20 +273,20 @@ struct Lookup {
     }
   }
 
-  FGASEG_INLINE void backward(Span at, const Maps<T>& grad, const T* summary, const T* total, T* dq, T* dguidance,
+  FGASEG_INLINE void backward(Span span, const Maps<T>& grad, const T* summary, const T* total, T* dq, T* dguidance,
                               T* summary_grad, T* total_grad, T* scratch) const {
     T *phi = scratch, *dphi = phi + s.chunk(), *dout = dphi + s.chunk();
     T *sums = dout + s.chunk(), *across = sums + s.sums(), *z = across + s.sums();
     T *dsums = z + s.pitch(), *dz = dsums + s.sums();
-    for_sums(s, [&](int64_t from, int64_t to, int64_t to_across) { sums[to] = across[to_across] = summary[from]; });
+    for_sums(s, [&](int64_t from, int64_t to, int64_t transposed) { sums[to] = across[transposed] = summary[from]; });
     fetch(s, total, z);
     std::fill(dsums, dz + s.pitch(), T(0));
-    for (int64_t r = at.first; r < at.last; r += ROWS) {
-      const int64_t n = std::min(ROWS, at.last - r);
-      ask_to_write(s, dq, at.pixel, r, n);
-      numerators(at, r, n, sums, phi, dphi);
+    for (int64_t r = span.first; r < span.last; r += ROWS) {
+      const int64_t n = std::min(ROWS, span.last - r);
+      prefetch_result(s, dq, span.pixel, r, n);
+      numerators(span, r, n, sums, phi, dphi);
       for (int64_t i = 0; i < n; ++i) {
-        fetch(s, grad.at(at, r + i), dout + i * s.pitch());
+        fetch(s, grad.row(span, r + i), dout + i * s.pitch());
         for (int64_t h = 0; h < s.heads; ++h) {
           const int64_t from = i * s.pitch() + h * s.padded;
           T *f = phi + from, *g = dout + from, *d = dphi + from, *zh = z + h * s.padded, *dzh = dz + h * s.padded;
@@ -296,11 +298,11 @@ struct Lookup {
           }
         }
       }
-      add_through(s, dout, across, dphi, n);
+      add_rows_times_sums(s, dout, across, dphi, n);
       add_outer(s, phi, dout, dsums, n);
       for (int64_t i = 0; i < n; ++i) {
-        const int64_t to = s.place(r + i, at.pixel), from = i * s.pitch();
-        through_features(s, phi + from, dphi + from, dq + to, dguidance + (r + i) * s.channels);
+        const int64_t to = s.offset(r + i, span.pixel), from = i * s.pitch();
+        features_backward(s, phi + from, dphi + from, dq + to, dguidance + (r + i) * s.channels);
       }
     }
     for_sums(s, [&](int64_t to, int64_t from, int64_t) { summary_grad[to] = dsums[from]; });
@@ -309,26 +311,26 @@ struct Lookup {
 };
 
 // target_clones needs functions that are not templates.
-#define FGASEG_FOR(T)                                                                                               \
-  FGASEG_CLONES void summarise(const Summary<T>& of, Span at, T* summary, T* total, T* scratch) {                   \
-    of.forward(at, summary, total, scratch);                                                                        \
-  }                                                                                                                 \
-  FGASEG_CLONES void summarise_backward(const Summary<T>& of, Span at, const T* ds, const T* dz, T* dk, T* dv, T* dg, \
-                                        T* scratch) {                                                               \
-    of.backward(at, ds, dz, dk, dv, dg, scratch);                                                                   \
-  }                                                                                                                 \
-  FGASEG_CLONES void look_up(const Lookup<T>& of, Span at, const T* summary, const T* total, T* y, T* scratch) {    \
-    of.forward(at, summary, total, y, scratch);                                                                     \
-  }                                                                                                                 \
-  FGASEG_CLONES void look_up_backward(const Lookup<T>& of, Span at, const Maps<T>& grad, const T* summary, const T* total, \
-                                      T* dq, T* dg, T* ds, T* dz, T* scratch) {                                     \
-    of.backward(at, grad, summary, total, dq, dg, ds, dz, scratch);                                                 \
+#define FGASEG_FOR(T)                                                                                              \
+  FGASEG_CLONES void summarise(const Summary<T>& of, Span span, T* summary, T* total, T* scratch) {                \
+    of.forward(span, summary, total, scratch);                                                                     \
+  }                                                                                                                \
+  FGASEG_CLONES void summarise_backward(const Summary<T>& of, Span span, const T* ds, const T* dz, T* dk, T* dv,   \
+                                        T* dg, T* scratch) {                                                       \
+    of.backward(span, ds, dz, dk, dv, dg, scratch);                                                                \
+  }                                                                                                                \
+  FGASEG_CLONES void look_up(const Lookup<T>& of, Span span, const T* summary, const T* total, T* y, T* scratch) { \
+    of.forward(span, summary, total, y, scratch);                                                                  \
+  }                                                                                                                \
+  FGASEG_CLONES void look_up_backward(const Lookup<T>& of, Span span, const Maps<T>& grad, const T* summary,       \
+                                      const T* total, T* dq, T* dg, T* ds, T* dz, T* scratch) {                    \
+    of.backward(span, grad, summary, total, dq, dg, ds, dz, scratch);                                              \
   }
 FGASEG_FOR(float)
 FGASEG_FOR(double)
 #undef FGASEG_FOR
 
-// Which rows are whose. Checked, as a wrong number would read beyond the maps.
+// The rows of every image. The offsets are checked, because wrong ones would read outside the maps.
 struct Images {
   Tensor tensor;
   const int64_t* offsets;
@@ -343,11 +345,12 @@ struct Images {
     STD_TORCH_CHECK(ascending, "offsets must ascend from 0 to R, the number of rows, ", rows);
   }
 
-  // f(span, number of the image's pixel, block of pixels, scratch) for every pixel of every image, on all threads.
+  // Calls f(span, index of the pixel in [B*P], block of pixels, scratch) for every pixel of every image, on all
+  // threads.
   template <class T, class F>
   void for_each_pixel(const Sizes<T>& s, int64_t scratch_size, const F& f) const {
-    const int64_t blocks = s.blocks(), numbers = s.rows * s.channels * PIXELS / std::max<int64_t>(count, 1);
-    const int64_t grain = 1 + 16384 / std::max<int64_t>(numbers, 1);
+    const int64_t blocks = s.blocks(), elements = s.rows * s.channels * PIXELS / std::max<int64_t>(count, 1);
+    const int64_t grain = 1 + 16384 / std::max<int64_t>(elements, 1);
     torch::stable::parallel_for(0, count * blocks, grain, [&](int64_t begin, int64_t end) {
       Aligned<T> scratch(scratch_size);
       for (int64_t i = begin; i < end; ++i) {
@@ -359,7 +362,7 @@ struct Images {
   }
 };
 
-// Gradients of the guidance [R, D]: a sum for every block of pixels, then these in order.
+// The gradient of the guidance [R, D]: a sum for every block of pixels, then the sum of these, in order.
 template <class T>
 class GuidanceGrad {
  public:
@@ -383,8 +386,8 @@ std::tuple<Tensor, Tensor> class_summary(const Tensor& k, const Tensor& v, const
     using T = decltype(type);
     const Summary<T> of(k, v, guidance, heads);
     T *s = mutable_data<T>(summary), *z = mutable_data<T>(total);
-    images.for_each_pixel(of.s, of.scratch(), [&](Span at, int64_t i, int64_t, T* scratch) {
-      summarise(of, at, s + i * of.s.channels * width, z + i * of.s.channels, scratch);
+    images.for_each_pixel(of.s, of.scratch(), [&](Span span, int64_t i, int64_t, T* scratch) {
+      summarise(of, span, s + i * of.s.channels * width, z + i * of.s.channels, scratch);
     });
   });
   return {summary, total};
@@ -403,8 +406,8 @@ std::tuple<Tensor, Tensor, Tensor> class_summary_backward(const Tensor& summary_
     const Summary<T> of(k, v, guidance, heads);
     GuidanceGrad<T> parts(k, of.s);
     T *to_k = mutable_data<T>(dk), *to_v = mutable_data<T>(dv);
-    images.for_each_pixel(of.s, of.backward_scratch(), [&](Span at, int64_t i, int64_t block, T* scratch) {
-      summarise_backward(of, at, data<T>(ds) + i * of.s.channels * of.s.width, data<T>(dz) + i * of.s.channels, to_k,
+    images.for_each_pixel(of.s, of.backward_scratch(), [&](Span span, int64_t i, int64_t block, T* scratch) {
+      summarise_backward(of, span, data<T>(ds) + i * of.s.channels * of.s.width, data<T>(dz) + i * of.s.channels, to_k,
                          to_v, parts.part(block), scratch);
     });
     dguidance = parts.sum();
@@ -421,8 +424,8 @@ Tensor class_lookup(const Tensor& q, const Tensor& guidance, const Tensor& summa
     using T = decltype(type);
     const Lookup<T> of(q, guidance, heads, eps);
     T* to = mutable_data<T>(y);
-    images.for_each_pixel(of.s, of.scratch(), [&](Span at, int64_t i, int64_t, T* scratch) {
-      look_up(of, at, data<T>(sums) + i * of.s.channels * of.s.width, data<T>(z) + i * of.s.channels, to, scratch);
+    images.for_each_pixel(of.s, of.scratch(), [&](Span span, int64_t i, int64_t, T* scratch) {
+      look_up(of, span, data<T>(sums) + i * of.s.channels * of.s.width, data<T>(z) + i * of.s.channels, to, scratch);
     });
   });
   return finished(y, q);
@@ -445,9 +448,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_lookup_backward(const Tensor& g
     const Maps<T> g(grad);
     GuidanceGrad<T> parts(q, of.s);
     T *to = mutable_data<T>(dq), *ds = mutable_data<T>(dsummary), *dz = mutable_data<T>(dtotal);
-    images.for_each_pixel(of.s, of.backward_scratch(), [&](Span at, int64_t i, int64_t block, T* scratch) {
+    images.for_each_pixel(of.s, of.backward_scratch(), [&](Span span, int64_t i, int64_t block, T* scratch) {
       const int64_t first = i * of.s.channels;
-      look_up_backward(of, at, g, data<T>(sums) + first * width, data<T>(z) + first, to, parts.part(block),
+      look_up_backward(of, span, g, data<T>(sums) + first * width, data<T>(z) + first, to, parts.part(block),
                        ds + first * width, dz + first, scratch);
     });
     dguidance = parts.sum();

@@ -1,4 +1,4 @@
-// What every CPU kernel of fgaseg shares. No ATen: only torch's stable ABI, so that one build serves torch >= 2.11.
+// Shared by all CPU kernels. Only torch's stable ABI and no ATen, so that one build serves torch >= 2.11.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <vector>
 
-// Plain loops, compiled once per instruction set; the loader picks the best that the processor has.
+// Compiles a function once per instruction set; the loader picks the best that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define FGASEG_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
@@ -22,7 +22,7 @@ namespace fgaseg {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// float64 is computed in float64, everything else in float32.
+// float64 is computed in float64, all other types in float32.
 inline ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -30,15 +30,15 @@ inline ScalarType compute_type(const Tensor& x) {
 // x in its compute type, contiguous.
 inline Tensor prepared(const Tensor& x) {
   const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
-  return y.is_contiguous() ? y : torch::stable::contiguous(y);  // asking is cheaper than a call that does nothing
+  return y.is_contiguous() ? y : torch::stable::contiguous(y);  // the check is cheaper than a call that does nothing
 }
 
-// A result back in the dtype of the input.
+// A result, converted back to the dtype of the input.
 inline Tensor finished(const Tensor& y, const Tensor& like) {
   return y.scalar_type() == like.scalar_type() ? y : torch::stable::to(y, like.scalar_type());
 }
 
-// Runs f with a float or double as its argument, according to the compute type of x.
+// Calls f with a float or a double, according to the compute type of x.
 template <class F>
 void for_compute_type(const Tensor& x, const F& f) {
   if (compute_type(x) == ScalarType::Double)
@@ -47,23 +47,23 @@ void for_compute_type(const Tensor& x, const F& f) {
     f(float());
 }
 
-// Numbers in 64 bytes: a register with AVX-512, two or four without. Loops over so many neighbours are what the compiler
-// turns into vectors of any instruction set; its own vector types of 64 bytes are 5 times slower with AVX2.
+// Elements in 64 bytes: one register with AVX-512, two or four without. The compiler vectorises loops over so many
+// adjacent elements for any instruction set; its own vector types of 64 bytes are 5 times slower with AVX2.
 template <class T>
 constexpr int64_t LANES = 64 / sizeof(T);
 
 inline int64_t whole_vectors(int64_t n, int64_t lanes) { return (n + lanes - 1) / lanes * lanes; }
 
-// Zeros, at addresses where no vector lies across two lines of the cache.
+// An array of zeros, aligned so that no vector straddles two cache lines.
 template <class T>
 class Aligned {
  public:
   explicit Aligned(int64_t n) : lines_((n + LANES<T> - 1) / LANES<T>) {}
-  T* data() { return lines_.data()->numbers; }
+  T* data() { return lines_.data()->elements; }
 
  private:
   struct alignas(64) Line {
-    T numbers[LANES<T>];
+    T elements[LANES<T>];
   };
   std::vector<Line> lines_;
 };
@@ -73,7 +73,7 @@ constexpr ScalarType scalar_type() {
   return sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
 }
 
-// Contiguous memory of ours as a tensor, for an ATen call.
+// A tensor over contiguous memory of ours, for an ATen call.
 template <class T>
 Tensor wrapped(const T* from, const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size(), 1);

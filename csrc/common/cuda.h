@@ -1,8 +1,8 @@
-// What every CUDA kernel of fgaseg is written with. One source, two compilers: nvcc, or g++ -DFGASEG_SHIM, where
-// common/shim.h runs the same kernels on the CPU, one coroutine a CUDA thread, so that tests need no GPU.
+// The vocabulary of all CUDA kernels. One source, two compilers: nvcc, or g++ -DFGASEG_SHIM, where common/shim.h runs
+// the same kernels on the CPU, one coroutine per CUDA thread, so that tests need no GPU.
 //
 // Kernels use CUDA's own names (threadIdx, __syncthreads, __shfl_xor_sync ...) and, where CUDA has only syntax or
-// assembly, the functions below. Blocks are whole warps and warp-wide operations take all 32 lanes.
+// assembly, the functions below. Blocks consist of whole warps, and warp-wide operations take all 32 lanes.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -14,22 +14,22 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-// FGASEG_SHARED(sums, float[32]): shared memory of a size known here. FGASEG_DYNAMIC_SHARED(float, sums): a pointer to
-// the bytes that the launch asked for. Both are aligned to 128 bytes and start undefined.
+// FGASEG_SHARED(sums, float[32]): shared memory of a size known at compile time. FGASEG_DYNAMIC_SHARED(float, sums): a
+// pointer to the bytes that the launch requested. Both are aligned to 128 bytes and uninitialised.
 #define FGASEG_SHARED(name, ...)      \
   using name##_type = __VA_ARGS__;    \
   __shared__ __align__(128) name##_type name
-#define FGASEG_DYNAMIC_SHARED(type, name)                                       \
+#define FGASEG_DYNAMIC_SHARED(type, name)                                        \
   extern __shared__ __align__(128) unsigned char fgaseg_dynamic_shared_memory[]; \
   type* const name = reinterpret_cast<type*>(fgaseg_dynamic_shared_memory)
 
-// Ends the kernel with an error that the next synchronisation reports.
+// Aborts the kernel with an error that the next synchronisation reports.
 #define FGASEG_CHECK(condition, what) \
   if (!(condition)) __assert_fail(what, __FILE__, __LINE__, __func__)
 
 #define FGASEG_DEVICE __device__ __forceinline__
 
-// The words for a code that a launcher has returned. Weak: every kernel.cu has it, the linker keeps one.
+// The message for a code that a launcher returned. Weak: every kernel.cu has it, and the linker keeps one.
 extern "C" __attribute__((weak)) const char* fgaseg_error_text(int code) {
   return cudaGetErrorString(static_cast<cudaError_t>(code));
 }
@@ -39,7 +39,7 @@ namespace fgaseg {
 template <class... Parameters, class... Arguments>
 int start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
           Arguments... arguments) {
-  if (shared_bytes > 48 * 1024)  // more has to be asked for
+  if (shared_bytes > 48 * 1024)  // above this, CUDA requires opting in
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
@@ -49,11 +49,11 @@ FGASEG_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 4, 8 or 16 bytes from global to shared memory in the background, or zeros if not `inside` (`from` is not read
-// then, but must be an address). Both ends are aligned to BYTES.
+// Copies 4, 8 or 16 bytes from global to shared memory asynchronously, or zeros if not `inside` (`from` is not read
+// then, but must be a valid address). Both addresses are aligned to BYTES.
 template <int BYTES>
 FGASEG_DEVICE void copy_async(void* to, const void* from, bool inside = true) {
-  if constexpr (BYTES == 16)  // past the first-level cache
+  if constexpr (BYTES == 16)  // bypasses the first-level cache
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from),
                  "r"(inside ? 16 : 0)
                  : "memory");
@@ -63,7 +63,7 @@ FGASEG_DEVICE void copy_async(void* to, const void* from, bool inside = true) {
                  : "memory");
 }
 
-// Ends a group of this thread's copies; wait_copies<N> waits until all but the last N groups have arrived. The other
+// Closes a group of this thread's copies; wait_copies<N> waits until all but the last N groups have arrived. The other
 // threads see the data after a barrier.
 FGASEG_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
@@ -72,8 +72,8 @@ FGASEG_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
-// ldmatrix: 8x8 matrices of 16-bit numbers. Lane 8i+j gives the address of row j of matrix i: 16 bytes, aligned. Lane l
-// receives in r[i] number [l/4][2*(l%4)] and the one to its right, or transposed [2*(l%4)][l/4] and the one below.
+// ldmatrix: 8x8 matrices of 16-bit elements. Lane 8i+j gives the address of row j of matrix i: 16 bytes, aligned. Lane
+// l receives in r[i] element [l/4][2*(l%4)] and the one to its right, or transposed [2*(l%4)][l/4] and the one below.
 FGASEG_DEVICE void load_matrices(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -100,8 +100,8 @@ FGASEG_DEVICE void load_matrices_transposed(uint32_t (&r)[2], const void* row) {
 }
 
 // mma.m16n8k16: d [16][8] += a [16][16] b [16][8] in float32. In lane 4g+q, a[0] and a[1] are rows g and g+8 at columns
-// 2q and 2q+1, a[2] and a[3] the same 8 columns further; b[0] is rows 2q and 2q+1 of column g, b[1] 8 rows below; d[0]
-// and d[1] are row g at columns 2q and 2q+1, d[2] and d[3] row g+8.
+// 2q and 2q+1, a[2] and a[3] the same 8 columns to the right; b[0] is rows 2q and 2q+1 of column g, b[1] 8 rows below;
+// d[0] and d[1] are row g at columns 2q and 2q+1, d[2] and d[3] row g+8.
 template <class T>
 FGASEG_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
@@ -137,7 +137,7 @@ FGASEG_DEVICE __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-// Two 16-bit numbers in one register, the first in the low half.
+// Two 16-bit elements in one register, the first in the low half.
 template <class T>
 FGASEG_DEVICE uint32_t pack(float low, float high);
 template <>
@@ -171,7 +171,7 @@ struct Grid {
   int64_t x, y = 1, z = 1;
 };
 
-// Runs the kernel on the stream; returns a cudaError_t. An empty grid runs nothing.
+// Runs the kernel on the stream and returns a cudaError_t. An empty grid is not an error.
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), Grid grid, dim3 block, size_t shared_bytes, void* stream,
            Arguments... arguments) {

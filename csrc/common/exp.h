@@ -1,4 +1,4 @@
-// exp as plain arithmetic, which the compiler turns into vectors: a library's is a call for every number.
+// exp as plain arithmetic, which the compiler vectorises: a library's exp is one call per element.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -1,5 +1,5 @@
-// What the host side of every CUDA kernel of fgaseg shares. Only torch's stable ABI and no CUDA header: the launchers
-// of kernel.cu take a stream as void* and return a cudaError_t as int. With -DFGASEG_SHIM it serves CPU tensors.
+// Shared by the host side of all CUDA kernels. Only torch's stable ABI and no CUDA header: the launchers in kernel.cu
+// take a stream as void* and return a cudaError_t as int. With -DFGASEG_SHIM it serves CPU tensors.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -24,7 +24,7 @@ namespace fgaseg {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Makes the device of x the current one while it lives.
+// Makes the device of x the current device during its lifetime.
 class __attribute__((visibility("hidden"))) OnDevice {
  public:
 #ifdef FGASEG_SHIM
@@ -33,7 +33,7 @@ class __attribute__((visibility("hidden"))) OnDevice {
 #else
   explicit OnDevice(const Tensor& x) : device_(x.get_device_index()), guard_(device_) {}
 
-  // PyTorch's current stream there.
+  // PyTorch's current stream on that device.
   void* stream() const {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream));
@@ -46,7 +46,7 @@ class __attribute__((visibility("hidden"))) OnDevice {
 #endif
 };
 
-// Raises what a launcher has returned.
+// Throws if a launcher returned an error.
 inline void check(const char* op, int code) {
   STD_TORCH_CHECK(code == 0, op, ": the CUDA kernel failed: ", fgaseg_error_text(code), " (error ", code, ")");
 }
@@ -60,7 +60,7 @@ Launcher* for_dtype(const char* op, const Tensor& x, Launcher* float32, Launcher
   return bfloat16;
 }
 
-// Whether the numbers of the dimensions from `first` on lie side by side.
+// Whether the dimensions from `first` on are contiguous.
 inline bool is_dense(const Tensor& x, int64_t first) {
   int64_t expected = 1;
   for (int64_t d = x.dim(); d-- > first;) {
@@ -70,7 +70,7 @@ inline bool is_dense(const Tensor& x, int64_t first) {
   return true;
 }
 
-// x, or a contiguous copy where the dimensions from `first` on are not dense.
+// x, or a contiguous copy if its dimensions from `first` on are not contiguous.
 inline Tensor dense(const Tensor& x, int64_t first) { return is_dense(x, first) ? x : torch::stable::contiguous(x); }
 
 }  // namespace fgaseg

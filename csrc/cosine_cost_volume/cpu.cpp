@@ -1,8 +1,8 @@
-// cosine_cost_volume on the CPU. The schema lives in kernels/cosine_cost_volume/op.py.
+// cosine_cost_volume on the CPU. The schema is in kernels/cosine_cost_volume/op.py.
 //
-// 2*B*T*P*C*H*W operations, a matrix product: that is left to ATen's. What is ours is everything around it, each a
-// single pass. The pixels are never copied to be normalised: their lengths divide the product instead, whose maps are
-// smaller than the pixels where P*T < C; backward, they divide the gradient in front of both of its products.
+// The matrix product is ATen's; everything around it is a single pass of our own. The pixels are never copied to be
+// normalised: their lengths divide the product instead, whose maps are smaller than the pixels if P*T < C; in backward
+// they divide the gradient before its two products.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -13,9 +13,9 @@
 namespace fgaseg {
 namespace {
 
-constexpr int64_t BLOCK = 128;  // pixels side by side: C * BLOCK floats are read with a stride, 512 bytes at a time
+constexpr int64_t BLOCK = 128;  // adjacent pixels: C rows of BLOCK floats are read with a stride, 512 bytes at a time
 
-// 1 / max(length, eps) of `n` neighbouring columns of x [channels][stride].
+// 1 / max(length, eps) of `n` adjacent columns of x [channels][stride].
 template <class T>
 FGASEG_INLINE void inverse_columns(const T* x, T* inverse, int64_t channels, int64_t n, int64_t stride, T eps) {
   T sum[BLOCK] = {};
@@ -37,15 +37,15 @@ FGASEG_INLINE void project_columns(const T* x, T* g, const T* inverse, int64_t c
   for (int64_t c = 0; c < channels; ++c)
     _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) dot[j] += x[c * stride + j] * inverse[j] * g[c * stride + j];
   for (int64_t j = 0; j < n; ++j) {
-    const bool moves = inverse[j] * eps < T(1);
-    dot[j] = moves ? dot[j] * inverse[j] : T(0);
-    if (channels == 1 && moves) g[j] = dot[j] = T(0);  // one dimension has no directions: exactly 0, as by a division
+    const bool free = inverse[j] * eps < T(1);  // not raised to eps
+    dot[j] = free ? dot[j] * inverse[j] : T(0);
+    if (channels == 1 && free) g[j] = dot[j] = T(0);  // in one dimension the gradient is exactly 0
   }
   for (int64_t c = 0; c < channels; ++c)
     _Pragma("omp simd") for (int64_t j = 0; j < n; ++j) g[c * stride + j] -= x[c * stride + j] * dot[j];
 }
 
-// The unit vector of neighbouring numbers; returns 1 / max(length, eps).
+// y = the unit vector of the row x; returns 1 / max(length, eps).
 template <class T>
 FGASEG_INLINE T unit_row(const T* x, T* y, int64_t channels, T eps) {
   T sum = 0;
@@ -65,23 +65,23 @@ FGASEG_INLINE void project_row(const T* u, const T* g, T* y, T inverse, int64_t 
 }
 
 // target_clones needs functions that are not templates.
-#define FGASEG_FOR(T)                                                                                          \
-  FGASEG_CLONES void inverse_pixels(const T* x, T* r, int64_t c, int64_t n, int64_t stride, T eps) {           \
-    inverse_columns(x, r, c, n, stride, eps);                                                                  \
-  }                                                                                                            \
-  FGASEG_CLONES void scale_map(const T* x, const T* scale, T* y, int64_t n) { scaled(x, scale, y, n); }         \
+#define FGASEG_FOR(T)                                                                                            \
+  FGASEG_CLONES void inverse_pixels(const T* x, T* r, int64_t c, int64_t n, int64_t stride, T eps) {             \
+    inverse_columns(x, r, c, n, stride, eps);                                                                    \
+  }                                                                                                              \
+  FGASEG_CLONES void scale_map(const T* x, const T* scale, T* y, int64_t n) { scaled(x, scale, y, n); }          \
   FGASEG_CLONES void project_pixels(const T* x, T* g, const T* r, int64_t c, int64_t n, int64_t stride, T eps) { \
-    project_columns(x, g, r, c, n, stride, eps);                                                               \
-  }                                                                                                            \
-  FGASEG_CLONES T unit_text(const T* x, T* y, int64_t c, T eps) { return unit_row(x, y, c, eps); }             \
-  FGASEG_CLONES void project_text(const T* u, const T* g, T* y, T r, int64_t c, T eps) {                       \
-    project_row(u, g, y, r, c, eps);                                                                           \
+    project_columns(x, g, r, c, n, stride, eps);                                                                 \
+  }                                                                                                              \
+  FGASEG_CLONES T unit_text(const T* x, T* y, int64_t c, T eps) { return unit_row(x, y, c, eps); }               \
+  FGASEG_CLONES void project_text(const T* u, const T* g, T* y, T r, int64_t c, T eps) {                         \
+    project_row(u, g, y, r, c, eps);                                                                             \
   }
 FGASEG_FOR(float)
 FGASEG_FOR(double)
 #undef FGASEG_FOR
 
-// Runs f(image, first pixel, number of pixels) on blocks of pixels, on all threads.
+// Calls f(image, first pixel, number of pixels) for blocks of pixels, on all threads.
 template <class F>
 void for_each_block(int64_t batch, int64_t pixels, int64_t channels, const F& f) {
   const int64_t blocks = (pixels + BLOCK - 1) / BLOCK, grain = 1 + 16384 / (BLOCK * std::max<int64_t>(channels, 1));
@@ -93,7 +93,7 @@ void for_each_block(int64_t batch, int64_t pixels, int64_t channels, const F& f)
   });
 }
 
-// Runs f(row of [B, T, P], row of [B, P, T]) for every text, on all threads.
+// Calls f(row of [B, T, P], row of [B, P, T]) for every text, on all threads.
 template <class F>
 void for_each_text(int64_t batch, int64_t classes, int64_t prompts, int64_t channels, const F& f) {
   const int64_t grain = 1 + 16384 / std::max<int64_t>(channels, 1);
@@ -105,7 +105,7 @@ void for_each_text(int64_t batch, int64_t classes, int64_t prompts, int64_t chan
   });
 }
 
-// The operands of a batched matrix product: pixels as they are, with their inverse lengths, and unit texts.
+// The operands of a batched matrix product: unit texts, and the pixels as they are with their inverse lengths.
 struct Operands {
   int64_t batch, channels, pixels, classes, prompts;
   Tensor x, x_inverse;  // [B, C, H*W], [B, H*W]
@@ -166,13 +166,13 @@ std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const
   for_compute_type(dx, [&](auto type) {
     using T = decltype(type);
     for_each_block(of.batch, of.pixels, of.channels, [&](int64_t b, int64_t first, int64_t n) {
-      const int64_t at = b * of.channels * of.pixels + first;
-      project_pixels(data<T>(of.x) + at, mutable_data<T>(dx) + at, data<T>(of.x_inverse) + b * of.pixels + first,
-                     of.channels, n, of.pixels, T(eps));
+      const int64_t offset = b * of.channels * of.pixels + first;
+      project_pixels(data<T>(of.x) + offset, mutable_data<T>(dx) + offset,
+                     data<T>(of.x_inverse) + b * of.pixels + first, of.channels, n, of.pixels, T(eps));
     });
     for_each_text(of.batch, of.classes, of.prompts, of.channels, [&](int64_t to, int64_t from) {
-      const int64_t at = from * of.channels;
-      project_text(data<T>(of.t) + at, data<T>(dt) + at, mutable_data<T>(texts_grad) + to * of.channels,
+      const int64_t offset = from * of.channels;
+      project_text(data<T>(of.t) + offset, data<T>(dt) + offset, mutable_data<T>(texts_grad) + to * of.channels,
                    data<T>(of.t_inverse)[from], of.channels, T(eps));
     });
   });

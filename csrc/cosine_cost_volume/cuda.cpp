@@ -1,4 +1,4 @@
-// cosine_cost_volume on the GPU: the host side. The schema lives in kernels/cosine_cost_volume/op.py, the kernels in
+// cosine_cost_volume on the GPU: the host side. The schema is in kernels/cosine_cost_volume/op.py, the kernels are in
 // kernel.cu. They take any strides, so nothing is copied.
 #include <array>
 #include <tuple>
@@ -39,9 +39,9 @@ std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const
   const auto n = sizes_of(pixels, texts);
   Tensor pixels_grad = torch::stable::new_empty(pixels, pixels.sizes());
   Tensor texts_grad = torch::stable::new_empty(texts, texts.sizes());
-  // Both gradients in float32 before they are made orthogonal to their vectors, and the inverse lengths of the vectors.
-  const int64_t numbers = n[0] * (n[2] * n[3] + n[4] * n[5]) * (n[1] + 1);
-  Tensor scratch = torch::stable::new_empty(pixels, {numbers}, ScalarType::Float);
+  // Both gradients in float32 before they are projected, and the inverse lengths of the vectors.
+  const int64_t elements = n[0] * (n[2] * n[3] + n[4] * n[5]) * (n[1] + 1);
+  Tensor scratch = torch::stable::new_empty(pixels, {elements}, ScalarType::Float);
   Backward* backward =
       for_dtype(OP, pixels, fgaseg_cosine_cost_volume_backward_float32, fgaseg_cosine_cost_volume_backward_float16,
                 fgaseg_cosine_cost_volume_backward_bfloat16);

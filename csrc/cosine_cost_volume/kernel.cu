@@ -2,21 +2,19 @@
 //
 //   out[b,p,t,n] = <texts[b,t,p], pixels[b,:,n]> / (max(|texts[b,t,p]|, eps) max(|pixels[b,:,n]|, eps))
 //
-// Counted for S3 of the design (B = 5, T = 847, P = 1, C = 512, 24x24, bfloat16): 2.9 + 4.3 MB read and 4.9 MB written,
-// 4 us at 3 TB/s; 2*B*T*P*C*H*W = 2.5 G operations, 3 us at 790 T/s. One launch: the product, with the squares of both
-// sides added up from the same shared memory and the division at the end, so no normalised copy exists. Tiles of 64
-// texts x 64 pixels x 32 channels: 630 blocks at S3, 27 for one image and 171 classes; they ask the second-level cache
-// for 83 MB. Tiles of 128 x 128 would ask for half, but leave most multiprocessors without work at one image.
+// Forward is one launch: the product, with the squares of both sides summed from the same shared memory and the
+// division at the end, so there is no normalised copy. docs/design/kernels.md explains the tiles of 64 texts x 64
+// pixels.
 //
-// Neither side needs to be contiguous. The channels of a text are neighbours in memory and those of a pixel H*W apart,
-// so the threads go along whichever axis is dense; both sides are stored with the channels last, for ldmatrix. The next
-// tiles are on their way to registers while a tile is multiplied: pixels have to be transposed, which cp.async cannot.
-// float32 goes through the same code with fused multiply-adds in the mma's register layout.
+// Neither side needs to be contiguous. The channels of a text are adjacent in memory and those of a pixel H*W apart, so
+// the threads follow whichever axis is dense; both sides are stored channels last, for ldmatrix. The next tiles are
+// loaded to registers while a tile is multiplied: pixels have to be transposed, which cp.async cannot do. float32 runs
+// through the same code with fused multiply-adds in the mma's register layout.
 //
 // Backward, with u = v / max(|v|, eps): h = sum of grad times the other side's unit vectors (rounded to the inputs'
-// type, as PyTorch's are), in a float32 scratch; then dv = (h - u <u, h>) / |v|, or h / eps where the length was raised
-// to eps and is a constant. Twice that product (5 G operations at S3), lengths before and the projection after it;
-// every sum in a fixed order.
+// type, as PyTorch's are), in float32 scratch memory; then dv = (h - u <u, h>) / |v|, or h / eps where the length was
+// raised to eps and is a constant. That is the same product twice, with the lengths before it and the projection after
+// it; every sum has a fixed order.
 #include <climits>
 #include <cmath>
 #include <cstring>
@@ -26,14 +24,14 @@
 namespace fgaseg {
 namespace {
 
-constexpr int TILE = 64, STEP = 32;  // rows of both sides; summed at a time
+constexpr int TILE = 64, STEP = 32;  // rows of both sides; elements summed at a time
 constexpr int THREADS = 128;         // 2 x 2 warps, 32 x 32 results each
 constexpr int PASS_THREADS = 256, PASS_WARPS = 8;  // of the kernels around the product
 
 FGASEG_DEVICE int lane() { return threadIdx.x % 32; }
 FGASEG_DEVICE int warp() { return threadIdx.x / 32; }
 
-// An index over two dimensions of a tensor, `count` of the inner one. One dimension: the outer is never reached.
+// Offsets along two dimensions of a tensor as one axis, with `count` elements in the inner one; or along one dimension.
 struct Axis {
   int count = INT_MAX;
   int64_t inner = 0, outer = 0;
@@ -43,24 +41,24 @@ struct Axis {
   }
 };
 
-// One side of a product: a row for each result, and the axis that is summed.
+// One side of a product: rows, and the axis that is summed.
 template <class T>
 struct Side {
   const T* data;
   int64_t batch;
   Axis row, summed;
   int rows;
-  const float* scales;  // [B, summed], or null: what each number is multiplied by
+  const float* scales;  // factors [B, summed] of the elements, or null
 };
 
-// A thread's part of a tile on its way to shared memory, [row][STEP]; 16 bytes between the rows against bank conflicts.
+// A thread's part of a tile [row][STEP] for shared memory, where 16 bytes between the rows avoid bank conflicts.
 template <class T>
 struct Stage {
   static constexpr int PIECE = 16 / sizeof(T), PIECES = STEP / PIECE, STRIDE = STEP + PIECE;
-  static constexpr int MINE = TILE * PIECES / THREADS;
-  uint4 pieces[MINE];
+  static constexpr int COUNT = TILE * PIECES / THREADS;  // of a thread
+  uint4 pieces[COUNT];
 
-  // Neighbouring threads follow the summed axis if that is the dense one, else the rows.
+  // Adjacent threads follow the summed axis if that is the dense one, else the rows.
   FGASEG_DEVICE static int row(int i, bool along) {
     const int piece = threadIdx.x + i * THREADS;
     return along ? piece / PIECES : piece % TILE;
@@ -73,7 +71,7 @@ struct Stage {
   FGASEG_DEVICE void load(const Side<T>& side, int64_t b, int first_row, int first, int length) {
     const bool along = side.summed.inner == 1;
 #pragma unroll
-    for (int i = 0; i < MINE; ++i) {
+    for (int i = 0; i < COUNT; ++i) {
       const int r = first_row + row(i, along), k = first + column(i, along);
       const T* const from = side.data + b * side.batch + side.row(r);
       const bool whole = along && !side.scales && r < side.rows && k + PIECE <= min(length, side.summed.count);
@@ -81,27 +79,27 @@ struct Stage {
         pieces[i] = *reinterpret_cast<const uint4*>(from + k);
         continue;
       }
-      T numbers[PIECE];
+      T elements[PIECE];
 #pragma unroll
       for (int j = 0; j < PIECE; ++j) {
         const bool inside = r < side.rows && k + j < length;
-        numbers[j] = inside ? from[side.summed(k + j)] : from_float<T>(0);
+        elements[j] = inside ? from[side.summed(k + j)] : from_float<T>(0);
         if (inside && side.scales)
-          numbers[j] = from_float<T>(to_float(numbers[j]) * side.scales[b * length + k + j]);
+          elements[j] = from_float<T>(to_float(elements[j]) * side.scales[b * length + k + j]);
       }
-      memcpy(&pieces[i], numbers, sizeof(uint4));
+      memcpy(&pieces[i], elements, sizeof(uint4));
     }
   }
 
   FGASEG_DEVICE void store(T* tile, const Side<T>& side) const {
     const bool along = side.summed.inner == 1;
 #pragma unroll
-    for (int i = 0; i < MINE; ++i)
+    for (int i = 0; i < COUNT; ++i)
       *reinterpret_cast<uint4*>(tile + row(i, along) * STRIDE + column(i, along)) = pieces[i];
   }
 };
 
-using Results = float[2][4][4];  // of a warp: two times 16 rows, four times 8 columns, as mma has them
+using Results = float[2][4][4];  // of a warp: 2 x 16 rows, 4 x 8 columns, in mma's register layout
 
 FGASEG_DEVICE int first_row() { return warp() / 2 * 32; }
 FGASEG_DEVICE int first_column() { return warp() % 2 * 32; }
@@ -129,7 +127,7 @@ FGASEG_DEVICE void multiply(Results& results, const T* left, const T* right) {
   }
 }
 
-// In float32 the products of a step are added up before they join the results, which keeps more of their bits.
+// In float32 the products of a step are summed before they are added to the results, which loses fewer bits.
 FGASEG_DEVICE void multiply(Results& results, const float* left, const float* right) {
   constexpr int STRIDE = Stage<float>::STRIDE;
   Results sums = {};
@@ -160,9 +158,9 @@ FGASEG_DEVICE float squares(const T* row) {
 #pragma unroll
   for (int k = 0; k < STEP; k += Stage<T>::PIECE) {
     const uint4 bits = *reinterpret_cast<const uint4*>(row + k);
-    T numbers[Stage<T>::PIECE];
-    memcpy(numbers, &bits, sizeof bits);
-    for (T x : numbers) sum = fmaf(to_float(x), to_float(x), sum);
+    T elements[Stage<T>::PIECE];
+    memcpy(elements, &bits, sizeof bits);
+    for (T x : elements) sum = fmaf(to_float(x), to_float(x), sum);
   }
   return sum;
 }
@@ -171,16 +169,16 @@ FGASEG_DEVICE float squares(const T* row) {
 template <class T, class Out, bool COSINE>
 __global__ void __launch_bounds__(THREADS) product(const Side<T> left, const Side<T> right, int length, Out* out,
                                                    Axis out_row, float eps) {
-  constexpr int NUMBERS = TILE * Stage<T>::STRIDE;
-  FGASEG_SHARED(a, T[NUMBERS]);
-  FGASEG_SHARED(b, T[NUMBERS]);
+  constexpr int ELEMENTS = TILE * Stage<T>::STRIDE;
+  FGASEG_SHARED(a, T[ELEMENTS]);
+  FGASEG_SHARED(b, T[ELEMENTS]);
   FGASEG_SHARED(inverse, float[2 * TILE]);
   const int across = (right.rows + TILE - 1) / TILE, down = (left.rows + TILE - 1) / TILE;
   const int column = blockIdx.x % across * TILE, row = blockIdx.x / across % down * TILE;
   const int64_t image = blockIdx.x / across / down;
 
   Results results = {};
-  float sum = 0;  // of the squares of row threadIdx.x of a, or of b behind them
+  float sum = 0;  // of the squares of row threadIdx.x of a, or of a row of b in the second half of the threads
   Stage<T> next_a, next_b;
   next_a.load(left, image, row, 0, length);
   next_b.load(right, image, column, 0, length);
@@ -209,7 +207,7 @@ __global__ void __launch_bounds__(THREADS) product(const Side<T> left, const Sid
   }
 }
 
-// `count` vectors an image of `length` numbers, `step` apart.
+// `count` vectors per image, each of `length` elements that are `step` apart.
 template <class T>
 struct Vectors {
   const T* data;
@@ -219,14 +217,14 @@ struct Vectors {
   int count, length;
 };
 
-// Which vector a thread works on, its first number and the distance to the next. ACROSS: each lane has a vector, for
-// vectors that are neighbours in memory, and the warps divide its numbers; else each warp has one.
+// The vector of a thread, its first element, and the distance to its next. ACROSS: for vectors that are adjacent in
+// memory each lane has a vector, whose elements are divided among the warps; else each warp has one.
 template <bool ACROSS>
 struct Work {
   int vector = ACROSS ? blockIdx.x * 32 + lane() : blockIdx.x * PASS_WARPS + warp();
   int first = ACROSS ? warp() : lane(), step = ACROSS ? PASS_WARPS : 32;
 
-  // The sums over all threads of a vector.
+  // Sums over all threads of a vector.
   FGASEG_DEVICE float2 total(float x, float y) const {
     if (ACROSS) {
       FGASEG_SHARED(sums, float2[PASS_WARPS][32]);
@@ -253,42 +251,42 @@ __global__ void __launch_bounds__(PASS_THREADS) inverse_lengths(const Vectors<T>
   const Work<ACROSS> work;
   const bool inside = work.vector < v.count;
   const int64_t image = blockIdx.y;
-  const T* const numbers = v.data + image * v.batch + v.vector(work.vector);
+  const T* const elements = v.data + image * v.batch + v.vector(work.vector);
   float squares = 0;
   for (int i = work.first; inside && i < v.length; i += work.step) {
-    const float x = to_float(numbers[i * v.step]);
+    const float x = to_float(elements[i * v.step]);
     squares = fmaf(x, x, squares);
   }
   squares = work.total(squares, 0).x;
   if (inside && work.first == 0) inverse[image * v.count + work.vector] = 1 / fmaxf(sqrtf(squares), eps);
 }
 
-// out = (h - u <u, h>) / |v|, u = v / |v|; h and out are contiguous, their vectors neighbours (ACROSS) or rows.
+// out = (h - u <u, h>) / |v|, u = v / |v|; h and out are contiguous, and their vectors are columns (ACROSS) or rows.
 template <class T, bool ACROSS>
 __global__ void __launch_bounds__(PASS_THREADS) project(const Vectors<T> v, const float* h, T* out, float eps) {
   const Work<ACROSS> work;
   const bool inside = work.vector < v.count;
   const int64_t image = blockIdx.y, begin = image * v.count * v.length;
-  const T* const numbers = v.data + image * v.batch + v.vector(work.vector);
-  const auto place = [&](int i) {
+  const T* const elements = v.data + image * v.batch + v.vector(work.vector);
+  const auto offset = [&](int i) {
     return begin + (ACROSS ? int64_t(i) * v.count + work.vector : int64_t(work.vector) * v.length + i);
   };
   float squares = 0, dot = 0;
   for (int i = work.first; inside && i < v.length; i += work.step) {
-    const float x = to_float(numbers[i * v.step]);
+    const float x = to_float(elements[i * v.step]);
     squares = fmaf(x, x, squares);
-    dot = fmaf(x, h[place(i)], dot);
+    dot = fmaf(x, h[offset(i)], dot);
   }
   const float2 total = work.total(squares, dot);
   const float length = fmaxf(sqrtf(total.x), eps);
   dot = sqrtf(total.x) < eps ? 0 : total.y / length;  // a length that was raised to eps is a constant
   for (int i = work.first; inside && i < v.length; i += work.step)
-    out[place(i)] = from_float<T>((h[place(i)] - to_float(numbers[i * v.step]) / length * dot) / length);
+    out[offset(i)] = from_float<T>((h[offset(i)] - to_float(elements[i * v.step]) / length * dot) / length);
 }
 
 int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-// Two dimensions as one axis: sizes[outer] x sizes[inner].
+// Two dimensions as one axis, with `count` elements in the inner one.
 Axis axis(int64_t count, int64_t inner, int64_t outer) {
   if (outer == count * inner) return {INT_MAX, inner, 0};
   return {int(count), inner, outer};
@@ -299,10 +297,10 @@ struct Sizes {
   explicit Sizes(const int64_t* n)
       : batch(n[0]), channels(n[1]), classes(n[2]), prompts(n[3]), height(n[4]), width(n[5]) {}
   int pixels() const { return int(height * width); }
-  int texts() const { return int(classes * prompts); }  // class after class
+  int texts() const { return int(classes * prompts); }  // ordered class, prompt
 };
 
-// Strides of pixels [B, C, H, W], texts [B, T, P, C] and what has the shape of the output [B, P, T, H, W].
+// The strides s are those of pixels [B, C, H, W] and of texts [B, T, P, C].
 template <class T>
 Vectors<T> pixel_vectors(const void* data, const int64_t* s, const Sizes& n) {
   return {static_cast<const T*>(data), s[0], axis(n.width, s[3], s[2]), s[1], n.pixels(), int(n.channels)};
@@ -342,7 +340,7 @@ int start_inverse(int64_t batch, const Vectors<T>& v, float* inverse, float eps,
   return launch(inverse_lengths<T, true>, {blocks_of(v.count, 32), batch}, PASS_THREADS, 0, stream, v, inverse, eps);
 }
 
-// scratch: B (T*P + H*W) (C + 1) numbers.
+// scratch has B (T*P + H*W) (C + 1) elements.
 template <class T>
 int backward(const void* grad, const int64_t* grad_strides, const void* pixels, const int64_t* pixel_strides,
              const void* texts, const int64_t* text_strides, void* pixels_grad, void* texts_grad, float* scratch,

@@ -1,8 +1,8 @@
-// kernel_softmax on the CPU. The schema lives in kernels/kernel_softmax/op.py.
+// kernel_softmax on the CPU. The schema is in kernels/kernel_softmax/op.py.
 //
-// A softmax over 9 taps is too short for vectors, so the work is laid out as columns: `rows` numbers are normalised in
-// each of `lanes` neighbouring lanes. Taps: blocks of 64 channels are transposed in the first-level cache. Channels:
-// memory already has that layout, with K*K lanes; several channels side by side make the lanes long enough.
+// A softmax over 9 taps is too short for vectors, so the work is laid out as columns: in each of `lanes` adjacent
+// lanes, `rows` elements are normalised. Taps: blocks of 64 channels are transposed in the first-level cache. Channels:
+// memory already has that layout, with K*K lanes; taking several channels at once makes the rows of lanes long enough.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -14,10 +14,10 @@ namespace fgaseg {
 namespace {
 
 constexpr int64_t BLOCK = 64;  // channels that are transposed together
-constexpr int64_t LONG = 25;   // so many taps (K = 5) fill vectors of their own; measured
-constexpr int64_t WIDE = 16;   // at most so many channels side by side
+constexpr int64_t LONG = 25;   // from so many taps (K = 5) on a row is vectorised by itself; measured
+constexpr int64_t WIDE = 16;   // channels taken at once, at most
 
-// Lanes that are `period` apart belong to one softmax: combine them, and give the result to all of them.
+// Lanes that are `period` apart belong to one softmax: reduces them, and gives the result to all of them.
 template <class T, class F>
 FGASEG_INLINE void fold(T* values, int64_t lanes, int64_t period, F combine) {
   for (int64_t i = period; i < lanes; i += period)
@@ -58,8 +58,9 @@ FGASEG_INLINE void columns_backward(const T* p, const T* g, T* y, int64_t rows, 
     }
 }
 
-// f(first index) for the whole vectors of n numbers. The rest of a plain loop, up to 15 numbers one at a time, would take
-// as long as all of its vectors: the caller keeps the last WIDE numbers, which overlap them, in a vector of its own.
+// Calls f(first index) for the whole vectors among n elements. A scalar loop over the remainder, up to 15 elements,
+// would take as long as all vectors: instead the caller treats the last WIDE elements, which overlap these, as one
+// vector.
 template <class F>
 FGASEG_INLINE int64_t vectors(int64_t n, F f) {
   const int64_t whole = n / WIDE * WIDE;
@@ -74,7 +75,7 @@ FGASEG_INLINE T combined(const T* lanes, F f) {
   return f(f(part[0], part[1]), f(part[2], part[3]));
 }
 
-// The same for one run of n >= WIDE neighbouring numbers; y may be x.
+// The softmax of one row of n >= WIDE adjacent elements; y may be x.
 template <class T>
 FGASEG_INLINE void row(const T* x, T* y, int64_t n) {
   T tail[WIDE], tops[WIDE], sums[WIDE] = {};
@@ -118,7 +119,7 @@ FGASEG_INLINE void row_backward(const T* p, const T* g, T* y, int64_t n) {
   _Pragma("omp simd") for (int64_t j = 0; j < WIDE; ++j) y[n - WIDE + j] = p[n - WIDE + j] * (tail[j] - dot);
 }
 
-// x [n][taps] -> y [taps][BLOCK]; the lanes from n on are zero.
+// x [n][taps] -> y [taps][BLOCK]; lanes from n on are zero.
 template <class T>
 FGASEG_INLINE void transpose_in(const T* x, T* y, int64_t n, int64_t taps) {
   if (n < BLOCK) std::fill(y, y + taps * BLOCK, T(0));
@@ -132,13 +133,13 @@ FGASEG_INLINE void transpose_out(const T* x, T* y, int64_t n, int64_t taps) {
     for (int64_t i = 0; i < taps; ++i) y[c * taps + i] = x[i * BLOCK + c];
 }
 
-int64_t channels_side_by_side(int64_t channels) {
+int64_t channels_at_once(int64_t channels) {
   int64_t wide = WIDE;
   while (channels % wide) wide /= 2;
   return wide;
 }
 
-// One class. `scratch` has scratch_size numbers.
+// Elements of scratch memory for one class.
 int64_t scratch_size(int64_t taps) { return 2 * taps * std::max(BLOCK, WIDE) + 2 * BLOCK; }
 
 template <class T>
@@ -194,7 +195,7 @@ FGASEG_CLONES void softmax_class_backward(Norm norm, const double* p, const doub
   one_class_backward(norm, p, g, y, c, k, w, s);
 }
 
-// Runs f(first number of a class, scratch) for every class, on all threads.
+// Calls f(offset of a class, scratch) for every class, on all threads.
 template <class T, class F>
 void for_each_class(int64_t classes, int64_t size, int64_t taps, const F& f) {
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(size, 1));
@@ -218,9 +219,9 @@ void softmax_kernels(Norm norm, const T* logits, T* kernels, int64_t classes, in
   const int64_t size = channels * taps;
   if (classes * size == 0) return;
   if (norm == Norm::none) return void(std::copy(logits, logits + classes * size, kernels));
-  const int64_t wide = channels_side_by_side(channels);
-  for_each_class<T>(classes, size, taps, [&](int64_t at, T* scratch) {
-    softmax_class(norm, logits + at, kernels + at, channels, taps, wide, scratch);
+  const int64_t wide = channels_at_once(channels);
+  for_each_class<T>(classes, size, taps, [&](int64_t offset, T* scratch) {
+    softmax_class(norm, logits + offset, kernels + offset, channels, taps, wide, scratch);
   });
 }
 
@@ -230,9 +231,9 @@ void softmax_kernels_backward(Norm norm, const T* kernels, const T* grad, T* log
   const int64_t size = channels * taps;
   if (classes * size == 0) return;
   if (norm == Norm::none) return void(std::copy(grad, grad + classes * size, logits_grad));
-  const int64_t wide = channels_side_by_side(channels);
-  for_each_class<T>(classes, size, taps, [&](int64_t at, T* scratch) {
-    softmax_class_backward(norm, kernels + at, grad + at, logits_grad + at, channels, taps, wide, scratch);
+  const int64_t wide = channels_at_once(channels);
+  for_each_class<T>(classes, size, taps, [&](int64_t offset, T* scratch) {
+    softmax_class_backward(norm, kernels + offset, grad + offset, logits_grad + offset, channels, taps, wide, scratch);
   });
 }
 

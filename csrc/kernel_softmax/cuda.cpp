@@ -1,4 +1,4 @@
-// kernel_softmax on the GPU: the host side. The schema lives in kernels/kernel_softmax/op.py, the kernels in kernel.cu.
+// kernel_softmax on the GPU: the host side. The schema is in kernels/kernel_softmax/op.py, the kernels in kernel.cu.
 #include <string>
 
 #include "common/gpu.h"
@@ -14,23 +14,23 @@ extern "C" Backward fgaseg_kernel_softmax_backward_float32, fgaseg_kernel_softma
 namespace fgaseg {
 namespace {
 
-constexpr int64_t LONGEST = 1024;  // taps of a row that the kernel for taps takes
+constexpr int64_t LONGEST = 1024;  // the most taps that the kernel for taps takes
 
 bool has_long_rows(const std::string& norm, int64_t taps) { return norm == "taps" && taps > LONGEST; }
 
-// x, with the numbers of a class side by side; wholly contiguous where rows become classes. Else a copy.
+// x if the elements of a class are contiguous (all of x, where rows become classes), else a contiguous copy.
 Tensor prepared(const Tensor& x, int64_t taps, const std::string& norm) {
   return dense(x, has_long_rows(norm, taps) ? 0 : 2);
 }
 
-// How the kernels see what is prepared: class (b, t) begins at b * stride_b + t * stride_t.
+// What the kernels are told about a prepared tensor: class (b, t) begins at b * stride_b + t * stride_t.
 struct Classes {
   int64_t images, classes, channels, taps, stride_b, stride_t, over_channels;
 
   Classes(const Tensor& x, int64_t channels, int64_t taps, const std::string& norm)
       : images(x.size(0)), classes(x.size(1)), channels(channels), taps(taps), stride_b(x.stride(0)),
         stride_t(x.stride(1)), over_channels(norm == "channels") {
-    if (has_long_rows(norm, taps))  // every row is a class with one column: the kernel for channels takes any length
+    if (has_long_rows(norm, taps))  // each row becomes a class of one column: the kernel for channels takes any length
       *this = Classes(images * classes * channels, taps);
   }
 
@@ -70,7 +70,7 @@ Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::s
     torch::stable::copy_(whole, grad);
     return y;
   }
-  const Tensor p = torch::stable::contiguous(kernels), g = prepared(grad, taps, norm);  // p is: no copy
+  const Tensor p = torch::stable::contiguous(kernels), g = prepared(grad, taps, norm);  // p is contiguous already
   const Classes all(g, channels, taps, norm);
   const OnDevice device(p);
   Backward* launcher = for_dtype("kernel_softmax", p, fgaseg_kernel_softmax_backward_float32,

@@ -1,17 +1,15 @@
 // kernel_softmax on the GPU:  p = exp(x - max x) / sum exp(x - max x),  dx = p (g - sum p g).
 //
-// Floor: the logits are read once and the kernels written once, 2 N numbers (the gradient: 3 N), at about 15 operations
-// a number. S3 (B 5, T 847, C 512, K 3) in bfloat16: 39 + 39 MB, 26 us at 3 TB/s. S7 (K 11): 525 + 525 MB, 350 us.
-// Memory decides, so:
+// Both are bound by memory (docs/design/kernels.md has the counts), so:
 //
-//   taps      K*K taps of a channel are too few, and at an odd distance, for vectors. Blocks of whole channels pass
-//             through shared memory in 16-byte pieces; there 1 to 32 lanes share a row and keep it in registers.
-//             A block of 256 rows of 9 taps is 4.6 KB in bfloat16; eight blocks an SM keep 37 KB on the way.
-//   channels  Neighbouring numbers belong to different softmaxes. A thread keeps one running maximum and sum for every
+//   taps      The K*K taps of a channel are too few, and start at odd offsets, for vector loads. Blocks of whole
+//             channels pass through shared memory in 16-byte pieces; there 1 to 32 lanes share a row and keep it in
+//             registers.
+//   channels  Adjacent elements belong to different softmaxes. A thread keeps one running maximum and sum for every
 //             column of its 16-byte piece; its stride is a multiple of K*K, so the columns stay the same. The threads'
-//             results meet in shared memory. The second reading comes from cache: a class has C*K*K numbers (S3: 9 KB).
+//             results are combined in shared memory. The second read comes from cache: a class has C*K*K elements.
 //
-// Arithmetic is float32. Unaligned classes are copied number by number.
+// Arithmetic is float32. Unaligned classes are copied element by element.
 #include <cfloat>
 #include <type_traits>
 
@@ -23,12 +21,12 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int LONGEST = 1024;  // taps that a warp keeps in registers
 
-// A class of `channels` rows of `taps` numbers; class (b, t) begins at b * stride_b + t * stride_t.
+// A class has `channels` rows of `taps` elements; class (b, t) begins at b * stride_b + t * stride_t.
 struct Classes {
   int64_t images, classes, channels, taps, stride_b, stride_t;
 
   FGASEG_DEVICE int64_t size() const { return channels * taps; }
-  FGASEG_DEVICE int64_t begin(unsigned i) const {  // i is part of a block's index, so 32 bits hold it
+  FGASEG_DEVICE int64_t begin(unsigned i) const {  // i is derived from a block index, so it fits in 32 bits
     const unsigned b = i / static_cast<unsigned>(classes), t = i % static_cast<unsigned>(classes);
     return b * stride_b + t * stride_t;
   }
@@ -36,12 +34,12 @@ struct Classes {
 
 template <class T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Vector {
-  T at[COUNT];
+  T elements[COUNT];
 };
 
 FGASEG_DEVICE bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-// n numbers to shared memory; complete after wait_copies<0>() and a barrier.
+// Copies n elements to shared memory; complete after wait_copies<0>() and a barrier.
 template <class T>
 FGASEG_DEVICE void copy_in(T* to, const T* from, int n) {
   constexpr int COUNT = 16 / sizeof(T);
@@ -61,7 +59,7 @@ FGASEG_DEVICE void copy_out(T* to, const T* from, int n) {
   for (int i = whole * COUNT + threadIdx.x; i < n; i += THREADS) to[i] = from[i];
 }
 
-// Over the LANES neighbouring lanes that share a row.
+// The maximum over the LANES adjacent lanes that share a row.
 template <int LANES>
 FGASEG_DEVICE float row_max(float x) {
 #pragma unroll
@@ -76,17 +74,17 @@ FGASEG_DEVICE float row_sum(float x) {
   return x;
 }
 
-// The rows of one class that a block works on: THREADS / LANES of them, fewer at the end.
+// The rows of one class that a block processes: THREADS / LANES of them, fewer at the end.
 template <int LANES>
 struct Rows {
   static constexpr int COUNT = THREADS / LANES;
-  int64_t begin;  // of the block's first row within the class
-  int of_class;
-  int length;  // numbers in all rows
-  int mine;    // begin of this thread's row within the block; it exists if below length
+  int64_t begin;  // offset of the block's first row within the class
+  int class_index;
+  int length;  // elements in all rows
+  int mine;    // offset of this thread's row within the block; the row exists if that is below length
 
   FGASEG_DEVICE Rows(const Classes& all, int chunks) {
-    of_class = blockIdx.x / chunks;
+    class_index = blockIdx.x / chunks;
     const int64_t first = int64_t(blockIdx.x % chunks) * COUNT, left = all.channels - first;
     begin = first * all.taps;
     length = static_cast<int>((left < COUNT ? left : COUNT) * all.taps);
@@ -94,12 +92,12 @@ struct Rows {
   }
 };
 
-// A row of at most LANES * SLOTS taps: slot j of a lane is tap j * LANES + lane.
+// For rows of at most LANES * SLOTS taps: slot j of a lane is tap j * LANES + lane.
 template <class T, int LANES, int SLOTS>
 __global__ void __launch_bounds__(THREADS) softmax_taps(const T* x, T* y, Classes all, int chunks) {
   FGASEG_DYNAMIC_SHARED(T, block);
   const Rows<LANES> rows(all, chunks);
-  copy_in(block, x + all.begin(rows.of_class) + rows.begin, rows.length);
+  copy_in(block, x + all.begin(rows.class_index) + rows.begin, rows.length);
   wait_copies<0>();
   __syncthreads();
   const int lane = threadIdx.x % LANES, taps = rows.mine < rows.length ? static_cast<int>(all.taps) : 0;
@@ -122,7 +120,7 @@ __global__ void __launch_bounds__(THREADS) softmax_taps(const T* x, T* y, Classe
   for (int j = 0; j < SLOTS; ++j)
     if (j * LANES + lane < taps) row[j * LANES + lane] = from_float<T>(e[j] * inverse);
   __syncthreads();
-  copy_out(y + rows.of_class * all.size() + rows.begin, block, rows.length);
+  copy_out(y + rows.class_index * all.size() + rows.begin, block, rows.length);
 }
 
 // kernels are contiguous; `all` describes grad.
@@ -132,9 +130,9 @@ __global__ void __launch_bounds__(THREADS)
   FGASEG_DYNAMIC_SHARED(T, blocks);
   const Rows<LANES> rows(all, chunks);
   T *block_p = blocks, *block_g = blocks + Rows<LANES>::COUNT * all.taps;
-  const int64_t begin = rows.of_class * all.size() + rows.begin;
+  const int64_t begin = rows.class_index * all.size() + rows.begin;
   copy_in(block_p, kernels + begin, rows.length);
-  copy_in(block_g, grad + all.begin(rows.of_class) + rows.begin, rows.length);
+  copy_in(block_g, grad + all.begin(rows.class_index) + rows.begin, rows.length);
   wait_copies<0>();
   __syncthreads();
   const int lane = threadIdx.x % LANES, taps = rows.mine < rows.length ? static_cast<int>(all.taps) : 0;
@@ -155,28 +153,28 @@ __global__ void __launch_bounds__(THREADS)
   copy_out(y + begin, block_p, rows.length);
 }
 
-// The numbers of one thread, COUNT at a time, in columns that stay the same: a block takes `width` neighbouring columns
-// of one class (all of them, or COUNT is 1).
+// The elements of one thread, COUNT at a time, always in the same columns: a block takes `width` adjacent columns of
+// one class (all of them, unless COUNT is 1).
 template <int COUNT>
 struct Columns {
   int64_t first, end, step;
-  int of_class, width, rows, begin;  // rows: results of each column; begin: of this thread's results among them
+  int class_index, width, rows, begin;  // rows: results per column; begin: offset of this thread's results
 
   FGASEG_DEVICE Columns(const Classes& all, int tiles) {
-    const int64_t left_of_me = int64_t(blockIdx.x % tiles) * THREADS, left = all.taps - left_of_me;
-    of_class = blockIdx.x / tiles;
+    const int64_t first_column = int64_t(blockIdx.x % tiles) * THREADS, left = all.taps - first_column;
+    class_index = blockIdx.x / tiles;
     width = static_cast<int>(left < THREADS ? left : THREADS);
     const int threads = THREADS / width * width;
     rows = COUNT * threads / width;
     begin = COUNT * threadIdx.x;
     step = rows * all.taps;
     end = threadIdx.x < static_cast<unsigned>(threads) ? all.size() : 0;
-    first = begin / width * all.taps + left_of_me + begin % width;
+    first = begin / width * all.taps + first_column + begin % width;
   }
 
-  // Calls f(i, column of the thread's number i).
+  // Calls f(i, column of the thread's element i).
   template <class F>
-  FGASEG_DEVICE void each(const F& f) const {
+  FGASEG_DEVICE void for_each(const F& f) const {
     int column = begin % width;
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
@@ -190,18 +188,18 @@ template <class T, int COUNT>
 FGASEG_DEVICE void load(float (&x)[COUNT], const T* from) {
   const auto piece = *reinterpret_cast<const Vector<T, COUNT>*>(from);
 #pragma unroll
-  for (int i = 0; i < COUNT; ++i) x[i] = to_float(piece.at[i]);
+  for (int i = 0; i < COUNT; ++i) x[i] = to_float(piece.elements[i]);
 }
 
 template <class T, int COUNT>
 FGASEG_DEVICE void store(T* to, const float (&x)[COUNT]) {
   Vector<T, COUNT> piece;
 #pragma unroll
-  for (int i = 0; i < COUNT; ++i) piece.at[i] = from_float<T>(x[i]);
+  for (int i = 0; i < COUNT; ++i) piece.elements[i] = from_float<T>(x[i]);
   *reinterpret_cast<Vector<T, COUNT>*>(to) = piece;
 }
 
-// Combines `rows` rows of `width` results into the first row. A barrier before and after.
+// Reduces `rows` rows of `width` results to the first row, with a barrier before and after.
 template <class Combine>
 FGASEG_DEVICE void fold(int rows, int width, const Combine& combine) {
   __syncthreads();
@@ -219,16 +217,16 @@ __global__ void __launch_bounds__(THREADS)
   FGASEG_SHARED(tops, float[COUNT * THREADS]);
   FGASEG_SHARED(sums, float[COUNT * THREADS]);
   const Columns<COUNT> columns(all, tiles);
-  x += all.begin(columns.of_class);
-  y += columns.of_class * all.size();
+  x += all.begin(columns.class_index);
+  y += columns.class_index * all.size();
   float top[COUNT], sum[COUNT], piece[COUNT];
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
-    top[i] = -FLT_MAX;  // not -inf, so that top - top is 0
+    top[i] = -FLT_MAX;  // finite, so that top - top is 0
     sum[i] = 0;
   }
-  for (int64_t at = columns.first; at < columns.end; at += columns.step) {
-    load(piece, x + at);
+  for (int64_t offset = columns.first; offset < columns.end; offset += columns.step) {
+    load(piece, x + offset);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) {
       const float e = expf(-fabsf(piece[i] - top[i]));
@@ -247,15 +245,15 @@ __global__ void __launch_bounds__(THREADS)
     sums[to] = sums[to] * expf(tops[to] - both) + sums[from] * expf(tops[from] - both);
     tops[to] = both;
   });
-  columns.each([&](int i, int column) {
+  columns.for_each([&](int i, int column) {
     top[i] = tops[column];
     sum[i] = 1 / sums[column];
   });
-  for (int64_t at = columns.first; at < columns.end; at += columns.step) {
-    load(piece, x + at);
+  for (int64_t offset = columns.first; offset < columns.end; offset += columns.step) {
+    load(piece, x + offset);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) piece[i] = expf(piece[i] - top[i]) * sum[i];
-    store(y + at, piece);
+    store(y + offset, piece);
   }
 }
 
@@ -265,37 +263,37 @@ __global__ void __launch_bounds__(THREADS)
                              int tiles) {
   FGASEG_SHARED(dots, float[COUNT * THREADS]);
   const Columns<COUNT> columns(all, tiles);
-  grad += all.begin(columns.of_class);
-  kernels += columns.of_class * all.size();
-  y += columns.of_class * all.size();
+  grad += all.begin(columns.class_index);
+  kernels += columns.class_index * all.size();
+  y += columns.class_index * all.size();
   float dot[COUNT] = {}, p[COUNT], g[COUNT];
-  for (int64_t at = columns.first; at < columns.end; at += columns.step) {
-    load(p, kernels + at);
-    load(g, grad + at);
+  for (int64_t offset = columns.first; offset < columns.end; offset += columns.step) {
+    load(p, kernels + offset);
+    load(g, grad + offset);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) dot[i] += p[i] * g[i];
   }
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) dots[columns.begin + i] = dot[i];
   fold(columns.rows, columns.width, [&](int to, int from) { dots[to] += dots[from]; });
-  columns.each([&](int i, int column) { dot[i] = dots[column]; });
-  for (int64_t at = columns.first; at < columns.end; at += columns.step) {
-    load(p, kernels + at);
-    load(g, grad + at);
+  columns.for_each([&](int i, int column) { dot[i] = dots[column]; });
+  for (int64_t offset = columns.first; offset < columns.end; offset += columns.step) {
+    load(p, kernels + offset);
+    load(g, grad + offset);
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) p[i] *= g[i] - dot[i];
-    store(y + at, p);
+    store(y + offset, p);
   }
 }
 
-// Rows do not care which class they are of: without gaps between the classes, one long class has fewer short blocks.
+// Rows are independent of their class: if the classes are contiguous, joining them leaves fewer partial blocks.
 Classes joined(Classes all) {
   const bool no_gaps = (all.classes == 1 || all.stride_t == all.channels * all.taps) &&
                        (all.images == 1 || all.stride_b == all.classes * all.channels * all.taps);
   return no_gaps ? Classes{1, 1, all.images * all.classes * all.channels, all.taps, 0, 0} : all;
 }
 
-// Calls f with the number of lanes for a row and of taps for each of them.
+// Calls f with the number of lanes per row and of taps per lane.
 template <class F>
 int for_row_length(int64_t taps, const F& f) {
   if (taps <= 9) return f(std::integral_constant<int, 1>(), std::integral_constant<int, 9>());
@@ -304,7 +302,7 @@ int for_row_length(int64_t taps, const F& f) {
   return f(std::integral_constant<int, 32>(), std::integral_constant<int, LONGEST / 32>());
 }
 
-// Whether every class begins at a multiple of 16 bytes and has a multiple of 16 bytes, and all columns fit in a block.
+// Whether every class is aligned to 16 bytes, has a multiple of 16 bytes, and all of its columns fit in a block.
 template <class T>
 bool in_vectors(const Classes& all, const void* x, const void* y) {
   const int64_t count = 16 / sizeof(T), together = reinterpret_cast<uintptr_t>(x) | reinterpret_cast<uintptr_t>(y);
@@ -355,10 +353,10 @@ int backward(const void* grad_, const void* kernels_, void* y_, Classes all, boo
 // x and grad: class (b, t) begins at b * stride_b + t * stride_t; kernels and y are contiguous. over_channels: 0
 // normalises over the taps, at most 1024 then, 1 over the channels.
 #define FGASEG_LAUNCHERS(T, dtype)                                                                                     \
-  extern "C" int fgaseg_kernel_softmax_forward_##dtype(const void* x, void* y, int64_t images, int64_t classes,       \
-                                                       int64_t channels, int64_t taps, int64_t stride_b,              \
-                                                       int64_t stride_t, int64_t over_channels, void* stream) {       \
-    return fgaseg::forward<T>(x, y, {images, classes, channels, taps, stride_b, stride_t}, over_channels, stream);    \
+  extern "C" int fgaseg_kernel_softmax_forward_##dtype(const void* x, void* y, int64_t images, int64_t classes,        \
+                                                       int64_t channels, int64_t taps, int64_t stride_b,               \
+                                                       int64_t stride_t, int64_t over_channels, void* stream) {        \
+    return fgaseg::forward<T>(x, y, {images, classes, channels, taps, stride_b, stride_t}, over_channels, stream);     \
   }                                                                                                                    \
   extern "C" int fgaseg_kernel_softmax_backward_##dtype(                                                               \
       const void* grad, const void* kernels, void* y, int64_t images, int64_t classes, int64_t channels, int64_t taps, \

@@ -1,4 +1,4 @@
-// Label maps on the host, for numpy: a module of its own, because pybind11 does not fit the limited API of _C.
+// Label maps on the host, for numpy. A separate module, because pybind11 does not support the limited API of _C.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -16,7 +16,7 @@ using Dense = py::array_t<T, py::array::c_style>;
 
 std::vector<py::ssize_t> shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
 
-// table[label] for each label, or the first label that the table does not have.
+// table[label] for each label, and None, or the first label that is not in the table.
 template <class Label, class Entry>
 py::tuple remap(const Dense<Label>& labels, const Dense<Entry>& table) {
   Dense<Entry> out(shape_of(labels));
@@ -29,7 +29,7 @@ py::tuple remap(const Dense<Label>& labels, const Dense<Entry>& table) {
   {
     py::gil_scoped_release release;
     for (int64_t i = 0; i < count; ++i) {
-      const auto label = static_cast<uint64_t>(static_cast<int64_t>(from[i]));  // negative: beyond every table
+      const auto label = static_cast<uint64_t>(static_cast<int64_t>(from[i]));  // negative ones become huge
       if (label >= entries) {
         bad = from[i];
         break;

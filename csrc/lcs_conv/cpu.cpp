@@ -1,10 +1,9 @@
-// lcs_conv on the CPU. The schema lives in kernels/lcs_conv/op.py.
+// lcs_conv on the CPU. The schema is in kernels/lcs_conv/op.py.
 //
-// 2*B*T*C*K*K*H*W operations (0.9 G for one image, 171 classes, 512 channels, 24x24, K = 3) against B*T*C*K*K numbers
-// read: the convolution is bound by arithmetic, and oneDNN, reached through ATen, runs it near the processor's peak.
-// PyTorch's softmax over K*K taps takes longer than that convolution, so the kernels are normalised by our own, a
-// bounded number of classes at a time: the normalised kernels of a whole batch never exist.
-// Small maps take less time than oneDNN needs to set itself up: plain loops then. Large kernels: spectral.h.
+// The convolution is bound by arithmetic, and oneDNN, called through ATen, runs it near the processor's peak. PyTorch's
+// softmax over K*K taps takes longer than that convolution, so the kernels are normalised by our own, a bounded number
+// of classes at a time: the normalised kernels of a whole batch are never in memory. Small maps take less time than
+// oneDNN's set-up, so plain loops convolve them. Large kernels are convolved by Fourier transforms, in spectral.h.
 #include "lcs_conv/conv.h"
 
 #include <array>
@@ -18,11 +17,13 @@
 namespace fgaseg {
 namespace {
 
-// Normalised at a time: what the second-level caches hold, but enough classes for oneDNN to be efficient; measured.
+// Kernels normalised at a time: what the second-level caches hold, but enough classes for oneDNN to be efficient;
+// measured.
 constexpr int64_t CHUNK_BYTES = 8 << 20, CHUNK_CLASSES = 128;
-// Products up to which the plain loops win: they run at half of oneDNN's speed or less, without its set-up; measured.
+// Multiplications up to which the plain loops win: they run at half of oneDNN's speed or less, without set-up;
+// measured.
 constexpr int64_t SMALL = 1 << 20;
-// So many times longer takes an operation of a transform than one of oneDNN's convolutions and its gradients; measured.
+// The time of an operation in a transform, relative to one in oneDNN's convolution and in its gradients; measured.
 constexpr double SPECTRAL_FORWARD = 6, SPECTRAL_BACKWARD = 4;
 
 using Ints = std::vector<int64_t>;
@@ -37,10 +38,10 @@ Tensor conv2d(const Tensor& pixels, const Tensor& kernels, const Tensor& bias, i
   return torch::stable::contiguous(to<Tensor>(stack[0]));
 }
 
-// Gradients of conv2d in pixels and kernels, both contiguous.
+// Gradients of conv2d with respect to pixels and kernels, both contiguous.
 std::pair<Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& pixels, const Tensor& kernels,
                                           int64_t padding) {
-  const bool wanted[] = {true, true, false};  // the bias gradient is a plain sum
+  const bool wanted[] = {true, true, false};  // the bias's gradient is a plain sum
   std::array<StableIValue, 11> stack{from(grad),
                                      from(pixels),
                                      from(kernels),
@@ -56,8 +57,8 @@ std::pair<Tensor, Tensor> conv2d_backward(const Tensor& grad, const Tensor& pixe
   return {torch::stable::contiguous(to<Tensor>(stack[0])), torch::stable::contiguous(to<Tensor>(stack[1]))};
 }
 
-// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map; what is computed for the
-// border is dropped. Sums are in the first-level cache, so four products are added at once.
+// The plain loops. Maps get a border of zeros, so that a tap is a shift of the whole map; results for the border are
+// discarded. The sums stay in the first-level cache, and four products are added at once.
 struct Small {
   int64_t height, width, kernel_size, pitch, plane;
 
@@ -68,18 +69,18 @@ struct Small {
         pitch(width + kernel_size - 1),
         plane((height + kernel_size - 1) * pitch) {}
 
-  int64_t at(int64_t y, int64_t x) const { return y * pitch + x; }
+  int64_t offset(int64_t y, int64_t x) const { return y * pitch + x; }
 
-  // Calls f(number within the map, number within the bordered one) for every pixel.
+  // Calls f(index in the map, index in the bordered map) for every pixel.
   template <class F>
   void for_each_pixel(int64_t border, const F& f) const {
     for (int64_t y = 0; y < height; ++y)
-      for (int64_t x = 0; x < width; ++x) f(y * width + x, at(y + border, x + border));
+      for (int64_t x = 0; x < width; ++x) f(y * width + x, offset(y + border, x + border));
   }
 
   template <class T>
   Aligned<T> bordered(const T* maps, int64_t channels) const {
-    Aligned<T> out(channels * plane + LANES<T>);  // the last vector reaches beyond the last map
+    Aligned<T> out(channels * plane + LANES<T>);  // the last vector extends beyond the last map
     for (int64_t c = 0; c < channels; ++c)
       for_each_pixel(kernel_size / 2, [&](int64_t i, int64_t j) {
         out.data()[c * plane + j] = maps[c * height * width + i];
@@ -105,18 +106,18 @@ FGASEG_INLINE void add_multiples(const T* x, const T* factors, int64_t count, co
   }
 }
 
-// out [classes, H, W] += convolution of bordered maps; `sums` holds H rows of the bordered map's pitch, in whole vectors.
+// out [classes, H, W] += convolution of bordered maps; `sums` has H rows of the bordered map's pitch, in whole vectors.
 template <class T>
 FGASEG_INLINE void small_forward(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t channels,
                                  int64_t classes) {
-  const int64_t k = s.kernel_size, size = whole_vectors(s.at(s.height - 1, s.width), LANES<T>);
+  const int64_t k = s.kernel_size, size = whole_vectors(s.offset(s.height - 1, s.width), LANES<T>);
   for (int64_t t = 0; t < classes; ++t, out += s.height * s.width) {
     std::fill(sums, sums + size, T(0));
     for (int64_t c = 0; c < channels; ++c, kernels += k * k)
       for (int64_t i = 0; i < k; ++i)
         add_multiples(maps + c * s.plane + i * s.pitch, kernels + i * k, k, [](int64_t n) { return n; }, sums, size);
     for (int64_t y = 0; y < s.height; ++y)
-      for (int64_t x = 0; x < s.width; ++x) out[y * s.width + x] += sums[s.at(y, x)];
+      for (int64_t x = 0; x < s.width; ++x) out[y * s.width + x] += sums[s.offset(y, x)];
   }
 }
 
@@ -127,13 +128,13 @@ FGASEG_INLINE void small_kernel_grad(const Small& s, const T* grad, const T* map
   for (int64_t i = 0; i < s.kernel_size; ++i)
     for (int64_t j = 0; j < s.kernel_size; ++j, sums += lanes)
       for (int64_t y = 0; y < s.height; ++y)
-        add_multiples(maps + s.at(y + i, j) * lanes, grad + y * s.width, s.width,
+        add_multiples(maps + s.offset(y + i, j) * lanes, grad + y * s.width, s.width,
                       [lanes](int64_t n) { return n * lanes; }, sums, lanes);
 }
 
 // target_clones needs functions that are not templates.
 #define FGASEG_FOR(T)                                                                                             \
-  FGASEG_CLONES void forward_small(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t c,     \
+  FGASEG_CLONES void forward_small(const Small& s, const T* maps, const T* kernels, T* out, T* sums, int64_t c,   \
                                    int64_t n) {                                                                   \
     small_forward(s, maps, kernels, out, sums, c, n);                                                             \
   }                                                                                                               \
@@ -150,9 +151,9 @@ void convolve_small(const Small& s, const T* maps, const T* kernels, T* out, int
   forward_small(s, bordered.data(), kernels, out, sums.data(), channels, classes);
 }
 
-// Kernels [classes][channels][taps] -> [channels][classes][taps], every kernel turned by 180 degrees.
+// Kernels [classes][channels][taps] -> [channels][classes][taps], every kernel rotated by 180 degrees.
 template <class T>
-std::vector<T> turned(const T* kernels, int64_t classes, int64_t channels, int64_t taps) {
+std::vector<T> rotated(const T* kernels, int64_t classes, int64_t channels, int64_t taps) {
   std::vector<T> out(classes * channels * taps);
   for (int64_t t = 0; t < classes; ++t)
     for (int64_t c = 0; c < channels; ++c) {
@@ -168,7 +169,7 @@ void backward_small(const Convolution& conv, const T* grad, const T* pixels, con
   const Small s(conv);
   const int64_t channels = conv.channels, taps = conv.taps(), border = conv.kernel_size / 2;
   const int64_t lanes = whole_vectors(channels, LANES<T>);
-  convolve_small(s, grad, turned(kernels, classes, channels, taps).data(), pixels_grad, classes, channels);
+  convolve_small(s, grad, rotated(kernels, classes, channels, taps).data(), pixels_grad, classes, channels);
   Aligned<T> maps(s.plane * lanes), sums(taps * lanes);
   for (int64_t c = 0; c < channels; ++c)
     s.for_each_pixel(border, [&](int64_t i, int64_t j) { maps.data()[j * lanes + c] = pixels[c * conv.pixels() + i]; });
@@ -179,7 +180,7 @@ void backward_small(const Convolution& conv, const T* grad, const T* pixels, con
   }
 }
 
-// Whether transforms take less time, by the count of operations.
+// Whether transforms are expected to be faster, by their number of operations.
 bool is_spectral(const Convolution& c, int64_t classes, double factor) {
   const double p = Spectral<float>::frame(c.height, c.kernel_size), q = Spectral<float>::frame(c.width, c.kernel_size);
   const double transforms = (c.kernel_size * q + p * q) * std::log2(p * q) / 2 * (classes + 2);
@@ -188,14 +189,14 @@ bool is_spectral(const Convolution& c, int64_t classes, double factor) {
 
 #define FGASEG_FOR(T)                                                                                               \
   FGASEG_CLONES void spectral_pixels(const Spectral<T>& s, const T* pixels, int64_t group, T* spectrum, T* work) {  \
-    s.pixels_in(pixels, group, spectrum, work);                                                                     \
+    s.transform_pixels(pixels, group, spectrum, work);                                                              \
   }                                                                                                                 \
   FGASEG_CLONES void spectral_forward(const Spectral<T>& s, const T* spectra, const T* kernels, const T* bias,      \
                                       T* maps, int64_t classes, T* work) {                                          \
     s.forward(spectra, kernels, bias, maps, classes, work);                                                         \
   }                                                                                                                 \
   FGASEG_CLONES void spectral_maps(const Spectral<T>& s, const T* grad, int64_t classes, T* out, T* work) {         \
-    s.maps_in(grad, classes, out, work);                                                                            \
+    s.transform_maps(grad, classes, out, work);                                                                     \
   }                                                                                                                 \
   FGASEG_CLONES void spectral_backward(const Spectral<T>& s, const T* maps, const T* pixels, const T* kernels,      \
                                        T* kernels_grad, T* pixels_grad, int64_t group, int64_t classes, T* work) {  \
@@ -205,7 +206,7 @@ FGASEG_FOR(float)
 FGASEG_FOR(double)
 #undef FGASEG_FOR
 
-// f(i, work) for 0 <= i < n, on all threads.
+// Calls f(i, work) for 0 <= i < n, on all threads; every thread has its own work memory.
 template <class T, class F>
 void with_work(const Spectral<T>& s, int64_t n, const F& f) {
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
@@ -308,8 +309,8 @@ Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor&
   for_compute_type(x, [&](auto type) {
     using T = decltype(type);
     const int64_t part = conv.classes_at_a_time(classes, sizeof(T)), size = conv.channels * conv.pixels();
-    Tensor space = torch::stable::new_empty(x, {part * conv.weights()});
-    T* kernels = mutable_data<T>(space);
+    Tensor scratch = torch::stable::new_empty(x, {part * conv.weights()});
+    T* kernels = mutable_data<T>(scratch);
     for_each_part(batch, classes, part, [&](int64_t b, int64_t first, int64_t n) {
       const int64_t t = b * classes + first;
       softmax_kernels(norm, data<T>(logits) + t * conv.weights(), kernels, n, conv.channels, conv.taps());
@@ -331,14 +332,14 @@ std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const T
   for_compute_type(x, [&](auto type) {
     using T = decltype(type);
     const int64_t part = conv.classes_at_a_time(classes, sizeof(T)), size = conv.channels * conv.pixels();
-    Tensor space = torch::stable::new_empty(x, {part * conv.weights()});
-    T* kernels = mutable_data<T>(space);
+    Tensor scratch = torch::stable::new_empty(x, {part * conv.weights()});
+    T* kernels = mutable_data<T>(scratch);
     for_each_part(batch, classes, part, [&](int64_t b, int64_t first, int64_t n) {
-      const int64_t t = b * classes + first, at = t * conv.weights();
-      softmax_kernels(norm, data<T>(logits) + at, kernels, n, conv.channels, conv.taps());
+      const int64_t t = b * classes + first, offset = t * conv.weights();
+      softmax_kernels(norm, data<T>(logits) + offset, kernels, n, conv.channels, conv.taps());
       const Tensor dk = conv.backward(data<T>(g) + t * conv.pixels(), data<T>(x) + b * size, kernels,
                                       mutable_data<T>(pixels_grad) + b * size, n);
-      softmax_kernels_backward(norm, kernels, data<T>(dk), mutable_data<T>(logits_grad) + at, n, conv.channels,
+      softmax_kernels_backward(norm, kernels, data<T>(dk), mutable_data<T>(logits_grad) + offset, n, conv.channels,
                                conv.taps());
     });
   });

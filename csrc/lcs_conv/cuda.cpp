@@ -1,4 +1,4 @@
-// lcs_conv on the GPU: the host side. The schema lives in kernels/lcs_conv/op.py, the kernels in kernel.cu.
+// lcs_conv on the GPU: the host side. The schema is in kernels/lcs_conv/op.py, the kernels are in kernel.cu.
 #include <algorithm>
 #include <array>
 #include <string>
@@ -16,26 +16,26 @@ extern "C" PixelGrad fgaseg_lcs_conv_pixel_grad_float32, fgaseg_lcs_conv_pixel_g
     fgaseg_lcs_conv_pixel_grad_bfloat16;
 extern "C" LogitGrad fgaseg_lcs_conv_logit_grad_float32, fgaseg_lcs_conv_logit_grad_float16,
     fgaseg_lcs_conv_logit_grad_bfloat16;
-extern "C" int64_t fgaseg_lcs_conv_parts(const int64_t* sizes, int64_t number_size, bool back);
+extern "C" int64_t fgaseg_lcs_conv_parts(const int64_t* sizes, int64_t element_size, bool back);
 
 namespace fgaseg {
 namespace {
 
 constexpr char OP[] = "lcs_conv";
-constexpr int64_t SCRATCH = 32 << 20;  // float32 numbers of kernel gradients before their softmax: 128 MB
+constexpr int64_t SCRATCH = 32 << 20;  // float32 elements of kernel gradients before their softmax: 128 MB
 
 using torch::stable::detail::from;
 using torch::stable::detail::to;
 
-// "channels" normalises over all channels of a class, of which a block of lcs_conv's kernels has few: kernel_softmax
-// does that, and lcs_conv goes on with its result as it is ("none").
+// "channels" normalises over all channels of a class, of which a block of lcs_conv's kernels has only some:
+// kernel_softmax does that, and lcs_conv takes its result as it is ("none").
 Tensor normalised_over_channels(const Tensor& logits, int64_t kernel_size, const std::string& norm) {
   std::array<StableIValue, 3> stack{from(logits), from(kernel_size), from(norm)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fgaseg::kernel_softmax_cuda", "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 
-Tensor back_over_channels(const Tensor& grad, const Tensor& kernels, const std::string& norm) {
+Tensor normalised_over_channels_backward(const Tensor& grad, const Tensor& kernels, const std::string& norm) {
   std::array<StableIValue, 3> stack{from(grad), from(kernels), from(norm)};
   TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("fgaseg::kernel_softmax_backward_cuda", "", stack.data(), TORCH_ABI_VERSION));
@@ -46,7 +46,7 @@ std::array<int64_t, 6> sizes_of(const Tensor& pixels, const Tensor& logits, int6
   return {pixels.size(0), pixels.size(1), logits.size(1), pixels.size(2), pixels.size(3), kernel_size};
 }
 
-// The float32 sums of the blocks among which a result like `out` is divided.
+// Memory for the float32 partial sums of `parts` blocks, for a result like `out`; empty for one part.
 Tensor partial_sums(const Tensor& out, int64_t parts) {
   return torch::stable::new_empty(out, {parts > 1 ? parts : 0, out.numel()}, ScalarType::Float);
 }
@@ -84,18 +84,18 @@ Tensor pixel_grad(const Tensor& grad, const Tensor& pixels, const Tensor& logits
   return y;
 }
 
-Tensor part_of(Tensor x, int64_t image, int64_t images, int64_t klass, int64_t classes) {
+Tensor part_of(Tensor x, int64_t image, int64_t images, int64_t first_class, int64_t classes) {
   x = torch::stable::narrow(x, 0, image, images);
-  return torch::stable::narrow(x, 1, klass, classes);
+  return torch::stable::narrow(x, 1, first_class, classes);
 }
 
-// Whole images or, where one is too much, some of its classes at a time: what the scratch holds.
+// Processes as many images, or if one is too large as many of its classes, as the scratch memory holds.
 Tensor logit_grad(const Tensor& grad, const Tensor& pixels, const Tensor& logits, int64_t kernel_size, bool softmax,
                   void* stream) {
   const int64_t batch = logits.size(0), all = logits.size(1), length = logits.size(2);
   Tensor y = torch::stable::new_empty(logits, {batch, all, length});
   if (y.numel() == 0) return y;
-  const bool direct = kernel_size == 3;  // the kernel ends in the softmax itself
+  const bool direct = kernel_size == 3;  // the kernel applies the softmax itself
   const int64_t classes = direct ? all : std::clamp<int64_t>(SCRATCH / length, 1, all);
   const int64_t images = direct ? batch : std::clamp<int64_t>(SCRATCH / (classes * length), 1, batch);
   Tensor scratch = torch::stable::new_empty(logits, {direct ? 0 : images * classes * length}, ScalarType::Float);
@@ -106,10 +106,10 @@ Tensor logit_grad(const Tensor& grad, const Tensor& pixels, const Tensor& logits
       const int64_t n = std::min(images, batch - b), m = std::min(classes, all - t);
       const Tensor g = part_of(grad, b, n, t, m), x = torch::stable::narrow(const_cast<Tensor&>(pixels), 0, b, n);
       const Tensor rows = part_of(logits, b, n, t, m);
-      Tensor place = part_of(y, b, n, t, m);
+      Tensor result = part_of(y, b, n, t, m);
       const auto sizes = sizes_of(x, rows, kernel_size);
       check(OP, launcher(g.const_data_ptr(), g.strides().data(), x.const_data_ptr(), x.strides().data(),
-                         rows.const_data_ptr(), rows.strides().data(), place.mutable_data_ptr(), pointer(scratch),
+                         rows.const_data_ptr(), rows.strides().data(), result.mutable_data_ptr(), pointer(scratch),
                          sizes.data(), softmax, stream));
     }
   return y;
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const T
     const Tensor flat = torch::stable::view(kernels, {kernels.size(0), kernels.size(1), kernel_logits.size(2)});
     const auto [dx, dk, db] = lcs_conv_backward(grad, pixels, flat, kernel_size, "none");
     const Tensor kernels_grad = torch::stable::view(dk, kernels.sizes());
-    return {dx, back_over_channels(kernels_grad, kernels, norm), db};
+    return {dx, normalised_over_channels_backward(kernels_grad, kernels, norm), db};
   }
   const OnDevice device(pixels);
   const bool softmax = norm == "taps";

@@ -1,16 +1,17 @@
-// Large kernels as products of spectra. A K x K kernel on an H x W map takes K*K*H*W products a channel. In a frame of
-// P x Q >= (H + K/2) x (W + K/2), powers of 2, the kernel's transform takes (K*Q + P*Q) * log2(P*Q) / 2 steps of a few
-// operations, its product with the pixels' spectrum P*Q: K = 11 on 24x24, framed by 32x32, needs an eighth of the work.
+// Convolution with large kernels by Fourier transforms. A K x K kernel on an H x W map takes K*K*H*W multiplications
+// per channel. In a frame of P x Q >= (H + K/2) x (W + K/2), powers of 2, the kernel's transform takes about (K*Q +
+// P*Q) * log2(P*Q) / 2 steps of a few operations, and its product with the pixels' spectrum P*Q: K = 11 on 24x24, in a
+// frame of 32x32, takes an eighth of the work.
 //
 // Two channels make one complex number, z = k_a + i*k_b and u = x_a + i*x_b, so that the real part of conj(z)*u is
-// k_a*x_a + k_b*x_b: sums over channels are taken of spectra, and no symmetry of real spectra is needed. 2*LANES
-// channels go through a transform side by side, a pair a lane. Pixels stand K/2 from the frame's corner, kernels and
-// maps in it:
+// k_a*x_a + k_b*x_b: channels are summed as spectra, and no symmetry of real spectra is needed. 2*LANES channels go
+// through a transform together, one pair per lane. Pixels lie K/2 from the frame's corner, kernels and maps in it:
 //
 //     maps = real(sum_c conj(z) u)      kernels' gradient = conj(g) u      pixels' gradient = sum_t z g
 //
-// all with the same spectra; what wraps around the frame meets zeros. Spectra are in bit-reversed order throughout,
-// which products do not mind. Errors are a few roundings of the largest number; a NaN spreads over its whole image.
+// all with the same spectra; what wraps around the frame is multiplied by zeros. Spectra stay in bit-reversed order,
+// which makes no difference to products. Errors are a few roundings of the largest value; a NaN spreads over its whole
+// image.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -19,19 +20,19 @@
 
 namespace fgaseg {
 
-// LANES complex numbers in memory: their real parts, then the imaginary parts. Inside the loops over lanes, real and
-// imaginary parts are numbers of their own: the compiler does not make vectors of structures.
+// Elements of LANES complex numbers in memory: the real parts, then the imaginary parts. Inside the loops over lanes,
+// real and imaginary parts are separate variables, because the compiler does not vectorise structures.
 template <class T>
 constexpr int64_t SIZE = 2 * LANES<T>;
 
-// *to = x * (c - i*s), of one lane
+// *to = x * (c - i*s), the rotation by a negative angle, of one lane
 template <class T>
-FGASEG_INLINE void put_turned_back(T re, T im, T c, T s, T* to) {
+FGASEG_INLINE void store_rotated(T re, T im, T c, T s, T* to) {
   to[0] = re * c + im * s;
   to[LANES<T>] = im * c - re * s;
 }
 
-// Transforms of n = 2^m >= 4 numbers in steps of four.
+// Transforms of n = 2^m >= 4 complex numbers in radix-4 steps.
 template <class T>
 class Fourier {
  public:
@@ -43,9 +44,9 @@ class Fourier {
   }
   int64_t size() const { return n_; }
 
-  // x -> its spectrum in bit-reversed order; numbers from `count` on are zero.
+  // x -> its spectrum in bit-reversed order; the elements from `count` on are zero.
   FGASEG_INLINE void forward(T* x, int64_t count) const {
-    const int64_t n = n_;  // the compiler cannot know that the numbers written are not n_
+    const int64_t n = n_;  // the compiler cannot know that the writes do not change n_
     int64_t quarter = n / 4;
     if (count <= n / 2)
       forward_steps<true>(x, n, quarter);
@@ -55,21 +56,21 @@ class Fourier {
     if (odd()) pairs(x, n);
   }
 
-  // The way back, times n.
+  // The inverse transform, times n.
   FGASEG_INLINE void inverse(T* x) const {
     const int64_t n = n_;
     if (odd()) pairs(x, n);
     for (int64_t quarter = odd() ? 2 : 1; quarter < n; quarter *= 4)
       for (int64_t i = 0; i < quarter; ++i) {
-        const Turns w(*this, i * (n / (4 * quarter)));
+        const Rotations w(*this, i * (n / (4 * quarter)));
         for (int64_t j = i; j < n; j += 4 * quarter) inverse_step(x + j * SIZE<T>, quarter * SIZE<T>, w);
       }
   }
 
  private:
-  struct Turns {  // exp(2 pi i m k / n) for m = 1, 2, 3
+  struct Rotations {  // exp(2 pi i m k / n) for m = 1, 2, 3
     T cos1, sin1, cos2, sin2, cos3, sin3;
-    FGASEG_INLINE Turns(const Fourier& f, int64_t k)
+    FGASEG_INLINE Rotations(const Fourier& f, int64_t k)
         : cos1(f.cos_[k]),
           sin1(f.sin_[k]),
           cos2(f.cos_[2 * k]),
@@ -83,14 +84,14 @@ class Fourier {
   template <bool HALF>
   FGASEG_INLINE void forward_steps(T* x, int64_t n, int64_t quarter) const {
     for (int64_t i = 0; i < quarter; ++i) {
-      const Turns w(*this, i * (n / (4 * quarter)));
+      const Rotations w(*this, i * (n / (4 * quarter)));
       for (int64_t j = i; j < n; j += 4 * quarter) forward_step<HALF>(x + j * SIZE<T>, quarter * SIZE<T>, w);
     }
   }
 
-  // Two steps of two; the second half is zero if HALF.
+  // A radix-4 step; the second half of x is zero if HALF.
   template <bool HALF>
-  FGASEG_INLINE static void forward_step(T* x, int64_t stride, const Turns& w) {
+  FGASEG_INLINE static void forward_step(T* x, int64_t stride, const Rotations& w) {
     constexpr int64_t IM = LANES<T>;
     T *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
     _Pragma("omp simd") for (int64_t l = 0; l < LANES<T>; ++l) {
@@ -98,16 +99,16 @@ class Fourier {
       const T c = HALF ? T(0) : x2[l], c_i = HALF ? T(0) : x2[l + IM];
       const T d = HALF ? T(0) : x3[l], d_i = HALF ? T(0) : x3[l + IM];
       const T sum = a + c, sum_i = a_i + c_i, other = b + d, other_i = b_i + d_i;
-      const T difference = a - c, difference_i = a_i - c_i, turned = d_i - b_i, turned_i = b - d;  // i * (b - d)
+      const T difference = a - c, difference_i = a_i - c_i, rotated = d_i - b_i, rotated_i = b - d;  // i * (b - d)
       x[l] = sum + other;
       x[l + IM] = sum_i + other_i;
-      put_turned_back(sum - other, sum_i - other_i, w.cos2, w.sin2, x1 + l);
-      put_turned_back(difference - turned, difference_i - turned_i, w.cos1, w.sin1, x2 + l);
-      put_turned_back(difference + turned, difference_i + turned_i, w.cos3, w.sin3, x3 + l);
+      store_rotated(sum - other, sum_i - other_i, w.cos2, w.sin2, x1 + l);
+      store_rotated(difference - rotated, difference_i - rotated_i, w.cos1, w.sin1, x2 + l);
+      store_rotated(difference + rotated, difference_i + rotated_i, w.cos3, w.sin3, x3 + l);
     }
   }
 
-  FGASEG_INLINE static void inverse_step(T* x, int64_t stride, const Turns& w) {
+  FGASEG_INLINE static void inverse_step(T* x, int64_t stride, const Rotations& w) {
     constexpr int64_t IM = LANES<T>;
     T *x1 = x + stride, *x2 = x1 + stride, *x3 = x2 + stride;
     _Pragma("omp simd") for (int64_t l = 0; l < LANES<T>; ++l) {
@@ -116,18 +117,19 @@ class Fourier {
       const T c = x2[l] * w.cos1 - x2[l + IM] * w.sin1, c_i = x2[l + IM] * w.cos1 + x2[l] * w.sin1;
       const T d = x3[l] * w.cos3 - x3[l + IM] * w.sin3, d_i = x3[l + IM] * w.cos3 + x3[l] * w.sin3;
       const T sum = a + b, sum_i = a_i + b_i, other = a - b, other_i = a_i - b_i;
-      const T difference = c + d, difference_i = c_i + d_i, turned = d_i - c_i, turned_i = c - d;  // i * (c - d)
+      const T difference = c + d, difference_i = c_i + d_i, rotated = d_i - c_i, rotated_i = c - d;  // i * (c - d)
       x[l] = sum + difference;
       x[l + IM] = sum_i + difference_i;
-      x1[l] = other + turned;
-      x1[l + IM] = other_i + turned_i;
+      x1[l] = other + rotated;
+      x1[l + IM] = other_i + rotated_i;
       x2[l] = sum - difference;
       x2[l + IM] = sum_i - difference_i;
-      x3[l] = other - turned;
-      x3[l + IM] = other_i - turned_i;
+      x3[l] = other - rotated;
+      x3[l + IM] = other_i - rotated_i;
     }
   }
 
+  // A radix-2 step of adjacent elements.
   FGASEG_INLINE static void pairs(T* x, int64_t n) {
     for (int64_t i = 0; i < n; i += 2, x += 2 * SIZE<T>)
       _Pragma("omp simd") for (int64_t l = 0; l < SIZE<T>; ++l) {
@@ -141,8 +143,8 @@ class Fourier {
   std::vector<T> cos_, sin_;
 };
 
-// Transforms of frames of P rows and Q columns of which only rows [above, above + rows) are not zero, or are wanted.
-// In between stand `lines`, [Q][rows]. A spectrum is [Q][P].
+// Transforms of frames of P rows and Q columns of which only rows [above, above + rows) are non-zero, or are needed.
+// The intermediate `lines`, after the transforms of the rows, are [Q][rows]. A spectrum is [Q][P].
 template <class T>
 class Frames {
  public:
@@ -151,7 +153,7 @@ class Frames {
   int64_t width() const { return rows_.size(); }
   int64_t size() const { return height() * width(); }
 
-  // fill(y, row) writes the first `count` numbers of a row of the frame.
+  // fill(y, row) writes the first `count` elements of a row of the frame.
   template <class F>
   FGASEG_INLINE void rows_forward(T* lines, int64_t rows, int64_t count, T* row, const F& fill) const {
     const int64_t q = width();
@@ -179,7 +181,7 @@ class Frames {
     std::copy(column + above * SIZE<T>, column + (above + rows) * SIZE<T>, lines + x * rows * SIZE<T>);
   }
 
-  // use(y, row), times size()
+  // Calls use(y, row) with the rows of the inverse transform, times size().
   template <class F>
   FGASEG_INLINE void rows_inverse(const T* lines, int64_t rows, T* row, const F& use) const {
     const int64_t q = width();
@@ -194,7 +196,7 @@ class Frames {
   Fourier<T> rows_, columns_;
 };
 
-// The convolution of one image by spectra. `work` of every function has work_size() numbers.
+// The convolution of one image by Fourier transforms. `work` of every function has work_size() elements.
 template <class T>
 class Spectral {
  public:
@@ -216,18 +218,18 @@ class Spectral {
   int64_t spectrum_size() const { return p_ * q_ * SIZE<T>; }
   int64_t work_size() const { return (2 + FEW) * spectrum_size() + (2 * p_ + q_ + conv_.taps()) * SIZE<T>; }
 
-  // Spectrum of the pixels of 2*LANES channels.
-  FGASEG_INLINE void pixels_in(const T* pixels, int64_t group, T* spectrum, T* work) const {
+  // The spectrum of the pixels of 2*LANES channels.
+  FGASEG_INLINE void transform_pixels(const T* pixels, int64_t group, T* spectrum, T* work) const {
     const Work w(*this, work);
     const int64_t height = conv_.height, width = conv_.width;
     frames_.rows_forward(w.lines, height, h_ + width, w.row, [&](int64_t y, T* row) {
-      lanes_in(pixels + group * SIZE<T> * height * width + y * width, height * width, width, channels(group),
+      gather_lanes(pixels + group * SIZE<T> * height * width + y * width, height * width, width, channels(group),
                row + h_ * SIZE<T>);
     });
     for (int64_t x = 0; x < q_; ++x) frames_.column_forward(w.lines, x, h_, height, spectrum + x * p_ * SIZE<T>);
   }
 
-  // Maps of up to LANES classes, one a lane; spectra [groups][Q][P] of the pixels.
+  // Maps of up to LANES classes, one per lane; spectra [groups][Q][P] of the pixels.
   FGASEG_INLINE void forward(const T* spectra, const T* kernels, const T* bias, T* maps, int64_t classes,
                              T* work) const {
     const Work w(*this, work);
@@ -242,12 +244,12 @@ class Spectral {
     });
   }
 
-  // Spectra of up to LANES maps' gradients, a plain complex number each: out [classes][2][Q*P].
-  FGASEG_INLINE void maps_in(const T* grad, int64_t classes, T* out, T* work) const {
+  // Spectra of up to LANES maps' gradients, with separate real and imaginary parts: out [classes][2][Q*P].
+  FGASEG_INLINE void transform_maps(const T* grad, int64_t classes, T* out, T* work) const {
     const Work w(*this, work);
     const int64_t height = conv_.height, width = conv_.width;
     frames_.rows_forward(w.lines, height, width, w.row, [&](int64_t y, T* row) {
-      lanes_in(grad + y * width, height * width, width, classes, row);
+      gather_lanes(grad + y * width, height * width, width, classes, row);
     });
     for (int64_t x = 0; x < q_; ++x) {
       frames_.column_forward(w.lines, x, 0, height, w.column);
@@ -258,12 +260,12 @@ class Spectral {
     }
   }
 
-  // Gradients for 2*LANES channels of all classes; maps [classes][2][Q*P] as maps_in leaves them.
+  // Gradients of 2*LANES channels of all classes; maps [classes][2][Q*P] from transform_maps.
   FGASEG_INLINE void backward(const T* maps, const T* pixels, const T* kernels, T* kernels_grad, T* pixels_grad,
                               int64_t group, int64_t classes, T* work) const {
     const Work w(*this, work);
     const int64_t height = conv_.height, width = conv_.width;
-    pixels_in(pixels, group, w.spectrum(), work);
+    transform_pixels(pixels, group, w.spectrum(), work);
     std::fill(w.sums, w.sums + spectrum_size(), T(0));
     for (int64_t t = 0; t < classes; ++t) {
       const T* map = maps + 2 * t * q_ * p_;
@@ -280,11 +282,11 @@ class Spectral {
   }
 
  private:
-  static constexpr int64_t FEW = 2;  // classes whose sums the second-level cache holds; measured
+  static constexpr int64_t FEW = 2;  // classes whose sums fit in the second-level cache; measured
 
   struct Work {
     T *sums, *lines, *few, *row, *column, *other, *taps;
-    T* spectrum() const { return few; }  // forward needs the one, backward the other
+    T* spectrum() const { return few; }  // shared: forward needs `few`, backward the spectrum
     FGASEG_INLINE Work(const Spectral& s, T* work)
         : sums(work),
           lines(sums + s.spectrum_size()),
@@ -298,22 +300,22 @@ class Spectral {
   int64_t channels(int64_t group) const { return std::min(SIZE<T>, conv_.channels - group * SIZE<T>); }
 
   // out[x][i] = in[i][x]
-  FGASEG_INLINE static void lanes_in(const T* in, int64_t stride, int64_t width, int64_t lanes, T* out) {
+  FGASEG_INLINE static void gather_lanes(const T* in, int64_t stride, int64_t width, int64_t lanes, T* out) {
     for (int64_t i = 0; i < lanes; ++i)
       for (int64_t x = 0; x < width; ++x) out[x * SIZE<T> + i] = in[i * stride + x];
   }
 
-  // Rows of the transform of 2*LANES channels of a kernel.
+  // Transforms the rows of 2*LANES channels of a kernel.
   FGASEG_INLINE void kernel_rows(const T* kernel, int64_t group, T* lines, const Work& w) const {
     const int64_t k = conv_.kernel_size;
-    if (channels(group) < SIZE<T>) std::fill(w.taps, w.taps + k * k * SIZE<T>, T(0));  // what other kernels left
-    lanes_in(kernel + group * SIZE<T> * k * k, k * k, k * k, channels(group), w.taps);
+    if (channels(group) < SIZE<T>) std::fill(w.taps, w.taps + k * k * SIZE<T>, T(0));  // of the previous kernel
+    gather_lanes(kernel + group * SIZE<T> * k * k, k * k, k * k, channels(group), w.taps);
     frames_.rows_forward(lines, k, k, w.row, [&](int64_t y, T* row) {
       std::copy(w.taps + y * k * SIZE<T>, w.taps + (y + 1) * k * SIZE<T>, row);
     });
   }
 
-  // Lanes [t, t + n) of w.sums = sum_c conj(z) u. A few classes together, while the pixels' spectrum is in the cache.
+  // Lanes [t, t + n) of w.sums = sum_c conj(z) u: a few classes at a time, while the pixels' spectrum is in the cache.
   FGASEG_INLINE void few_classes(const T* spectra, const T* kernels, int64_t t, int64_t n, const Work& w) const {
     const int64_t size = spectrum_size(), column = p_ * SIZE<T>;
     std::fill(w.few, w.few + n * size, T(0));
@@ -360,7 +362,7 @@ class Spectral {
           const T re = w.column[l], im = w.column[l + LANES<T>];
           sums[l] += re * c - im * s;
           sums[l + LANES<T>] += im * c + re * s;
-          put_turned_back(u[l], u[l + LANES<T>], c, s, w.other + l);
+          store_rotated(u[l], u[l + LANES<T>], c, s, w.other + l);
         }
       }
       frames_.column_inverse(lines, x, 0, k, w.other);

@@ -1,8 +1,8 @@
-// lcs_conv_from_text on the CPU. The schema lives in kernels/lcs_conv_from_text/op.py.
+// lcs_conv_from_text on the CPU. The schema is in kernels/lcs_conv_from_text/op.py.
 //
-// Two matrix-like products of about one size: 2*B*T*C*K*K*D operations make the logits, 2*B*T*C*K*K*H*W convolve. Both
-// are bound by arithmetic. What is saved is memory: the logits of a part of the classes are made, normalised where they
-// are, convolved and forgotten; backward makes them again. A part has so many classes that both products run well.
+// The projection and the convolution are of about the same size and both bound by arithmetic. What is saved is memory:
+// the logits of a part of the classes are computed, normalised in place, convolved and discarded; backward recomputes
+// them. A part has enough classes for both products to be efficient.
 #include <tuple>
 #include <vector>
 
@@ -14,7 +14,7 @@ namespace {
 
 using torch::stable::transpose;
 
-// The inputs in their compute type T, and the kernels of one part of the classes after the other.
+// The inputs in their compute type T, and the kernels of the classes, part after part.
 template <class T>
 class Parts {
  public:
@@ -30,14 +30,14 @@ class Parts {
         classes(texts.size(1)),
         dims(texts.size(2)),
         part_(conv.classes_at_a_time(classes, sizeof(T))),
-        space_(torch::stable::new_empty(pixels_, {part_ * conv.weights()})) {}
+        scratch_(torch::stable::new_empty(pixels_, {part_ * conv.weights()})) {}
 
-  // f(image, row of [B*T] of the first class, number of classes, their kernels)
+  // Calls f(image, row of [B*T] of the first class, number of classes, their kernels) for every part.
   template <class F>
   void for_each(const F& f) {
     for_each_part(batch, classes, part_, [&](int64_t b, int64_t first, int64_t n) {
       const int64_t row = b * classes + first;
-      T* kernels = mutable_data<T>(space_);
+      T* kernels = mutable_data<T>(scratch_);
       for (int64_t i = 0; i < n; ++i) std::copy(bias(), bias() + conv.weights(), kernels + i * conv.weights());
       add_product(rows(row, n), transpose(kernel_weight(), 0, 1), 1, wrapped(kernels, {n, conv.weights()}));
       softmax_kernels(norm_, kernels, kernels, n, conv.channels, conv.taps());
@@ -69,7 +69,7 @@ class Parts {
 
  private:
   int64_t part_;
-  Tensor space_;
+  Tensor scratch_;
 };
 
 Tensor lcs_conv_from_text(const Tensor& texts, const Tensor& weight, const Tensor& bias, const Tensor& pixels,
@@ -88,7 +88,7 @@ Tensor lcs_conv_from_text(const Tensor& texts, const Tensor& weight, const Tenso
   return finished(y, pixels);
 }
 
-// Gradients of texts, weight, bias and pixels, in the compute type.
+// The gradients in their compute type.
 struct Gradients {
   Tensor texts, weight, bias, pixels;
 };
@@ -100,7 +100,7 @@ void add_columns(const T* x, int64_t rows, int64_t n, T* sums) {
     for (int64_t i = 0; i < n; ++i) sums[i] += x[row * n + i];
 }
 
-// What the class biases contribute: they are the layer's last output, with the gradient [B*T].
+// Adds the contribution of the class biases, which are the layer's last output and have the gradient grad [B*T].
 template <class T>
 void add_shift_gradients(const Parts<T>& parts, const Tensor& grad, Gradients& to) {
   const int64_t rows = parts.batch * parts.classes, last = parts.conv.weights();

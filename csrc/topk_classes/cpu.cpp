@@ -1,8 +1,9 @@
-// topk_classes, gather_classes and scatter_classes on the CPU. Schemas: kernels/topk_classes/op.py.
+// topk_classes, gather_classes and scatter_classes on the CPU. The schemas are in kernels/topk_classes/op.py.
 //
-// A block of neighbouring pixels at a time, which are the lanes of the vectors. For k = 1 a running maximum. Else the
-// k-th best score of every pixel is found bit by bit, counting the classes that are not below a guess: 32 comparisons a
-// score at most, without a branch, where sorted lists take k moves for each score that is better than the last of them.
+// A block of adjacent pixels is processed at a time, one pixel per vector lane. For k = 1 that is a running maximum.
+// Else the k-th best score of every pixel is found bit by bit, by counting the classes that are not below a guess: at
+// most 32 comparisons per score, without branches, where sorted lists would take k moves for every score that enters
+// them.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -19,7 +20,7 @@ namespace {
 constexpr int64_t BLOCK = 64;  // pixels
 
 template <class T>
-struct Key;  // unsigned numbers in the order of the scores, 0 for NaN and -inf
+struct Key;  // unsigned integers in the order of the scores, 0 for NaN and -inf
 template <>
 struct Key<float> {
   using Type = uint32_t;
@@ -39,7 +40,7 @@ FGASEG_INLINE K key_of(T score) {
   return score > -std::numeric_limits<T>::infinity() ? key : K(0);
 }
 
-// keys [classes][BLOCK] of n neighbouring pixels; scores [classes][stride]. The other lanes are 0.
+// keys [classes][BLOCK] of n adjacent pixels, 0 in the other lanes; scores [classes][stride].
 template <class T, class K>
 FGASEG_INLINE void fill_keys(const T* scores, int64_t classes, int64_t n, int64_t stride, K* keys) {
   for (int64_t t = 0; t < classes; ++t, keys += BLOCK) {
@@ -53,7 +54,7 @@ template <class K>
 FGASEG_INLINE void count_keys(const K* keys, int64_t classes, const K* limit, K* count) {
   std::fill(count, count + BLOCK, K(0));
   int64_t t = 0;
-  for (; t + 4 <= classes; t += 4, keys += 4 * BLOCK)  // four at once: the counts are in memory
+  for (; t + 4 <= classes; t += 4, keys += 4 * BLOCK)  // four at once, because the counts are in memory
     _Pragma("omp simd") for (int64_t j = 0; j < BLOCK; ++j) {
       count[j] += K(keys[j] >= limit[j]) + K(keys[BLOCK + j] >= limit[j]) + K(keys[2 * BLOCK + j] >= limit[j]) +
                   K(keys[3 * BLOCK + j] >= limit[j]);
@@ -62,8 +63,8 @@ FGASEG_INLINE void count_keys(const K* keys, int64_t classes, const K* limit, K*
     _Pragma("omp simd") for (int64_t j = 0; j < BLOCK; ++j) count[j] += keys[j] >= limit[j];
 }
 
-// limit[j] = the k-th largest key of pixel j, or less if no other key lies between; 0 if it has fewer than k.
-// above[j] = how many keys are at least that.
+// limit[j] = the k-th largest key of pixel j, or a smaller value with no key in between; 0 if it has fewer than k keys.
+// above[j] = the number of keys that are at least that.
 template <class K>
 FGASEG_INLINE void find_limits(const K* keys, int64_t classes, K k, K* limit, K* above) {
   K guess[BLOCK], count[BLOCK];
@@ -83,13 +84,13 @@ FGASEG_INLINE void find_limits(const K* keys, int64_t classes, K k, K* limit, K*
   }
 }
 
-// Keeps the classes of each pixel above its limit and, of those on it, the first ones up to k together.
+// Keeps the classes of each pixel above its limit and, of those on the limit, the first ones, up to k in total.
 template <class K>
 FGASEG_INLINE void keep(const K* keys, int64_t classes, K k, const K* limit, const K* above, uint8_t* kept) {
   K on_limit[BLOCK] = {}, left[BLOCK];
   for (int64_t t = 0; t < classes; ++t)
     for (int64_t j = 0; j < BLOCK; ++j) on_limit[j] += keys[t * BLOCK + j] == limit[j];
-  for (int64_t j = 0; j < BLOCK; ++j) left[j] = k + on_limit[j] - above[j];  // wraps, rightly, where above > k
+  for (int64_t j = 0; j < BLOCK; ++j) left[j] = k + on_limit[j] - above[j];  // wraps around correctly if above > k
   for (int64_t t = 0; t < classes; ++t) {
     K any = 0;
     for (int64_t j = 0; j < BLOCK; ++j) {
@@ -101,7 +102,7 @@ FGASEG_INLINE void keep(const K* keys, int64_t classes, K k, const K* limit, con
   }
 }
 
-// k = 1: the first of the largest.
+// For k = 1: keeps the first of the largest.
 template <class T>
 FGASEG_INLINE void keep_best(const T* scores, int64_t classes, int64_t n, int64_t stride, uint8_t* kept) {
   T top[BLOCK];
@@ -118,8 +119,8 @@ FGASEG_INLINE void keep_best(const T* scores, int64_t classes, int64_t n, int64_
     if (best[j] >= 0) kept[best[j]] = 1;
 }
 
-// Marks the classes among the k best of any of n <= BLOCK neighbouring pixels; scores [classes][stride].
-// `keys` has classes * BLOCK numbers.
+// Marks the classes that are among the k best of any of n <= BLOCK adjacent pixels; scores [classes][stride]. `keys`
+// has classes * BLOCK elements.
 template <class T, class K>
 FGASEG_INLINE void mark_best(const T* scores, int64_t classes, int64_t k, int64_t n, int64_t stride, K* keys,
                              uint8_t* kept) {
@@ -185,11 +186,11 @@ std::tuple<Tensor, Tensor> topk_classes(const Tensor& scores, int64_t k, std::st
   return {rows, counts};
 }
 
-// Calls copy(row of the packed tensor, row of [B*T]) for every selected row, on all threads.
+// Calls copy(packed row, row of [B*T]) for every selected row, on all threads.
 template <class F>
 void for_each_row(const Tensor& rows, int64_t total, int64_t bytes, const F& copy) {
   const int64_t* row = data<int64_t>(rows);
-  for (int64_t i = 0; i < rows.numel(); ++i)  // not in the threads: what they throw loses its words in torch 2.11
+  for (int64_t i = 0; i < rows.numel(); ++i)  // outside the threads: in torch 2.11 their exceptions lose the message
     STD_TORCH_CHECK(row[i] >= 0 && row[i] < total, "row ", row[i], " of the selection is not in 0..", total - 1);
   const int64_t grain = 1 + 32768 / std::max<int64_t>(bytes, 1);
   torch::stable::parallel_for(0, rows.size(0), grain, [&](int64_t begin, int64_t end) {

@@ -1,5 +1,5 @@
-// topk_classes, gather_classes and scatter_classes on the GPU: the host side. The schemas live in
-// kernels/topk_classes/op.py, the kernels in kernel.cu.
+// topk_classes, gather_classes and scatter_classes on the GPU: the host side. The schemas are in
+// kernels/topk_classes/op.py, the kernels are in kernel.cu.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor> topk_classes(const Tensor& scores, int64_t k, std::st
                                     static_cast<int64_t*>(total.mutable_data_ptr()), batch, classes, united,
                                     device.stream()));
   int64_t found = 0;
-  if (batch > 0)  // the one place where the host waits for the GPU
+  if (batch > 0)  // the only point where the host waits for the GPU
     TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(total.get(), &found));
   return {torch::stable::narrow(rows, 0, 0, found), counts};
 }
@@ -53,12 +53,12 @@ std::vector<int64_t> sizes_from(const Tensor& x, int64_t first) {
 }
 
 int64_t product(const std::vector<int64_t>& sizes) {
-  int64_t numbers = 1;
-  for (int64_t size : sizes) numbers *= size;
-  return numbers;
+  int64_t elements = 1;
+  for (int64_t size : sizes) elements *= size;
+  return elements;
 }
 
-// The most bytes, up to 16, that divide every address and distance given in bytes.
+// The largest number of bytes, up to 16, that divides all of these addresses and distances in bytes.
 int64_t widest(std::initializer_list<int64_t> multiples) {
   int64_t all = 16;
   for (int64_t multiple : multiples) all |= multiple;
@@ -68,7 +68,7 @@ int64_t widest(std::initializer_list<int64_t> multiples) {
 int64_t address(const Tensor& x) { return reinterpret_cast<int64_t>(x.const_data_ptr()); }
 
 Tensor gather_classes(const Tensor& x_, const Tensor& rows_) {
-  // Copies where the numbers of a row have gaps between them.
+  // A copy if the elements of a row are not contiguous.
   const Tensor x = dense(x_, 2), rows = torch::stable::contiguous(rows_);
   std::vector<int64_t> sizes = sizes_from(x, 2);
   const int64_t element = x.element_size(), bytes = product(sizes) * element;
@@ -90,7 +90,7 @@ void repeat(T value, void* bytes16) {
   for (size_t i = 0; i < 16; i += sizeof(T)) std::memcpy(static_cast<char*>(bytes16) + i, &value, sizeof(T));
 }
 
-// 16 bytes of `fill` in the dtype of x.
+// 16 bytes filled with `fill` in the dtype of x.
 void fill_bytes(const Tensor& x, double fill, void* bytes16) {
   if (x.scalar_type() == ScalarType::Half) return repeat(c10::Half(static_cast<float>(fill)), bytes16);
   if (x.scalar_type() == ScalarType::BFloat16) return repeat(c10::BFloat16(static_cast<float>(fill)), bytes16);

@@ -1,18 +1,15 @@
 // topk_classes, gather_classes and scatter_classes on the GPU.
 //
-// Floors, in bfloat16 at 3 TB/s: the scores are read once (S3, B 5, T 847, 24x24: 4.9 MB, 1.6 us; one comparison a
-// score); gather reads and writes the selected rows once, scatter writes every row once. Hence:
-//
-//   best       A lane has a pixel, so neighbouring lanes read neighbouring numbers; the warps of a block share the
-//              classes out, as there are few pixels (S3: 90 blocks of 32). Every lane keeps the k best of its share
-//              sorted in registers, and after the first few only compares with the last of them; eight scores are under
-//              way at a time. The shares, which follow each other in ascending class order, then join in pairs through
-//              shared memory: a later score only displaces what it exceeds, so of equals the lower class stays. NaN and
-//              -inf exceed nothing. Result: one bit a class, or-ed: the order does not matter.
-//   ranked     For 32 < k: a score is kept if fewer than k others are better. T comparisons a score, from cache.
-//   compact    Bits to ascending rows: a block an image sums the bits before it.
-//   gather     16-byte copies if everything is aligned, else 8, 4 or 2; as many lanes a row as it has pieces, to 256.
-//   scatter    The same seen from the output, so that everything is written once: a row finds its source by bisection.
+//   best       Each lane has a pixel, so adjacent lanes read adjacent elements; the classes are divided among the warps
+//              of a block, because there are few pixels. Every lane keeps the k best of its share sorted in registers,
+//              and after the first few only compares with the last of them; eight scores are in flight at a time. The
+//              shares, in ascending class order, are then merged in pairs through shared memory: a later score only
+//              displaces what it exceeds, so of equal scores the lower class stays. NaN and -inf exceed nothing. The
+//              result is one bit per class, combined by OR, whose order does not matter.
+//   ranked     For k > 32: a score is kept if fewer than k others are better. T comparisons per score, from cache.
+//   compact    Bits to ascending rows: one block per image counts the bits before its own.
+//   gather     16-byte copies if everything is aligned, else 8, 4 or 2 bytes; one lane per piece of a row, up to 256.
+//   scatter    The same driven by the output, so that everything is written once: a row finds its source by bisection.
 #include <cstring>
 
 #include "common/cuda.h"
@@ -22,23 +19,23 @@ namespace {
 
 constexpr int WARP = 32;      // pixels of a block
 constexpr int THREADS = 256;  // of the other kernels
-constexpr int AHEAD = 8;      // scores under way
+constexpr int AHEAD = 8;      // scores in flight
 
 struct Scores {
   int64_t classes, pixels, width, stride_b, stride_t, stride_h, stride_w;
 
-  FGASEG_DEVICE int64_t begin(int64_t image, unsigned pixel) const {
+  FGASEG_DEVICE int64_t offset(int64_t image, unsigned pixel) const {
     const unsigned h = pixel / static_cast<unsigned>(width), w = pixel % static_cast<unsigned>(width);
     return image * stride_b + h * stride_h + w * stride_w;
   }
 };
 
-// Where a block of 32 pixels is.
-struct Place {
+// The image and the pixels of a block.
+struct Block {
   int64_t image;
   unsigned pixel;  // of this lane
 
-  FGASEG_DEVICE explicit Place(unsigned blocks)
+  FGASEG_DEVICE explicit Block(unsigned blocks)
       : image(blockIdx.x / blocks), pixel(blockIdx.x % blocks * WARP + threadIdx.x % WARP) {}
 };
 
@@ -56,14 +53,14 @@ struct Best {
     }
   }
 
-  // Behind equal scores. False for what is not among the best, NaN and -inf too.
+  // Inserts after equal scores. Returns false for scores that are not among the best, including NaN and -inf.
   FGASEG_DEVICE bool insert(float s, int t) {
     if (!(s > score[K - 1])) return false;
 #pragma unroll
     for (int i = K - 1; i > 0; --i) {
-      const bool above = s > score[i - 1], here = s > score[i];
-      score[i] = above ? score[i - 1] : here ? s : score[i];
-      index[i] = above ? index[i - 1] : here ? t : index[i];
+      const bool moves = s > score[i - 1], enters = s > score[i];
+      score[i] = moves ? score[i - 1] : enters ? s : score[i];
+      index[i] = moves ? index[i - 1] : enters ? t : index[i];
     }
     index[0] = s > score[0] ? t : index[0];
     score[0] = s > score[0] ? s : score[0];
@@ -71,8 +68,8 @@ struct Best {
   }
 };
 
-// kept: bit t % 32 of word t / 32 of each image is set where class t is among the k <= K best of a pixel. If all images
-// share one answer, kept_stride is 0.
+// kept: bit t % 32 of word t / 32 of each image is set if class t is among the k <= K best of some pixel. If all images
+// share one result, kept_stride is 0.
 template <class T, int K, int SHARES>
 __global__ void __launch_bounds__(WARP* SHARES)
     mark_best(const T* scores, unsigned* kept, Scores shape, int64_t kept_stride, int blocks, int words, int k) {
@@ -80,20 +77,20 @@ __global__ void __launch_bounds__(WARP* SHARES)
     float score;
     int index;
   };
-  FGASEG_DYNAMIC_SHARED(Entry, lists);  // [SHARES][K][32], then the bits that this block sets
+  FGASEG_DYNAMIC_SHARED(Entry, lists);  // [SHARES][K][32], followed by the bits that this block sets
   unsigned* bits = reinterpret_cast<unsigned*>(lists + SHARES * K * WARP);
-  const Place place(blocks);
+  const Block block(blocks);
   const int share = threadIdx.x / WARP, lane = threadIdx.x % WARP;
   const int length = static_cast<int>((shape.classes + SHARES - 1) / SHARES), first = share * length;
-  const int end = place.pixel < shape.pixels ? min(first + length, static_cast<int>(shape.classes)) : 0;
+  const int end = block.pixel < shape.pixels ? min(first + length, static_cast<int>(shape.classes)) : 0;
   for (int i = threadIdx.x; i < words; i += WARP * SHARES) bits[i] = 0;
 
   Best<K> best;
-  const T* mine = scores + shape.begin(place.image, place.pixel);
+  const T* pixel = scores + shape.offset(block.image, block.pixel);
   for (int t = first; t < end; t += AHEAD) {
     float next[AHEAD];
 #pragma unroll
-    for (int i = 0; i < AHEAD; ++i) next[i] = t + i < end ? to_float(mine[(t + i) * shape.stride_t]) : -INFINITY;
+    for (int i = 0; i < AHEAD; ++i) next[i] = t + i < end ? to_float(pixel[(t + i) * shape.stride_t]) : -INFINITY;
 #pragma unroll
     for (int i = 0; i < AHEAD; ++i) best.insert(next[i], t + i);
   }
@@ -106,7 +103,7 @@ __global__ void __launch_bounds__(WARP* SHARES)
     if (share % (2 * apart) == 0)
       for (int i = 0; i < K; ++i) {
         const Entry entry = lists[((share + apart) * K + i) * WARP + lane];
-        if (!best.insert(entry.score, entry.index)) break;  // nor will the next, which is no better
+        if (!best.insert(entry.score, entry.index)) break;  // the following ones are no better
       }
   }
   if (share == 0)
@@ -115,16 +112,16 @@ __global__ void __launch_bounds__(WARP* SHARES)
       if (i < k && best.score[i] > -INFINITY) atomicOr(&bits[best.index[i] / 32], 1u << best.index[i] % 32);
   __syncthreads();
   for (int i = threadIdx.x; i < words; i += WARP * SHARES)
-    if (bits[i]) atomicOr(&kept[place.image * kept_stride + i], bits[i]);
+    if (bits[i]) atomicOr(&kept[block.image * kept_stride + i], bits[i]);
 }
 
 // The same for any k.
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     mark_ranked(const T* scores, unsigned* kept, Scores shape, int64_t kept_stride, int blocks, int64_t k) {
-  const Place place(blocks);
-  const T* pixel = scores + shape.begin(place.image, place.pixel);
-  const bool inside = place.pixel < shape.pixels;
+  const Block block(blocks);
+  const T* pixel = scores + shape.offset(block.image, block.pixel);
+  const bool inside = block.pixel < shape.pixels;
   for (int64_t t = threadIdx.x / WARP; t < shape.classes; t += THREADS / WARP) {
     const float score = inside ? to_float(pixel[t * shape.stride_t]) : -INFINITY;
     bool keep = score > -INFINITY;
@@ -137,11 +134,11 @@ __global__ void __launch_bounds__(THREADS)
       keep = better < k;
     }
     if (__ballot_sync(~0u, keep) && threadIdx.x % WARP == 0)
-      atomicOr(&kept[place.image * kept_stride + t / 32], 1u << t % 32);
+      atomicOr(&kept[block.image * kept_stride + t / 32], 1u << t % 32);
   }
 }
 
-// The sum of `value` over the threads before this one; `total`: over all.
+// The sum of `value` over the threads before this one; `total` receives the sum over all threads.
 FGASEG_DEVICE int sum_before(int value, int& total) {
   FGASEG_SHARED(sums, int[THREADS / WARP]);
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -150,7 +147,7 @@ FGASEG_DEVICE int sum_before(int value, int& total) {
     const int below = __shfl_up_sync(~0u, sum, by);
     sum += lane >= by ? below : 0;
   }
-  __syncthreads();  // an earlier call may still be reading
+  __syncthreads();  // an earlier call may still be reading the sums
   if (lane == WARP - 1) sums[warp] = sum;
   __syncthreads();
   int before = 0;
@@ -162,17 +159,17 @@ FGASEG_DEVICE int sum_before(int value, int& total) {
   return before + sum - value;
 }
 
-// Block b writes the rows and the count of image b, the last one also how many rows there are.
+// Block b writes the rows and the count of image b; the last block also writes the number of all rows.
 __global__ void __launch_bounds__(THREADS)
     compact(const unsigned* kept, int64_t* rows, int64_t* counts, int64_t* total, int64_t classes, int words,
             bool united) {
   const int64_t image = blockIdx.x;
   const unsigned* mine = kept + (united ? 0 : image * words);
   int in_tile, found = 0;
-  for (const unsigned* at = kept + threadIdx.x; at < mine; at += THREADS) found += __popc(*at);
+  for (const unsigned* word = kept + threadIdx.x; word < mine; word += THREADS) found += __popc(*word);
   sum_before(found, in_tile);
   int64_t begin = in_tile, end = begin;
-  if (united) {  // the images before this one have as many as this one
+  if (united) {  // every image has as many rows as this one
     found = 0;
     for (int i = threadIdx.x; i < words; i += THREADS) found += __popc(mine[i]);
     sum_before(found, in_tile);
@@ -191,7 +188,7 @@ __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Rows of `units` pieces of memory; blocks of (lanes, rows) threads, each of PIECES pieces.
+// Rows consist of `units` pieces of memory; blocks of (lanes, rows) threads copy PIECES pieces per thread.
 constexpr int PIECES = 4;
 
 struct Part {
@@ -240,7 +237,7 @@ __global__ void __launch_bounds__(THREADS)
   for (int64_t i = part.first; i < part.end; i += blockDim.x) to[i] = found ? from[i] : fill;
 }
 
-// Threads for rows of `units` pieces: a power of two along the row, the rest are rows.
+// Threads for rows of `units` pieces: a power of two along the row, and as many rows as fit.
 dim3 threads_for(int64_t units) {
   unsigned lanes = 1;
   while (lanes < THREADS && lanes < units) lanes *= 2;
@@ -254,7 +251,7 @@ int launch_rows(const Kernel& kernel, int64_t count, int64_t units) {
   return kernel(Grid{(count + block.y - 1) / block.y * chunks}, block, static_cast<int>(chunks));
 }
 
-// Calls f with a zero of the type that has so many bytes.
+// Calls f with a zero of an unsigned type of so many bytes.
 template <class F>
 int for_width(int64_t bytes, const F& f) {
   if (bytes == 16) return f(uint4{});
@@ -295,8 +292,8 @@ int mark(const void* scores, unsigned* kept, const Scores& shape, int64_t images
 }  // namespace
 }  // namespace fgaseg
 
-// Sets bits in `kept`, zero before: ceil(classes / 32) words for each image, or for all of them where `united`. Score
-// (b, t, h, w) lies at b * stride_b + t * stride_t + h * stride_h + w * stride_w.
+// Sets bits in `kept`, which must be zero: ceil(classes / 32) words for each image, or for all images if `united`.
+// Score (b, t, h, w) lies at b * stride_b + t * stride_t + h * stride_h + w * stride_w.
 #define FGASEG_LAUNCHER(T, dtype)                                                                                      \
   extern "C" int fgaseg_topk_classes_mark_##dtype(const void* scores, void* kept, int64_t images, int64_t classes,     \
                                                   int64_t height, int64_t width, int64_t stride_b, int64_t stride_t,   \
@@ -309,7 +306,7 @@ FGASEG_LAUNCHER(float, float32)
 FGASEG_LAUNCHER(__half, float16)
 FGASEG_LAUNCHER(__nv_bfloat16, bfloat16)
 
-// rows has room for images * classes; the first *total of them are written.
+// rows has images * classes elements; the first *total of them are written.
 extern "C" int fgaseg_topk_classes_compact(const void* kept, int64_t* rows, int64_t* counts, int64_t* total,
                                            int64_t images, int64_t classes, int64_t united, void* stream) {
   using namespace fgaseg;
@@ -317,7 +314,7 @@ extern "C" int fgaseg_topk_classes_compact(const void* kept, int64_t* rows, int6
                 static_cast<int>((classes + 31) / 32), united != 0);
 }
 
-// Strides and `units` count pieces of `bytes` (16, 8, 4 or 2) bytes. y[i] = x[row i].
+// y[i] = x[row i]. Strides and `units` are in pieces of `bytes` (16, 8, 4 or 2) bytes.
 extern "C" int fgaseg_gather_classes(const void* x, const int64_t* rows, void* y, int64_t count, int64_t batch,
                                      int64_t classes, int64_t stride_b, int64_t stride_t, int64_t units, int64_t bytes,
                                      void* stream) {
@@ -333,7 +330,7 @@ extern "C" int fgaseg_gather_classes(const void* x, const int64_t* rows, void* y
   });
 }
 
-// x[row i] = y[i], the 16 bytes at `fill` again and again in all other of the `total` rows.
+// x[row i] = y[i]; all other of the `total` rows are filled with the 16 bytes at `fill`, repeated.
 extern "C" int fgaseg_scatter_classes(const void* y, const int64_t* rows, void* x, int64_t count, int64_t total,
                                       int64_t stride, int64_t units, int64_t bytes, const void* fill, void* stream) {
   using namespace fgaseg;

@@ -1,11 +1,11 @@
-// upsample_argmax and upsample_argmax_windows on the CPU. Schemas: kernels/upsample_argmax/op.py.
+// upsample_argmax and upsample_argmax_windows on the CPU. The schemas are in kernels/upsample_argmax/op.py.
 //
-// A thread takes a block of rows of the result and keeps the winner of each of its pixels while it walks the classes, so
-// that ties go to the lowest class however the blocks are shared out. A row of a class's map is first stretched to the
-// result's width, once for all rows between which it lies; what is left for a pixel is a mix of two neighbouring rows,
-// a comparison and two selections, in whole vectors. The windowed form asks for its rows the same way: the photo's row
-// needs two rows of the frame, each of those one row of every crop that covers it and two of the global view. Nothing
-// larger than a row is kept of any of them.
+// A thread takes a block of rows of the result and keeps the winner of each of its pixels while it loops over the
+// classes, so that ties go to the lowest class however the blocks are distributed. A row of a class's map is first
+// stretched to the result's width, once for all rows that need it; what remains per pixel is the interpolation of two
+// adjacent rows, a comparison and two selections, in whole vectors. The windowed form requests its rows the same way: a
+// row of the photo needs two rows of the frame, and each of those one row of every crop that covers it and two of the
+// global view. Nothing larger than a row is kept of any of them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -21,12 +21,12 @@
 namespace fgaseg {
 namespace {
 
-constexpr int64_t BLOCK_BYTES = 96 << 10;  // of winners, which are read and written again with each class; measured
-constexpr int64_t WINDOW_ROWS = 32;        // a block of the windowed form computes two rows of the frame twice
+constexpr int64_t BLOCK_BYTES = 96 << 10;  // of winners, which are read and written for every class; measured
+constexpr int64_t WINDOW_ROWS = 32;        // per block of the windowed form, which recomputes two rows of the frame
 
-constexpr int64_t SPREAD = 2;              // times as many numbers make runs that are worth it; measured
+constexpr int64_t SPREAD = 2;              // the stretching factor from which runs are faster than gathers; measured
 
-// Numbers of a run that are computed together.
+// Elements of a run that are computed together.
 template <class T>
 constexpr int64_t RUN = 32 / sizeof(T);
 
@@ -39,23 +39,24 @@ struct Axis {
   int64_t from, size;
   std::vector<int32_t> first, second;
   std::vector<T> weight;        // and RUN zeros
-  std::vector<int32_t> begins;  // of the runs with the same first, and their end
+  std::vector<int32_t> begins;  // of the runs with the same `first`, and the end of the last run
 
   Axis(int64_t from, int64_t to) : from(from), size(to), first(to), second(to), weight(to + RUN<T>) {
     const T scale = T(from) / T(to);
     for (int64_t i = 0; i < to; ++i) {
-      const T at = from == to ? T(i) : std::max(scale * (T(i) + T(0.5)) - T(0.5), T(0));
-      first[i] = int32_t(std::min(int64_t(at), from - 1));
+      const T position = from == to ? T(i) : std::max(scale * (T(i) + T(0.5)) - T(0.5), T(0));
+      first[i] = int32_t(std::min(int64_t(position), from - 1));
       second[i] = from == to ? first[i] : int32_t(std::min<int64_t>(first[i] + 1, from - 1));
-      weight[i] = std::min(at - T(first[i]), T(1));
+      weight[i] = std::min(position - T(first[i]), T(1));
       if (i == 0 || first[i] != first[i - 1]) begins.push_back(int32_t(i));
     }
     begins.push_back(int32_t(to));
   }
 };
 
-// Three ways to stretch a row. Few numbers become many: two of them are spread over the run between them, where a gather
-// of 16 takes 20 cycles. A run may write beyond its end, where the next one follows, or RUN numbers that nobody reads.
+// There are three ways to stretch a row. If few elements become many, two of them are interpolated over the whole run
+// between them; a gather of 16 elements would take 20 cycles. A run may write beyond its end: the next run overwrites
+// that, and the last writes into RUN elements that are never read.
 template <class T>
 FGASEG_INLINE void spread_row(const T* x, const int32_t* first, const int32_t* second, const int32_t* begins,
                               int64_t runs, const T* weight, T* y) {
@@ -68,21 +69,22 @@ FGASEG_INLINE void spread_row(const T* x, const int32_t* first, const int32_t* s
   }
 }
 
-// About as many as there were.
+// If there are about as many as before: gathers.
 template <class T>
-FGASEG_INLINE void gather_row(const T* x, const int32_t* first, const int32_t* second, const T* weight, int64_t n, T* y) {
+FGASEG_INLINE void gather_row(const T* x, const int32_t* first, const int32_t* second, const T* weight, int64_t n,
+                              T* y) {
   _Pragma("omp simd") for (int64_t i = 0; i < n; ++i) {
     y[i] = (T(1) - weight[i]) * x[first[i]] + weight[i] * x[second[i]];
   }
 }
 
-// As many: what is infinite becomes NaN, as it does in the other two where a weight is 0.
+// If there are exactly as many: copies. Infinity becomes NaN, as it does in the other two if a weight is 0.
 template <class T>
 FGASEG_INLINE void same_row(const T* x, int64_t n, T* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = x[i] + T(0) * x[i];
 }
 
-// (1 - weight) * a + weight * b is the row between the rows a and b.
+// Adds the row (1 - weight) * a + weight * b, or its sigmoid, to y.
 template <class T>
 FGASEG_INLINE void add_row(const T* a, const T* b, T weight, bool sigmoid, int64_t n, T* y) {
   const T rest = T(1) - weight;
@@ -96,7 +98,8 @@ FGASEG_INLINE void add_row(const T* a, const T* b, T weight, bool sigmoid, int64
   }
 }
 
-// The mean of the crops' average (their sum times the shares of this row and of each column) and the global view.
+// The mean of the global view and of the crops' average, which is their sum times the shares of the row and the
+// columns.
 template <class T>
 FGASEG_INLINE void average_row(const T* a, const T* b, T weight, const T* share, T row_share, int64_t n, T* y) {
   const T rest = T(1) - weight;
@@ -105,7 +108,7 @@ FGASEG_INLINE void average_row(const T* a, const T* b, T weight, const T* share,
   }
 }
 
-// As torch.max: a NaN wins, and of equal ones the first.
+// As in torch.max: NaN wins, and of equal values the first.
 template <class T>
 FGASEG_INLINE bool wins(T x, T best) {
   return !(x <= best) & (best == best);
@@ -165,13 +168,15 @@ FGASEG_ROWS(double)
 template <class T>
 using Pair = std::pair<const T*, const T*>;
 
-// The two rows between which a row of a resized map lies, at their final width. Asked for in rising order, every row of
-// the source, which is what from(row) returns, is fetched and stretched once.
+// The two source rows between which a row of a resized map lies, stretched to their final width. If rows are requested
+// in ascending order, every source row, which from(row) returns, is fetched and stretched once.
 template <class T>
 class Stretched {
  public:
   Stretched(const Axis<T>& rows, const Axis<T>& columns)
-      : rows_(&rows), columns_(&columns), buffers_{Aligned<T>(columns.size + RUN<T>), Aligned<T>(columns.size + RUN<T>)} {}
+      : rows_(&rows),
+        columns_(&columns),
+        buffers_{Aligned<T>(columns.size + RUN<T>), Aligned<T>(columns.size + RUN<T>)} {}
 
   void restart() { held_[0] = held_[1] = -1; }
 
@@ -219,7 +224,11 @@ template <class T>
 class Winners {
  public:
   Winners(int64_t rows, int64_t width, bool total)
-      : width_(width), best_(rows * width), total_(total ? rows * width : 0), label_(rows * width), with_total_(total) {}
+      : width_(width),
+        best_(rows * width),
+        total_(total ? rows * width : 0),
+        label_(rows * width),
+        with_total_(total) {}
 
   void restart(int64_t rows) {
     std::fill_n(best_.data(), rows * width_, -std::numeric_limits<T>::infinity());
@@ -228,17 +237,17 @@ class Winners {
   }
 
   void add(int64_t row, Pair<T> around, T weight, int64_t t) {
-    const int64_t at = row * width_;
-    keep(around.first, around.second, weight, Label<T>(t), width_, best_.data() + at, label_.data() + at,
-         with_total_ ? total_.data() + at : nullptr);
+    const int64_t offset = row * width_;
+    keep(around.first, around.second, weight, Label<T>(t), width_, best_.data() + offset, label_.data() + offset,
+         with_total_ ? total_.data() + offset : nullptr);
   }
 
-  // The total is NaN where the winner is infinite or NaN, as the sum written out would be.
-  void finish(int64_t rows, int64_t at, int64_t* labels, T* scores, T* totals) {
-    std::copy_n(label_.data(), rows * width_, labels + at);
-    std::copy_n(best_.data(), rows * width_, scores + at);
+  // The total is NaN where the winner is infinite or NaN, as the sum of exp(x - best) is.
+  void finish(int64_t rows, int64_t offset, int64_t* labels, T* scores, T* totals) {
+    std::copy_n(label_.data(), rows * width_, labels + offset);
+    std::copy_n(best_.data(), rows * width_, scores + offset);
     for (int64_t i = 0; with_total_ && i < rows * width_; ++i)
-      totals[at + i] = std::isfinite(best_.data()[i]) ? total_.data()[i] : std::numeric_limits<T>::quiet_NaN();
+      totals[offset + i] = std::isfinite(best_.data()[i]) ? total_.data()[i] : std::numeric_limits<T>::quiet_NaN();
   }
 
  private:
@@ -248,7 +257,7 @@ class Winners {
   bool with_total_;
 };
 
-// Calls f(begin, end) for blocks of `rows` rows of [0, n) on all threads.
+// Calls f(begin, end) for blocks of `rows` of n rows, on all threads.
 template <class F>
 void for_blocks(int64_t n, int64_t rows, const F& f) {
   torch::stable::parallel_for(0, (n + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
@@ -257,7 +266,7 @@ void for_blocks(int64_t n, int64_t rows, const F& f) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsample_argmax(const Tensor& maps, int64_t height, int64_t width, bool total) {
-  const Tensor x = prepared(maps);  // half types: a float32 copy at the maps' own size
+  const Tensor x = prepared(maps);  // for half types a float32 copy of the maps, which are small
   const int64_t batch = x.size(0), classes = x.size(1), h = x.size(2), w = x.size(3);
   Tensor labels = torch::stable::new_empty(x, {batch, height, width}, ScalarType::Long);
   Tensor scores = torch::stable::new_empty(x, {batch, height, width});
@@ -285,7 +294,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_argmax(const Tensor& maps, int64_t h
   return {labels, scores, totals};
 }
 
-// How the views make the frame: `side` x `side` crops of window x window every `stride` pixels, and the global view.
+// How the views cover the frame: `side` x `side` crops of window x window, `stride` pixels apart, and the global view.
 template <class T>
 struct Layout {
   int64_t h, w, side, window, stride, frame;

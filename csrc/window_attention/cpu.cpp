@@ -1,12 +1,12 @@
-// window_attention on the CPU. The schema lives in kernels/window_attention/op.py.
+// window_attention on the CPU. The schema is in kernels/window_attention/op.py.
 //
-// A window of one head is small: 144 tokens of 32 numbers are 18 KB. So everything happens on tiles in cache: q and k
-// are loaded with their guidance, wherever shift and window put them; 24 queries at a time get their scores, softmax and
-// sum of values, and no score is ever further away than the first-level cache. Padding is never loaded at all: a window
-// has as many tokens as it has pixels. Backward makes the scores again, 24 queries at a time as well.
+// A window of one head is small: 144 tokens of 32 channels are 18 KB. So everything happens on tiles in cache: q and k
+// are loaded with their guidance from wherever shift and window place them; 24 queries at a time get their scores,
+// softmax and sum of values, and the scores never leave the first-level cache. Padding is not loaded at all: a window
+// has as many tokens as it has pixels. Backward recomputes the scores, also 24 queries at a time.
 //
 // All matrix products are one loop: ROWS rows of up to three vectors are summed in registers, one operand lies along
-// the vectors and the other is read number by number, with any stride. Scores need keys along the vectors, so that
+// the vectors and the other is read element by element, with any stride. Scores need keys along the vectors, so that
 // tile of k is transposed, and with it that of v for the gradient of the scores. Measured on one core with AVX-512,
 // 144 tokens of 32: 136 GFLOP/s for scores, 156 for sums of values; ROWS = 8 is slower, and spills with AVX2.
 #include <algorithm>
@@ -24,11 +24,11 @@ namespace {
 constexpr int64_t ROWS = 4;
 constexpr int64_t QUERIES = 24;
 
-// c = a * b, or c += a * b: a [rows][depth] with any strides, b [depth][lanes], c [rows][lanes].
+// The left operand a [rows][depth] of a matrix product, with any strides.
 template <class T>
 struct Factor {
-  const T* at;
-  int64_t row, step;
+  const T* data;
+  int64_t row, step;  // strides of the rows and along the depth
 };
 
 template <int V, bool ADD, class T>
@@ -38,7 +38,7 @@ FGASEG_INLINE void multiply_tile(const Factor<T>& a, const T* b, int64_t pitch_b
   T sum[ROWS][V][L] = {};
   for (int64_t k = 0; k < depth; ++k)
     _Pragma("GCC unroll 4") for (int64_t i = 0; i < ROWS; ++i) {
-      const T factor = a.at[i * a.row + k * a.step];
+      const T factor = a.data[i * a.row + k * a.step];
       _Pragma("GCC unroll 4") for (int64_t v = 0; v < V; ++v) {
         _Pragma("omp simd") for (int64_t j = 0; j < L; ++j) sum[i][v][j] += factor * b[k * pitch_b + v * L + j];
       }
@@ -51,12 +51,13 @@ FGASEG_INLINE void multiply_tile(const Factor<T>& a, const T* b, int64_t pitch_b
   }
 }
 
-// rows is rounded up to a multiple of ROWS; lanes is a multiple of LANES.
+// c = a b, or c += a b, with b [depth][lanes] and c [rows][lanes]. `rows` is rounded up to a multiple of ROWS; `lanes`
+// is a multiple of LANES.
 template <bool ADD, class T>
 FGASEG_INLINE void multiply(const Factor<T>& a, const T* b, int64_t pitch_b, T* c, int64_t pitch_c, int64_t rows,
                             int64_t lanes, int64_t depth) {
   for (int64_t i = 0; i < rows; i += ROWS) {
-    const Factor<T> from{a.at + i * a.row, a.row, a.step};
+    const Factor<T> from{a.data + i * a.row, a.row, a.step};
     for (int64_t j = 0; j < lanes;) {
       const int64_t left = (lanes - j) / LANES<T>;
       T* to = c + i * pitch_c + j;
@@ -69,6 +70,7 @@ FGASEG_INLINE void multiply(const Factor<T>& a, const T* b, int64_t pitch_b, T* 
   }
 }
 
+// Reduces LANES lanes to one value; overwrites them.
 template <class T, class F>
 FGASEG_INLINE T combined(T* lanes, const F& f) {
   for (int64_t half = LANES<T> / 2; half > 0; half /= 2)
@@ -76,7 +78,7 @@ FGASEG_INLINE T combined(T* lanes, const F& f) {
   return lanes[0];
 }
 
-// scores = exp(scores + mask - the largest of them); returns 1 / their sum. n is a multiple of LANES.
+// scores = exp(scores + mask - their maximum); returns 1 / the sum. n is a multiple of LANES.
 template <class T>
 FGASEG_INLINE T exponentials(T* scores, const T* mask, int64_t n) {
   constexpr int64_t L = LANES<T>;
@@ -98,7 +100,7 @@ FGASEG_INLINE T exponentials(T* scores, const T* mask, int64_t n) {
   return T(1) / combined(sums, [](T a, T b) { return a + b; });
 }
 
-// From the exponentials and the gradient of the weights to weights, in place, and the gradient of the scores, in place.
+// Turns the exponentials into the weights and the weights' gradient into that of the scores, both in place.
 template <class T>
 FGASEG_INLINE void softmax_backward(T* weights, T* grad, T inverse, int64_t n) {
   constexpr int64_t L = LANES<T>;
@@ -123,39 +125,42 @@ FGASEG_INLINE void transpose(const T* x, int64_t pitch_x, T* y, int64_t pitch_y,
   }
 }
 
-// A pixel of a window, and which of the four regions that the shift makes there it belongs to.
+// A pixel of a window, and the region to which it belongs, of the up to four that the shift brings together.
 struct Token {
   int64_t y, x, region;
 };
 
-// The pixels of every window of the grid, which is padded below and to the right and then moved by -shift.
+// The pixels of every window of the grid, which is padded below and on the right and then rolled by -shift.
 std::vector<std::vector<Token>> windows_of(int64_t height, int64_t width, int64_t window, int64_t shift) {
   const int64_t down = (height + window - 1) / window, across = (width + window - 1) / window;
   std::vector<std::vector<Token>> windows(down * across);
   for (int64_t y = 0; y < height; ++y)
     for (int64_t x = 0; x < width; ++x) {
-      const int64_t row = y < shift ? y - shift + down * window : y - shift;  // after the move
+      const int64_t row = y < shift ? y - shift + down * window : y - shift;  // after rolling
       const int64_t column = x < shift ? x - shift + across * window : x - shift;
       windows[row / window * across + column / window].push_back({y, x, 2 * (y < shift) + (x < shift)});
     }
   return windows;
 }
 
-// Maps [N, H, W, D], their last stride 1.
+// Maps [N, H, W, D] with contiguous channels.
 template <class T>
 struct Maps {
-  T* at;
-  int64_t row, y, x;
+  T* data;
+  int64_t stride_row, stride_y, stride_x;
 
-  Maps(T* numbers, const Tensor& of) : at(numbers), row(of.stride(0)), y(of.stride(1)), x(of.stride(2)) {}
-  FGASEG_INLINE T* pixel(int64_t n, const Token& t) const { return at + n * row + t.y * y + t.x * x; }
+  Maps(T* data_, const Tensor& like)
+      : data(data_), stride_row(like.stride(0)), stride_y(like.stride(1)), stride_x(like.stride(2)) {}
+  FGASEG_INLINE T* pixel(int64_t row, const Token& t) const {
+    return data + row * stride_row + t.y * stride_y + t.x * stride_x;
+  }
 };
 
-// What belongs to one window of one row, and what a head of it needs: tiles [tokens][width] and [size][length].
+// One window of one row, and the tiles [tokens][width] and [size][length] that one of its heads needs.
 template <class T>
 struct Work {
-  int64_t size, width, length;  // numbers of a token; in whole vectors; most tokens, in whole vectors
-  int64_t n = 0, lanes = 0;     // tokens of this window; in whole vectors
+  int64_t size, width, length;  // channels of a head; the same in whole vectors; the most tokens, in whole vectors
+  int64_t n = 0, lanes = 0;     // tokens of this window; the same in whole vectors
   const std::vector<Token>* tokens = nullptr;
   T *q, *k, *v, *k_across, *q_sum, *scores, *masks;
   T *grad = nullptr, *v_across = nullptr, *k_sum = nullptr, *v_sum = nullptr, *scores_grad = nullptr;  // for backward
@@ -164,10 +169,10 @@ struct Work {
       : size(size_),
         width(whole_vectors(size, LANES<T>)),
         length(whole_vectors(most, LANES<T>)),
-        space_((backward ? 8 : 4) * length * width + 2 * QUERIES * (length + width) + 4 * length) {
+        scratch_((backward ? 8 : 4) * length * width + 2 * QUERIES * (length + width) + 4 * length) {
     const int64_t tile = length * width;
-    T* from = space_.data();
-    const auto take = [&from](int64_t numbers) { return (from += numbers) - numbers; };
+    T* from = scratch_.data();
+    const auto take = [&from](int64_t elements) { return (from += elements) - elements; };
     for (T** one : {&q, &k, &v, &k_across}) *one = take(tile);
     q_sum = take(QUERIES * width);
     scores = take(QUERIES * length);
@@ -177,7 +182,7 @@ struct Work {
     scores_grad = take(QUERIES * length);
   }
 
-  // -100 for keys of another region, -inf beyond the last token.
+  // Sets the masks: -100 for keys of another region, -inf beyond the last token.
   void enter(const std::vector<Token>& window) {
     tokens = &window;
     n = window.size();
@@ -191,7 +196,7 @@ struct Work {
 
   const T* mask(int64_t query) { return masks + (*tokens)[query].region * length; }
 
-  // tile = f(token, number of the token), zeros beyond the last token
+  // tile = f(token, channel), zeros beyond the last token
   template <class F>
   FGASEG_INLINE void fill(T* tile, const F& f) {
     for (int64_t i = 0; i < n; ++i)
@@ -210,9 +215,9 @@ struct Work {
     });
   }
 
-  // Asks for what the next head will load, while this one is computed: a head is two lines of every pixel, too short for
-  // the processor to see a pattern. Without it loading takes a quarter of the time.
-  FGASEG_INLINE void fetch(const Maps<const T>& x, int64_t row, int64_t from, int64_t to, int64_t first) const {
+  // Prefetches what the next head will load, while this one is computed: a head is two cache lines of every pixel, too
+  // short for the processor to detect a pattern. Without this, loading takes a quarter of the time.
+  FGASEG_INLINE void prefetch(const Maps<const T>& x, int64_t row, int64_t from, int64_t to, int64_t first) const {
     for (int64_t i = from; i < to; ++i)
       for (int64_t c = 0; c < size; c += LANES<T>) __builtin_prefetch(x.pixel(row, (*tokens)[i]) + first + c);
   }
@@ -222,7 +227,7 @@ struct Work {
   }
 
  private:
-  Aligned<T> space_;
+  Aligned<T> scratch_;
 };
 
 template <class T>
@@ -238,7 +243,7 @@ struct Gradients {
   Maps<T> q, k, v;
 };
 
-// The tiles of one head, q scaled, and the transposed one of k.
+// Loads the tiles of one head, with q scaled, and the transposed tile of k.
 template <class T>
 FGASEG_INLINE void load_head(const Inputs<T>& in, int64_t row, int64_t first, Work<T>& w) {
   const int64_t image = row / in.classes;
@@ -256,7 +261,7 @@ FGASEG_INLINE void window_forward(const Inputs<T>& in, const Maps<T>& out, int64
     for (int64_t i = 0; i < w.n; i += QUERIES) {
       const int64_t queries = std::min(QUERIES, w.n - i);
       T* scores = w.scores;
-      for (const Maps<const T>* x : {&in.q, &in.k, &in.v}) w.fetch(*x, row, i, i + queries, first + w.size);
+      for (const Maps<const T>* x : {&in.q, &in.k, &in.v}) w.prefetch(*x, row, i, i + queries, first + w.size);
       multiply<false>({w.q + i * w.width, w.width, 1}, w.k_across, w.length, scores, w.length, queries,
                       w.lanes, w.size);
       for (int64_t j = 0; j < queries; ++j)
@@ -281,7 +286,7 @@ FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grad
       const int64_t queries = std::min(QUERIES, w.n - i);
       const T *q = w.q + i * w.width, *grad = w.grad + i * w.width;
       for (const Maps<const T>* x : {&in.q, &in.k, &in.v, &grads.out})
-        w.fetch(*x, row, i, i + queries, first + w.size);
+        w.prefetch(*x, row, i, i + queries, first + w.size);
       multiply<false>({q, w.width, 1}, w.k_across, w.length, scores, w.length, queries, w.lanes, w.size);
       multiply<false>({grad, w.width, 1}, w.v_across, w.length, scores_grad, w.length, queries, w.lanes,
                       w.size);
@@ -304,24 +309,24 @@ FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grad
 }
 
 // target_clones needs functions that are not templates.
-#define FGASEG_FOR(T)                                                                                     \
-  FGASEG_CLONES void forward(const Inputs<T>& in, const Maps<T>& out, int64_t row, Work<T>& work) {       \
-    window_forward(in, out, row, work);                                                                   \
-  }                                                                                                       \
+#define FGASEG_FOR(T)                                                                                       \
+  FGASEG_CLONES void forward(const Inputs<T>& in, const Maps<T>& out, int64_t row, Work<T>& work) {         \
+    window_forward(in, out, row, work);                                                                     \
+  }                                                                                                         \
   FGASEG_CLONES void backward(const Inputs<T>& in, const Gradients<T>& grads, int64_t row, Work<T>& work) { \
-    window_backward(in, grads, row, work);                                                                \
+    window_backward(in, grads, row, work);                                                                  \
   }
 FGASEG_FOR(float)
 FGASEG_FOR(double)
 #undef FGASEG_FOR
 
-// x in its compute type, copied only if its last numbers are not neighbours.
-Tensor neighbouring(const Tensor& x) {
+// x in its compute type, copied only if the channels of a pixel are not contiguous.
+Tensor with_dense_channels(const Tensor& x) {
   const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
   return y.stride(3) == 1 ? y : torch::stable::contiguous(y);
 }
 
-// The inputs in their compute type, and every window of every row on all threads.
+// The inputs in their compute type, and a loop over the windows of all rows on all threads.
 struct Call {
   Tensor q, k, v, q_guidance, k_guidance;
   int64_t heads, size;
@@ -329,11 +334,11 @@ struct Call {
 
   Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& q_guidance_, const Tensor& k_guidance_,
        int64_t heads_, int64_t window, int64_t shift)
-      : q(neighbouring(q_)),
-        k(neighbouring(k_)),
-        v(neighbouring(v_)),
-        q_guidance(neighbouring(q_guidance_)),
-        k_guidance(neighbouring(k_guidance_)),
+      : q(with_dense_channels(q_)),
+        k(with_dense_channels(k_)),
+        v(with_dense_channels(v_)),
+        q_guidance(with_dense_channels(q_guidance_)),
+        k_guidance(with_dense_channels(k_guidance_)),
         heads(heads_),
         size(q.size(3) / heads),
         windows(windows_of(q.size(1), q.size(2), window, shift)) {}
@@ -373,7 +378,7 @@ Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   return finished(y, q);
 }
 
-// The gradient of what is added to all classes of an image.
+// The gradient of the guidance, which is added to all classes of an image.
 Tensor over_classes(const Tensor& grad, int64_t images) {
   const int64_t classes = grad.size(0) / std::max<int64_t>(images, 1);
   const Tensor parts = torch::stable::view(grad, {images, classes, grad.size(1), grad.size(2), grad.size(3)});
@@ -385,7 +390,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
     const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
   const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
-  const Tensor g = neighbouring(grad);
+  const Tensor g = with_dense_channels(grad);
   const auto like = [](const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); };
   Tensor dq = like(call.q), dk = like(call.k), dv = like(call.v);
   for_compute_type(g, [&](auto type) {
