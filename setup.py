@@ -1,14 +1,15 @@
-"""Builds what this machine can build, and says what it builds, what it skips and why.
+"""Builds what this machine can build, and prints what it builds and what it skips and why.
 
     FGASEG_CPU=auto|0|1    the C++ CPU kernels and the pybind11 host helpers
     FGASEG_CUDA=auto|0|1   the CUDA kernels
-    FGASEG_CUDA_ARCHS      such as 80;90, the default; the last one also as PTX, which newer GPUs translate
+    FGASEG_CUDA_ARCHS      the default is 80;90; the last one is also built as PTX, which newer GPUs translate
     CXX, MAX_JOBS, CUDA_HOME as usual
 
-auto builds what can be built, 0 skips it, 1 stops with the reason when it cannot be done. The plan is recorded in
-kernels/_build_info.json, which `fgaseg info` shows.
+auto builds a part if that is possible, 0 skips it, 1 stops with the reason if it cannot be built. The plan is recorded
+in kernels/_build_info.json, which `fgaseg info` shows.
 """
 
+import contextlib
 import glob
 import json
 import os
@@ -38,7 +39,7 @@ def wanted(name: str) -> str:
 
 
 def why_no_compiler() -> str:
-    """ "" if a small shared library can be compiled, else the reason."""
+    """Why a small shared library cannot be compiled, or ""."""
     command = shlex.split(os.environ.get("CXX", "c++"))
     if not shutil.which(command[0]):
         return f"no C++ compiler ('{command[0]}' not found; set CXX)"
@@ -49,8 +50,8 @@ def why_no_compiler() -> str:
         done = subprocess.run(run, capture_output=True, text=True)
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip() or f"'{shlex.join(command)}' ended with status {done.returncode} and no message"
-    return f"the C++ compiler does not work: {said.splitlines()[0]}"
+    message = done.stderr.strip() or f"'{shlex.join(command)}' ended with status {done.returncode} and no message"
+    return f"the C++ compiler does not work: {message.splitlines()[0]}"
 
 
 def why_no_pybind11() -> str:
@@ -65,7 +66,7 @@ def why_no_pybind11() -> str:
 
 
 def find_nvcc() -> tuple[str, tuple[int, int]] | None:
-    """CUDA home and version; needs bin/nvcc and include/cuda_runtime.h, as `which nvcc` may be a wrapper script."""
+    """CUDA home and version. It must have bin/nvcc and include/cuda_runtime.h, as `which nvcc` may be a wrapper."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     if not any(homes):
         if nvcc := shutil.which("nvcc"):
@@ -82,7 +83,7 @@ def find_nvcc() -> tuple[str, tuple[int, int]] | None:
 
 
 def why_no_cuda(torch) -> str:
-    """Everything that stands in the way of CUDA kernels, "" if nothing does."""
+    """All reasons why the CUDA kernels cannot be built, or ""."""
     reasons = []
     nvcc = find_nvcc()
     if nvcc is None:
@@ -99,7 +100,7 @@ def cuda_archs() -> list[str]:
 
 
 def compile_kernels(folder: Path) -> list[str]:
-    """The CUDA kernels as object files. They include no header of torch, so nvcc takes seconds; a process each."""
+    """Compiles the CUDA kernels to object files, one process each; without torch's headers nvcc takes only seconds."""
     home, _ = find_nvcc() or ("", None)
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
     codes.append(f"-gencode=arch=compute_{cuda_archs()[-1]},code=compute_{cuda_archs()[-1]}")
@@ -120,24 +121,22 @@ def cuda_extension(torch):
 
     home, (major, _) = find_nvcc() or ("", (0, 0))
     runtime = glob.glob(os.path.join(sysconfig.get_path("purelib"), "nvidia", "cu*", "lib"))
-    places = [f"{home}/lib64", f"{home}/lib", *runtime]
-    one = CppExtension(
+    folders = [f"{home}/lib64", f"{home}/lib", *runtime, str(Path(torch.__file__).parent / "lib")]
+    return CppExtension(
         "fgaseg.kernels._C_cuda",
         sorted(glob.glob("csrc/*/cuda.cpp", root_dir=HERE)),
         include_dirs=[str(HERE / "csrc"), f"{home}/include"],
         extra_compile_args={"cxx": [*COMPILE, *STABLE, "-DUSE_CUDA"]},
-        # pip's CUDA runtime has no libcudart.so, only the numbered one that torch loads
+        # pip's CUDA runtime has no libcudart.so, only the versioned one that torch loads
         extra_link_args=[f"-l:libcudart.so.{major}"],
-        library_dirs=[place for place in places if os.path.isdir(place)],
+        library_dirs=[folder for folder in folders if os.path.isdir(folder)],
         libraries=["torch_cuda"],
         py_limited_api=True,
     )
-    one.library_dirs += [str(Path(torch.__file__).parent / "lib")]
-    return one
 
 
 def decide(switch: str, why_not: str, what: str) -> str:
-    """'built: what' or 'skipped: reason'; stops where the user demanded what cannot be done."""
+    """'built: what' or 'skipped: reason'; stops if the user demanded a part that cannot be built."""
     value = wanted(switch)
     if value == "1" and why_not:
         raise SystemExit(f"fgaseg: {switch}=1 cannot be done: {why_not}")
@@ -147,12 +146,12 @@ def decide(switch: str, why_not: str, what: str) -> str:
 
 
 def plan(torch) -> dict[str, str]:
-    """What will be built ('built: how') and what not ('skipped: why'), for each part."""
+    """For each part whether it is built ("built: how") or not ("skipped: why"), and the versions it is built with."""
     no_compiler = why_no_compiler()
     compiler = os.environ.get("CXX", "c++")
     host = decide("FGASEG_CPU", no_compiler, compiler)
     if host.startswith("built") and (no_pybind11 := why_no_pybind11()):
-        host = f"skipped: {no_pybind11}"  # only a convenience: numpy does the same, so FGASEG_CPU=1 does not stop here
+        host = f"skipped: {no_pybind11}"  # a convenience: numpy can do the same, so FGASEG_CPU=1 does not stop here
     archs = ", ".join(f"sm_{arch}" for arch in cuda_archs())
     return {
         "cpp": decide("FGASEG_CPU", no_compiler, f"{compiler}, stable ABI for torch >= 2.11"),
@@ -196,7 +195,7 @@ def extensions(parts: dict[str, str], torch) -> list[Extension]:
 
 
 def record(parts: dict[str, str]) -> None:
-    """Writes the plan beside the kernels and removes libraries of an earlier build that the plan leaves out."""
+    """Writes the plan next to the kernels and removes libraries of an earlier build that the plan skips."""
     target = HERE / "kernels" / "_build_info.json"
     partial = target.with_suffix(".tmp")
     partial.write_text(json.dumps(parts, indent=1) + "\n")
@@ -207,12 +206,29 @@ def record(parts: dict[str, str]) -> None:
                 stale.unlink()
 
 
+def link_packages() -> None:
+    """Links fgaseg/kernels and fgaseg/configs in a checkout, for tools that look for packages in folders (mypy, IDEs).
+
+    Python finds them without the links, through the editable installation.
+    """
+    for name in ("kernels", "configs"):
+        with contextlib.suppress(OSError):  # Windows allows links to administrators only
+            (HERE / "fgaseg" / name).symlink_to(Path("..", name), target_is_directory=True)
+
+
+def python_packages() -> list[str]:
+    """The packages below fgaseg/, and those at the top of the repository that are installed as parts of fgaseg."""
+    kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
+    inside = find_packages(str(HERE / "fgaseg"), exclude=["kernels", "kernels.*", "configs"])  # these may be links
+    return ["fgaseg", *(f"fgaseg.{name}" for name in inside), "fgaseg.configs", *kernels]
+
+
 def main() -> None:
     try:
         import torch
     except ImportError:
         raise SystemExit(
-            "fgaseg is built against the torch it will run with. Install torch first: pip install 'torch>=2.11'"
+            "fgaseg is built against the torch that it runs with. Install torch first: pip install 'torch>=2.11'"
         ) from None
     from torch.utils.cpp_extension import BuildExtension
 
@@ -222,6 +238,8 @@ def main() -> None:
     class BuildPy(build_py):
         def run(self):
             record(parts)
+            if self.editable_mode:
+                link_packages()
             super().run()
 
     class BuildExt(BuildExtension):
@@ -231,33 +249,29 @@ def main() -> None:
 
         def run(self):
             record(parts)
+            if self.inplace:
+                link_packages()
             super().run()
 
         def build_extensions(self):
             try:
-                for one in self.extensions:
-                    if one.name.endswith("_C_cuda"):
-                        one.extra_objects = compile_kernels(Path(self.build_temp, "cuda"))
+                for extension in self.extensions:
+                    if extension.name.endswith("_C_cuda"):
+                        extension.extra_objects = compile_kernels(Path(self.build_temp, "cuda"))
                 super().build_extensions()
             except Exception as error:
                 record({name: text.replace("built:", "failed to build:") for name, text in parts.items()})
                 raise SystemExit(
                     f"fgaseg: compiling failed: {error}\nFGASEG_CUDA=0 installs without the CUDA kernels, FGASEG_CPU=0 "
-                    "without the C++ ones; the PyTorch reference runs then"
+                    "without the C++ ones; the PyTorch reference then runs instead"
                 ) from error
 
     if {"editable_wheel", "bdist_wheel", "build_ext", "build"} & set(sys.argv):
         lines = [f"torch   {torch.__version__} from {os.path.dirname(torch.__file__)}"]
         lines += [f"{name:<8}{parts[name]}" for name in ("cpp", "host", "cuda")]
         print("fgaseg build plan\n  " + "\n  ".join(lines), file=sys.stderr, flush=True)
-    kernels = ["fgaseg.kernels", *(f"fgaseg.kernels.{name}" for name in find_packages(str(HERE / "kernels")))]
     setup(
-        packages=[
-            "fgaseg",
-            *(f"fgaseg.{name}" for name in find_packages(str(HERE / "fgaseg"))),
-            "fgaseg.configs",
-            *kernels,
-        ],
+        packages=python_packages(),
         ext_modules=extensions(parts, torch),
         cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     )

@@ -1,8 +1,9 @@
 """PEP 517 backend: setuptools, building against the torch of the environment that pip installs into.
 
-Under build isolation pip gives the build a directory of its own, without torch; asking for torch there would download a
-second one and build against the wrong version. pip's isolated build still runs the target environment's interpreter, so
-its site-packages can be added. Only where no torch is found there is one requested.
+Under build isolation pip gives the build an environment of its own, without torch; requesting torch there would
+download a second copy and build against the wrong version. An isolated build still runs the target environment's
+interpreter, so that environment's site-packages can be added to the path. Torch is requested only if none is found
+there.
 """
 
 import importlib.util
@@ -20,13 +21,13 @@ def _find_torch() -> bool:
     if importlib.util.find_spec("torch") is None:
         for directory in dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")):
             if os.path.isdir(directory):
-                site.addsitedir(directory)  # follows .pth files; appended, so the build's own packages come first
+                site.addsitedir(directory)  # processes .pth files; appends, so the build's own packages take precedence
         importlib.invalidate_caches()
     return importlib.util.find_spec("torch") is not None
 
 
 def _requires_torch(config_settings=None):
-    """What setuptools would answer, without running setup.py, which imports torch."""
+    """setuptools' answer, without running setup.py, which imports torch."""
     return [] if _find_torch() else [PREFERRED]
 
 

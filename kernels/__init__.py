@@ -1,6 +1,6 @@
-"""The ops of FGAseg: one folder an op, each with a PyTorch reference that needs nothing built.
+"""The ops of FGAseg: one folder per op, each with a PyTorch reference that needs nothing built.
 
-``explain(op_name, *args)`` says which backend would run a call and why the others would not.
+``explain(op_name, *args)`` says which backends can run a call and why the others cannot.
 """
 
 from ._dispatch import explain

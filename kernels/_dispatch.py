@@ -1,4 +1,4 @@
-"""One rule for every op: the first backend whose ``why_not`` is empty runs; the reference comes last."""
+"""How a backend is chosen, the same for every op: the first that has no objection runs; the reference comes last."""
 
 import os
 import warnings
@@ -17,52 +17,59 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run an op: ``why_not(*args)`` is "" when it can run that call, else the reason.
+    """One implementation of an op.
 
-    ``slow(*args)`` is the reason for which "auto" leaves a call that it could run to the reference, or "".
+    why_not           of a call's arguments: "" if this backend can run the call, else the reason
+    prefer_reference  of a call's arguments: why "auto" gives the call to the reference although this backend could run
+                      it, or ""
     """
 
     name: str
     why_not: Callable[..., str]
     run: Callable[..., Any]
-    slow: Callable[..., str] = lambda *_: ""
+    prefer_reference: Callable[..., str] = lambda *_: ""
 
 
 OPS: dict[str, tuple[Backend, ...]] = {}
-_told: set[str] = set()
+_shown: set[str] = set()  # the ops whose fallback warning was shown
 
 
 def register(
-    op: str, reference: Callable, slow: dict[str, Callable[..., str]] | None = None, **limits: Callable[..., str]
+    op: str,
+    reference: Callable,
+    prefer_reference: dict[str, Callable[..., str]] | None = None,
+    **limits: Callable[..., str],
 ) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
 
-    ``limits`` are reasons of single backends against single calls: cuda=lambda scores, k, union: "k is ..." or "".
-    ``slow`` likewise: calls for which the reference was measured to be faster than the backend.
-    Until a GPU has measured them, Triton, whose compiler places the barriers, comes before our own CUDA.
+    limits            by backend, what it alone cannot run, as ``Backend.why_not``
+    prefer_reference  by backend, the calls for which the reference was measured to be faster, as in ``Backend``
     """
+    prefer_reference = prefer_reference or {}
 
     def why_not(name: str) -> Callable[..., str]:
         limit = limits.get(name, lambda *_: "")
         return lambda *args: _why_not(name, args) or limit(*args)
 
-    slow = slow or {}
-    compiled = [Backend(n, why_not(n), overload(op, n), slow.get(n, lambda *_: "")) for n in BACKENDS]
+    # Triton, whose compiler places the barriers, comes before our own CUDA until both have been measured on a GPU
+    compiled = [
+        Backend(name, why_not(name), overload(op, name), prefer_reference.get(name, lambda *_: "")) for name in BACKENDS
+    ]
     OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 
 
 def _why_not(name: str, args: tuple) -> str:
-    home = "cpu" if name == "cpp" else "cuda"
+    device_type = "cpu" if name == "cpp" else "cuda"
     for tensor in tensors(args):
-        if tensor.device.type != home and not (tensor.device.type == "cpu" and name in emulated):
+        if tensor.device.type != device_type and not (tensor.device.type == "cpu" and name in emulated):
             return f"tensors are on {tensor.device}"
         if tensor.is_floating_point() and tensor.dtype not in DTYPES:
             return f"{tensor.dtype} is not float32, float64, float16 or bfloat16"
-        if tensor.dtype == torch.float64 and home == "cuda":
-            return "float64 is computed by the reference on a GPU"
+        if tensor.dtype == torch.float64 and device_type == "cuda":
+            return "on a GPU float64 is left to the reference"
     if unavailable[name]:
         return unavailable[name]
-    return "" if home == "cpu" else _why_not_this_gpu(tensors(args)[0].device)
+    return "" if device_type == "cpu" else _why_not_this_gpu(tensors(args)[0].device)
 
 
 @torch.compiler.assume_constant_result
@@ -70,7 +77,7 @@ def _why_not_this_gpu(device: torch.device) -> str:
     if device.type == "cpu":
         return ""
     if not torch.cuda.is_available():
-        return "torch finds no GPU here"
+        return "torch finds no GPU"
     major, minor = torch.cuda.get_device_capability(device)
     return "" if major >= 8 else f"compute capability {major}.{minor} is below 8.0"
 
@@ -80,37 +87,37 @@ def tensors(args) -> list[Tensor]:
 
 
 def explain(op: str, *args) -> str:
-    """Which backend would run ``op(*args)``, and why each of the others would not: one line a backend.
+    """Which backends can run ``op(*args)``, and why the others cannot: one line per backend, in the order of trial.
 
     Raises ValueError for an unknown op.
     """
     if op not in OPS:
         raise ValueError(f"no op '{op}' in fgaseg.kernels; there are {', '.join(OPS)}")
-    args = tuple(getattr(arg, "rows", arg) for arg in args)  # of a Selection
+    args = tuple(getattr(arg, "rows", arg) for arg in args)  # a Selection is passed to the op as its rows
     call = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}" for t in tensors(args))
     lines = [f"  {backend.name:<10}{_verdict(backend, args)}" for backend in OPS[op]]
     return "\n".join([f"{op}({call})", *lines])
 
 
 def _verdict(backend: Backend, args: tuple) -> str:
-    why = backend.why_not(*args)
-    slow = "" if why else backend.slow(*args)
-    return why or (f"can run, but auto takes the reference: {slow}" if slow else "can run")
+    if why := backend.why_not(*args):
+        return why
+    faster = backend.prefer_reference(*args)
+    return f"can run, but auto takes the reference: {faster}" if faster else "can run"
 
 
-def run(op: str, backend: str, *args):
+def dispatch(op: str, backend: str, *args):
     """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
     if backend == "auto":
         device = tensors(args)[0].device.type
-        usable = (
-            b for b in OPS[op] if device != "cpu" or b.name not in emulated
-        )  # emulation is only ever asked for by name
+        # an emulated backend is slow: it runs only where it is asked for by name
+        usable = (b for b in OPS[op] if device != "cpu" or b.name not in emulated)
         chosen = next(candidate for candidate in usable if not candidate.why_not(*args))
-        if chosen.slow(*args):  # a choice, not a fallback: nothing to tell
+        if chosen.prefer_reference(*args):  # a choice, not a fallback: no warning
             return OPS[op][-1].run(*args)
-        if chosen.name == "reference" and device != "meta":  # on meta there is nothing to compute
+        if chosen.name == "reference" and device != "meta":  # on meta nothing is computed
             reasons = ((b.name, b.why_not(*args)) for b in OPS[op])
-            tell(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
+            warn_fallback(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
         return chosen.run(*args)
     for candidate in OPS[op]:
         if candidate.name == backend:
@@ -121,14 +128,14 @@ def run(op: str, backend: str, *args):
     raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in OPS[op])}")
 
 
-@torch.compiler.assume_constant_result  # so that torch.compile says it too, once, while it traces
-def tell(op: str, reasons: str) -> None:
-    """Says once that only the reference can run ``op``; FGASEG_STRICT=1 makes that a RuntimeError."""
+@torch.compiler.assume_constant_result  # so that torch.compile shows it too, once, while it traces
+def warn_fallback(op: str, reasons: str) -> None:
+    """Warns once per op that only the reference can run it; with FGASEG_STRICT=1 raises RuntimeError instead."""
     if os.environ.get("FGASEG_STRICT") == "1":
         raise RuntimeError(f"{op}: FGASEG_STRICT=1 and only the reference can run this call\n{reasons}")
-    if op not in _told:
-        _told.add(op)
-        text = f"{op}: running the plain reference (said once; FGASEG_STRICT=1 makes it an error)\n{reasons}"
+    if op not in _shown:
+        _shown.add(op)
+        text = f"{op}: running the plain reference (shown once; FGASEG_STRICT=1 makes it an error)\n{reasons}"
         warnings.warn(text, stacklevel=4)
 
 
@@ -149,13 +156,13 @@ def check_same(op: str, **named: Tensor) -> None:
 
 
 def under_autocast(*args: Tensor, to: torch.dtype | None = None):
-    """The arguments as autocast wants them, and a context in which nothing is cast again.
+    """The arguments cast to autocast's dtype, and a context manager in which autocast is off.
 
-    Outside of autocast the arguments are returned unchanged. ``to`` replaces autocast's own dtype (float32 for ops that
-    autocast would run in full precision). float64 is left alone, as autocast does.
+    Outside autocast the arguments are returned unchanged. ``to`` replaces autocast's dtype (float32 for the ops that
+    autocast would run in full precision). float64 is not cast, as in autocast itself.
     """
     device = args[0].device.type
-    # named, because torch 2.11's Dynamo cannot trace torch.amp.is_autocast_available
+    # device types are listed because torch 2.11's Dynamo cannot trace torch.amp.is_autocast_available
     if device not in ("cpu", "cuda", "xpu", "mps") or not torch.is_autocast_enabled(device):
         return args, nullcontext()
     target = to or torch.get_autocast_dtype(device)

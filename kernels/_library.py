@@ -1,8 +1,8 @@
 """The torch.library handle of fgaseg's ops, and the backends that implement them.
 
 Python owns the schemas, so the ops exist with nothing built; the compiled libraries and Triton add implementations.
-Every op exists once a backend (lcs_conv_cpp, lcs_conv_triton, lcs_conv_cuda), because the choice is made before the op:
-torch.compile then sees one opaque op, whichever backend it is.
+Every op is defined once per backend (lcs_conv_cpp, lcs_conv_triton, lcs_conv_cuda), because the backend is chosen
+before the op is called: torch.compile then sees one opaque op, whichever backend it is.
 """
 
 import importlib
@@ -21,28 +21,32 @@ BACKENDS = ("cpp", "triton", "cuda")
 LIBRARY = torch.library.Library("fgaseg", "DEF")
 
 
-def define(op: str, arguments: str, shape: Callable, room: str) -> None:
-    """Defines fgaseg::<op>_<backend> for every backend; ``shape`` is its rule for the shapes of its results.
+def define(op: str, arguments: str, fake: Callable, package: str) -> None:
+    """Defines fgaseg::<op>_<backend> for every backend.
 
-    ``arguments`` is the schema without the name. Triton's implementation is the function <op> of <room>.triton.
+    arguments  the schema without the op's name
+    fake       takes the op's arguments and returns empty results, by which PyTorch learns their shapes and dtypes
+    package    of the op; the function <op> of <package>.triton is the Triton implementation, imported when first called
     """
     for backend in BACKENDS:
         name = f"{op}_{backend}"
         LIBRARY.define(name + arguments, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"fgaseg::{name}", shape)
+        torch.library.register_fake(f"fgaseg::{name}", fake)
 
     def launch(*args):
         with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
-            return getattr(importlib.import_module(".triton", room), op)(*args)
+            return getattr(importlib.import_module(".triton", package), op)(*args)
 
     for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
         LIBRARY.impl(f"{op}_triton", launch, key)
 
 
-def differentiate(op: str, save: Callable, backward: Callable) -> None:
-    """The gradient of ``op``, the same for every backend: ``backward(ctx, ops, grad)``.
+def register_autograd(op: str, save: Callable, backward: Callable) -> None:
+    """Registers the gradient of ``op``, the same for every backend.
 
-    ``ops(name)`` is the op ``name`` of the backend that ran forward.
+    save      as ``setup_context`` of torch.library.register_autograd
+    backward  called as ``backward(ctx, ops, *grads)``, where ``ops(name)`` is the op ``name`` of the backend that ran
+              the forward pass
     """
 
     def formula(backend: str) -> Callable:
@@ -53,7 +57,7 @@ def differentiate(op: str, save: Callable, backward: Callable) -> None:
 
 
 def first_order_only(op: str) -> None:
-    """Makes differentiating a backward op an error that says so, instead of a silent zero."""
+    """Makes differentiating a backward op an error with a clear message instead of a silent zero."""
 
     def backward(ctx, *grads):
         raise RuntimeError(f"{op} cannot be differentiated again; use backend='reference' for second derivatives")
@@ -62,12 +66,17 @@ def first_order_only(op: str) -> None:
         torch.library.register_autograd(f"fgaseg::{op}_{backend}", backward)
 
 
+def empty_like(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A contiguous, uninitialised tensor of the shape and dtype of each, such as a backward op returns."""
+    return tuple(x.new_empty(x.shape) for x in tensors)
+
+
 def overload(op: str, backend: str) -> Any:
     return getattr(torch.ops.fgaseg, f"{op}_{backend}").default
 
 
 def build_info() -> dict[str, str]:
-    """What setup.py built and what it skipped and why: {"cpp", "host", "cuda", "torch", "python"}."""
+    """What setup.py built, or skipped and why: {"cpp", "host", "cuda", "torch", "python"}."""
     path = HERE / "_build_info.json"
     if not path.exists():
         missing = "not built: fgaseg was not installed here (pip install -e .)"
@@ -76,9 +85,10 @@ def build_info() -> dict[str, str]:
 
 
 def _load(part: str, pattern: str) -> str:
+    """Loads a compiled library; returns why that was not possible, or ""."""
     found = sorted(HERE.glob(pattern))
     if not found:
-        return f"its library is not there ({build_info()[part]})"
+        return f"its library is missing ({build_info()[part]})"
     try:
         torch.ops.load_library(found[0])
     except OSError as error:
@@ -93,10 +103,11 @@ def emulate(library: Path) -> None:
     emulated.add("cuda")
 
 
-# Why a backend cannot run anything here, "" if it can; and those that run on the CPU, slowly, to be tested.
+# By backend, why it can run nothing here, or "".
 unavailable: dict[str, str] = {
     "cpp": _load("cpp", "_C.*so"),
     "triton": "" if importlib.util.find_spec("triton") else "triton is not installed",
     "cuda": _load("cuda", "_C_cuda.*so"),
 }
+# GPU backends that run on the CPU, slowly, for tests.
 emulated: set[str] = {"triton"} if INTERPRETED else set()

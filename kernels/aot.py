@@ -1,10 +1,11 @@
-"""Every GPU kernel compiled ahead of time, without a GPU, and held against a committed budget.
+"""Compiles every GPU kernel ahead of time, without a GPU, and checks the result against a committed budget.
 
     python -m fgaseg.kernels.aot [--arch sm_80 sm_90 sm_100] [--json] [--accept]
 
-One row a kernel, configuration and architecture: registers a thread, shared memory and spilled bytes, tensor-core
-instructions, budget (aot_budget.csv beside this file) and verdict. The exit status is 1 if any verdict is not "ok".
---accept writes what was measured as the new budget; notes, which say why a row may spill, are kept.
+It prints one row per kernel, configuration and architecture: registers per thread, bytes of shared memory and of
+spills, tensor-core instructions, budget (aot_budget.csv beside this file) and verdict. The exit status is 1 if any
+verdict is not "ok". --accept writes what was measured as the new budget and keeps the notes, which say why a row may
+spill.
 """
 
 import argparse
@@ -23,18 +24,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent  # resolved: in a checkout fgaseg/kernels may be a link to kernels/
 BUDGET = HERE / "aot_budget.csv"
 SOURCES = HERE.parent / "csrc"  # in a checkout; a wheel has none
 ARCHES = ("sm_80", "sm_90", "sm_100")
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # bytes a block may have
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # the most bytes of a block
 MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
 KEY = ("kernel", "backend", "configuration", "arch")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one kernel needs on one architecture. ``matrix`` counts tensor-core instructions."""
+    """What one kernel needs on one architecture; ``matrix`` is the number of its tensor-core instructions."""
 
     kernel: str
     backend: str
@@ -45,32 +46,31 @@ class Row:
     spilled: int
     matrix: int
     wants_matrix: bool
-    hot: bool
     budget: str = ""
     verdict: str = ""
 
 
-def rooms_with_triton() -> list[str]:
+def packages_with_triton() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("*/triton.py"))
 
 
-def _configurations(room: str) -> list[Any]:
-    return list(importlib.import_module(f"fgaseg.kernels.{room}.triton").configurations())
+def _configurations(package: str) -> list[Any]:
+    return list(importlib.import_module(f"fgaseg.kernels.{package}.triton").configurations())
 
 
-def _compile_triton(room: str, index: int, arch: str) -> Row:
+def _compile_triton(package: str, index: int, arch: str) -> Row:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    one = _configurations(room)[index]
-    names = [parameter.name for parameter in one.kernel.params]
-    # pointers from PyTorch's allocator are aligned; Triton specialises a launch on that
-    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n, kind in one.signature.items() if kind[0] == "*"}
-    signature = {name: one.signature.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): value for name, value in one.constants.items()}
-    source = ASTSource(fn=one.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": one.num_warps, "num_stages": one.num_stages}
+    one = _configurations(package)[index]
+    kernel, signature = one.launch.kernel, one.launch.signature()
+    position = {parameter.name: i for i, parameter in enumerate(kernel.params)}
+    # pointers from PyTorch's allocator are aligned, and Triton specialises a launch on that
+    aligned = {(position[n],): [["tt.divisibility", 16]] for n, kind in signature.items() if kind[0] == "*"}
+    constants = {(position[name],): value for name, value in one.launch.constants().items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    options = {"num_warps": one.launch.num_warps, "num_stages": one.launch.num_stages}
     built = triton.compile(source, target=GPUTarget("cuda", int(arch[3:]), 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
@@ -79,16 +79,15 @@ def _compile_triton(room: str, index: int, arch: str) -> Row:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     return Row(
-        one.kernel.__name__,
+        kernel.__name__,
         "triton",
         one.label,
         arch,
         registers=int(found[1]),
         shared=built.metadata.shared,
-        spilled=int(found[2]),  # a Triton kernel has no stack of its own: what is there was spilled
+        spilled=int(found[2]),  # a Triton kernel has no stack of its own: all of it is spills
         matrix=len(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", built.asm["ptx"])),
         wants_matrix=one.matrix,
-        hot=one.hot,
     )
 
 
@@ -115,8 +114,8 @@ def nvcc() -> str | None:
     return next((str(path) for path in found if path.exists()), shutil.which("nvcc"))
 
 
-def _compile_cuda(room: str, _: int, arch: str) -> list[Row]:
-    source = SOURCES / room / "kernel.cu"
+def _compile_cuda(package: str, _: int, arch: str) -> list[Row]:
+    source = SOURCES / package / "kernel.cu"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         command = [str(nvcc()), "-cubin", f"-arch={arch}", "-O3", "-std=c++17", "-Xptxas", "-v", f"-I{SOURCES}"]
@@ -133,33 +132,33 @@ def _compile_cuda(room: str, _: int, arch: str) -> list[Row]:
         kernel, *parameters = _demangled(name).split("<", 1)
         tensor_cores = matrix.get(name, 0)
         configuration = "".join(parameters).rstrip(">")
-        # a kernel that has tensor-core instructions in its budget is meant to have them
-        rows.append(Row(kernel, "cuda", configuration, arch, registers, shared, spilled, tensor_cores, False, True))
+        # wants_matrix: a kernel with tensor-core instructions in its budget is meant to have them
+        rows.append(Row(kernel, "cuda", configuration, arch, registers, shared, spilled, tensor_cores, False))
     return rows
 
 
 def _demangled(name: str) -> str:
-    """fgaseg's kernel name with its template arguments, without namespaces and parameters."""
+    """The kernel's name with its template arguments, without namespaces and parameters."""
     text = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
     text = re.sub(r"\(anonymous namespace\)::|fgaseg::|^void ", "", text)
     depth = 0
-    for at, letter in enumerate(text):
+    for position, letter in enumerate(text):
         depth += (letter == "<") - (letter == ">")
         if letter == "(" and depth == 0:
-            return text[:at]
+            return text[:position]
     return text
 
 
-def _job(kind: str, room: str, index: int, arch: str) -> list[Row]:
-    return [_compile_triton(room, index, arch)] if kind == "triton" else _compile_cuda(room, index, arch)
+def _job(kind: str, package: str, index: int, arch: str) -> list[Row]:
+    return [_compile_triton(package, index, arch)] if kind == "triton" else _compile_cuda(package, index, arch)
 
 
 def measure(arches: list[str]) -> Iterator[Row]:
-    """Compiles everything, a process a core, and yields a row each, judged."""
+    """Compiles everything, with one process per core, and yields the rows with their verdicts."""
     jobs = [
-        ("triton", room, index, arch)
-        for room in rooms_with_triton()
-        for index in range(len(_configurations(room)))
+        ("triton", package, index, arch)
+        for package in packages_with_triton()
+        for index in range(len(_configurations(package)))
         for arch in arches
     ]
     if not why_no_cuda():
@@ -178,7 +177,7 @@ def read_budget() -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def judge(row: Row, budgets: dict[tuple[str, ...], dict[str, str]]) -> Row:
-    """The row with its budget and "ok" or everything that is wrong with it."""
+    """The row with its budget and its verdict: "ok", or everything that is wrong with it."""
     budget = budgets.get((row.kernel, row.backend, row.configuration, row.arch))
     if budget is None:
         return replace(row, verdict="no budget (--accept writes one)")
@@ -186,7 +185,7 @@ def judge(row: Row, budgets: dict[tuple[str, ...], dict[str, str]]) -> Row:
     wrong = [f"{name} {getattr(row, name)} > {limit}" for name, limit in limits.items() if getattr(row, name) > limit]
     if row.shared > SHARED.get(row.arch, 0):
         wrong.append(f"shared memory above the {SHARED[row.arch]} bytes of {row.arch}")
-    if row.spilled and row.hot and not budget["note"]:
+    if row.spilled and not budget["note"]:
         wrong.append(f"spills {row.spilled} bytes and no note says why")
     if not row.matrix and (row.wants_matrix or int(budget["matrix"])):
         wrong.append("no tensor-core instructions")
@@ -194,7 +193,7 @@ def judge(row: Row, budgets: dict[tuple[str, ...], dict[str, str]]) -> Row:
 
 
 def accept(rows: list[Row]) -> None:
-    """Writes the measured numbers as the budget: registers rounded up to the 8 in which they are given out."""
+    """Writes the measured figures as the budget, registers rounded up to the 8 in which the GPU allocates them."""
     old = read_budget()
     partial = BUDGET.with_suffix(".tmp")
     with open(partial, "w", newline="") as file:
@@ -211,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fgaseg.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--accept", action="store_true", help="write the measured numbers as the new budget")
+    parser.add_argument("--accept", action="store_true", help="write the measured figures as the new budget")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: interpreted kernels cannot be compiled; unset it")

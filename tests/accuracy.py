@@ -1,6 +1,8 @@
-"""How the tests of the ops judge numbers: against float64, with PyTorch in the same dtype as the yardstick."""
+"""How the tests of the ops compare results: against float64, with PyTorch in the same dtype as the yardstick."""
 
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +16,29 @@ if not torch.cuda.is_available():
     unavailable["cuda"] = emulate_cuda()
 
 NAMES = ["cpp", "triton", "cuda"]
-needs = {name: pytest.mark.skipif(bool(unavailable[name]), reason=unavailable[name]) for name in NAMES}
-needs_cpp = needs["cpp"]
-COMPILED = [pytest.param(name, marks=needs[name]) for name in NAMES]
-BACKENDS = [*COMPILED, "reference"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "sliced", "transposed", "expanded"]
+needs = {name: pytest.mark.skipif(bool(unavailable[name]), reason=unavailable[name]) for name in NAMES}
+needs_cpp = needs["cpp"]
+
+
+def backends(*names: str, slow: Iterable[str] = ()) -> list[Any]:
+    """Parameters for these backends, each skipped where it is unavailable; ``slow``: those whose tests are slow."""
+    marks = {name: [needs[name]] if name in needs else [] for name in names}
+    return [pytest.param(n, marks=[*marks[n], *([pytest.mark.slow] if n in slow else [])]) for n in names]
+
+
+COMPILED = backends(*NAMES)
+BACKENDS = backends(*NAMES, "reference")
+
+
+def backend_layouts(*names: str) -> list[Any]:
+    """Parameters "backend, layout" for an op that is slow in Triton's interpreter: slow there but for "contiguous"."""
+    return [
+        pytest.param(*one.values, layout, marks=one.marks)
+        for layout in LAYOUTS
+        for one in backends(*names, slow=() if layout == "contiguous" else ["triton"])
+    ]
 
 
 def why_not_tested(backend: str, dtype: torch.dtype | None) -> str:
@@ -31,11 +50,11 @@ def why_not_tested(backend: str, dtype: torch.dtype | None) -> str:
 
 
 @contextmanager
-def at_home(backend: str):
-    """New tensors on the backend's device, uninitialised memory full of NaN, random numbers in a type that it takes."""
+def device_of(backend: str):
+    """Puts new tensors on the backend's device, random ones in a dtype it takes, and NaN in uninitialised memory."""
     on_gpu = backend in ("triton", "cuda") and backend not in emulated
     before, random.dtype = random.dtype, torch.float64 if backend in ("cpp", "reference") else torch.float32
-    torch.use_deterministic_algorithms(True, warn_only=True)  # what fills torch.empty
+    torch.use_deterministic_algorithms(True, warn_only=True)  # this is what fills torch.empty with NaN
     try:
         with torch.device("cuda" if on_gpu else "cpu"):
             yield
@@ -45,15 +64,15 @@ def at_home(backend: str):
 
 
 def random(*sizes: int, seed: int = 0) -> Tensor:
-    numbers = torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
-    return numbers.to(torch.get_default_device(), random.dtype)
+    x = torch.randn(sizes, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float64, device="cpu")
+    return x.to(torch.get_default_device(), random.dtype)
 
 
 random.dtype = torch.float64  # type: ignore[attr-defined]
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The numbers of x in another memory layout ("expanded": every image is the first), as a new leaf."""
+    """The values of x in another memory layout ("expanded": every image is the first), as a new leaf."""
     if layout == "sliced":
         x = torch.cat([x, torch.full_like(x, torch.nan)], -1)[..., : x.shape[-1]]
     elif layout == "transposed":
@@ -63,45 +82,60 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return x.detach().requires_grad_(x.is_floating_point())
 
 
-def outputs_and_gradients(function, inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The output and, for a gradient with stride 0 over the images, the gradient of every input."""
+def outputs_and_gradients(function, inputs: Sequence[Any], dtype: torch.dtype) -> list[Tensor]:
+    """The outputs and, for a gradient with stride 0 over the images, the gradient of every input that requires one."""
     y = function(*inputs)
+    if isinstance(y, tuple):
+        return list(y)
+    if not y.requires_grad:
+        return [y]
     grad = random(1, *y.shape[1:], seed=7).to(dtype).expand_as(y)
-    return [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+    leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
-def worst(x: Tensor, exact: Tensor) -> float:
+def largest_error(x: Tensor, exact: Tensor) -> float:
     return (x.double() - exact).abs().max().item() if exact.numel() else 0.0
 
 
-def check_error(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    """At most twice PyTorch's own error in that dtype, plus four units in the last place of the largest number.
+def check_error(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, least: float = 0.0) -> None:
+    """At most twice PyTorch's own error in that dtype, plus four units in the last place of the largest value.
 
-    In float64 there is nothing to measure PyTorch's error against: 64 units then, of 1 if all numbers are smaller.
+    If that value is below ``least``, units of ``least`` count: the rounding of values that are 0 in exact arithmetic
+    has no yardstick. In float64 there is nothing to measure PyTorch's error against: 64 units then, of 1 if all values
+    are smaller.
     """
     assert got.dtype == dtype and got.shape == exact.shape
-    scale = exact.abs().max().item() if exact.numel() else 0.0
+    scale = max(exact.abs().max().item(), least) if exact.numel() else 0.0
     rounding = 64 * max(scale, 1.0) if dtype == torch.float64 else 4 * scale
-    assert worst(got, exact) <= 2 * worst(same, exact) + rounding * torch.finfo(dtype).eps
+    assert largest_error(got, exact) <= 2 * largest_error(same, exact) + rounding * torch.finfo(dtype).eps
 
 
-def check_backend(op, reference, inputs: list[Tensor], dtype: torch.dtype, layout: str) -> None:
-    """Output and gradients of op against reference, in dtype and in float64."""
+def check_backend(op, reference, inputs: list[Tensor], dtype: torch.dtype, layout: str, least: float = 0.0) -> None:
+    """Output and gradients of op against reference, in dtype and in float64; ``least`` as in ``check_error``."""
     inputs = [x.to(dtype) for x in inputs]
-    got = outputs_and_gradients(op, [laid_out(x, layout) for x in inputs], dtype)
-    same = outputs_and_gradients(reference, [laid_out(x, layout) for x in inputs], dtype)
-    exact = outputs_and_gradients(reference, [laid_out(x.double(), layout) for x in inputs], dtype)
-    for results in zip(got, same, exact, strict=True):
-        check_error(*results, dtype)
+
+    def results(function, dtype: torch.dtype) -> list[Tensor]:
+        return outputs_and_gradients(function, [laid_out(x.to(dtype), layout) for x in inputs], dtype)
+
+    got, same, exact = results(op, dtype), results(reference, dtype), results(reference, torch.float64)
+    for three in zip(got, same, exact, strict=True):
+        check_error(*three, dtype, least)
 
 
-def check_one_graph(function, inputs: list[list[Tensor]]) -> None:
-    """One graph serves inputs of several sizes, forward and backward, and gives what eager gives."""
+def check_one_graph(function, calls: Sequence[Sequence[Any]]) -> None:
+    """One graph serves calls of several sizes, forward and backward, and gives the results of eager mode.
+
+    The floating-point tensors among the arguments of a call get gradients, if the op has any.
+    """
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
-    for args in inputs:
-        leaves = [x.detach().requires_grad_() for x in args]
-        for x, y in zip(*(outputs_and_gradients(f, leaves, args[0].dtype) for f in (compiled, function)), strict=True):
-            torch.testing.assert_close(x, y)
+    for arguments in calls:
+        leaves = [
+            x.detach().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in arguments
+        ]
+        both = (outputs_and_gradients(f, leaves, arguments[0].dtype) for f in (compiled, function))
+        for got, expected in zip(*both, strict=True):
+            torch.testing.assert_close(got, expected)
     assert counter.frame_count == 1

@@ -15,8 +15,8 @@ import accuracy
 
 
 @pytest.fixture(autouse=True)
-def at_home(request):
-    """Tensors of a test with a ``backend`` parameter are made where, and in a type in which, that backend runs."""
+def device_of_backend(request):
+    """Creates the tensors of a test with a ``backend`` parameter on the device of that backend, in a dtype it takes."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     backend = parameters.get("backend")
     if backend is None:
@@ -24,5 +24,5 @@ def at_home(request):
         return
     if why := accuracy.why_not_tested(backend, parameters.get("dtype")):
         pytest.skip(reason=why)
-    with accuracy.at_home(backend):
+    with accuracy.device_of(backend):
         yield

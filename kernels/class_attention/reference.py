@@ -1,30 +1,30 @@
-"""What class_summary and class_lookup mean, in plain PyTorch."""
+"""The definitions of class_summary and class_lookup, in plain PyTorch."""
 
 import torch
 from torch import Tensor
 
 
 def positive(x: Tensor) -> Tensor:
-    """elu(x) + 1. Spelt out because elu's backward has other strides when traced than when run (seen in torch 2.14).
+    """elu(x) + 1, written out because elu's backward has other strides when traced than when run (seen in torch 2.14).
 
-    where and not clamp: at 0, which half types meet, the slope of a clamp is 0 and elu's is 1.
+    It uses where instead of clamp, whose slope at 0, a value that half types do reach, is 0 while elu's is 1.
     """
     return torch.where(x > 0, x + 1, torch.where(x > 0, 0, x).exp())
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type in which sums over classes are kept."""
+    """The dtype in which sums over classes are kept."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def features(x: Tensor, guidance: Tensor, heads: int) -> Tensor:
-    """[R, P, heads, d], more precise than a half type."""
+    """phi(x + guidance) [R, P, heads, d], in float32 or float64."""
     kind = accumulator(x.dtype)
     return positive(x.to(kind) + guidance.to(kind)[:, None]).unflatten(-1, (heads, -1))
 
 
 def members(offsets: Tensor, rows: int) -> list[Tensor]:
-    """For every image, which rows are its own, [R, 1, 1, 1]. Masks and not slices: nothing waits for the offsets."""
+    """For every image the mask [R, 1, 1, 1] of its rows. Slices would have to wait for the offsets on a GPU."""
     image = torch.bucketize(torch.arange(rows, device=offsets.device), offsets[1:], right=True)
     return [(image == b)[:, None, None, None] for b in range(len(offsets) - 1)]
 

@@ -3,21 +3,28 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, differentiate, first_order_only
+from .._dispatch import check_same, dispatch, register, under_autocast
+from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import cosine_cost_volume_reference
 
 
-def _shape(pixels, texts, eps):
-    batch, channels, height, width = pixels.shape
-    torch._check(texts.shape[0] == batch, lambda: "pixels and texts must share B")
-    torch._check(texts.shape[3] == channels, lambda: "pixels and texts must share C")
-    return pixels.new_empty(batch, texts.shape[2], texts.shape[1], height, width)
+def _check_shapes(pixels: Tensor, texts: Tensor) -> None:
+    if pixels.dim() != 4:
+        raise ValueError(f"cosine_cost_volume: pixels has shape {list(pixels.shape)}; expected [B, C, H, W]")
+    if texts.dim() != 4 or texts.shape[0] != pixels.shape[0] or texts.shape[3] != pixels.shape[1]:
+        raise ValueError(
+            f"cosine_cost_volume: texts has shape {list(texts.shape)}; "
+            f"expected [{pixels.shape[0]}, T, P, {pixels.shape[1]}] for pixels {list(pixels.shape)}"
+        )
 
 
-def _shape_backward(grad, pixels, texts, eps):
-    torch._check(grad.shape[0] == pixels.shape[0], lambda: "grad and pixels must share B")
-    return pixels.new_empty(pixels.shape), texts.new_empty(texts.shape)
+def _fake(pixels, texts, eps):
+    _check_shapes(pixels, texts)
+    return pixels.new_empty(pixels.shape[0], texts.shape[2], texts.shape[1], *pixels.shape[2:])
+
+
+def _fake_backward(grad, pixels, texts, eps):
+    return empty_like(pixels, texts)
 
 
 def _save(ctx, inputs, output):
@@ -26,25 +33,25 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, ops, grad):
-    # u = v / |v|:  dv = (du - u <u, du>) / |v|; the unit vectors are computed again rather than kept
+    # u = v / |v|:  dv = (du - u <u, du>) / |v|; the unit vectors are recomputed rather than kept
     pixels, texts = ctx.saved_tensors
     return *ops("cosine_cost_volume_backward")(grad, pixels, texts, ctx.eps), None
 
 
-define("cosine_cost_volume", "(Tensor pixels, Tensor texts, float eps) -> Tensor", _shape, __package__)
+define("cosine_cost_volume", "(Tensor pixels, Tensor texts, float eps) -> Tensor", _fake, __package__)
 define(
     "cosine_cost_volume_backward",
     "(Tensor grad, Tensor pixels, Tensor texts, float eps) -> (Tensor, Tensor)",
-    _shape_backward,
+    _fake_backward,
     __package__,
 )
-differentiate("cosine_cost_volume", _save, _backward)
+register_autograd("cosine_cost_volume", _save, _backward)
 first_order_only("cosine_cost_volume_backward")
 register("cosine_cost_volume", cosine_cost_volume_reference)
 
 
 def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") -> Tensor:
-    """Cosine similarity of every pixel with every prompt of every class, the global category map S_g.
+    """Cosine similarity of every pixel with every prompt of every class: the global category map S_g.
 
         S_g[b,p,t,y,x] = <texts[b,t,p], pixels[b,:,y,x]> / (|texts[b,t,p]| |pixels[b,:,y,x]|)
 
@@ -52,20 +59,14 @@ def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") 
     texts    [B, T, P, C]     same dtype and device; neither needs to be normalised
     returns  [B, P, T, H, W]  dtype of pixels, contiguous; sums in float32, or float64 for float64
 
-    A length below 1e-12 (float16: 6e-5, its smallest normal number) counts as that, so a zero vector has cosine 0.
-    Differentiable in both, with the C++ backend once. Under autocast it runs in autocast's dtype, like a matrix
-    product. Every size may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg, section
-    III-C, eq. 9. Raises ValueError for shapes that do not fit or different devices, TypeError for different dtypes.
+    Lengths below 1e-12 (float16: 6e-5, its smallest normal number) are raised to that, so a zero vector has cosine 0.
+    Differentiable once in both tensors (the reference any number of times). Under autocast it runs in autocast's dtype,
+    like a matrix product. Every size may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg,
+    section III-C, eq. 9. Raises ValueError for mismatched shapes or devices, TypeError for mismatched dtypes.
     """
     (pixels, texts), no_more_casts = under_autocast(pixels, texts)
     check_same("cosine_cost_volume", pixels=pixels, texts=texts)
-    if pixels.dim() != 4:
-        raise ValueError(f"cosine_cost_volume: pixels has shape {list(pixels.shape)}; expected [B, C, H, W]")
-    if texts.dim() != 4 or texts.shape[0] != pixels.shape[0] or texts.shape[3] != pixels.shape[1]:
-        raise ValueError(
-            f"cosine_cost_volume: texts has shape {list(texts.shape)}; "
-            f"expected [{pixels.shape[0]}, T, P, {pixels.shape[1]}] for pixels {list(pixels.shape)}"
-        )
+    _check_shapes(pixels, texts)
     eps = max(1e-12, torch.finfo(pixels.dtype).tiny)
     with no_more_casts:
-        return run("cosine_cost_volume", backend, pixels, texts, eps)
+        return dispatch("cosine_cost_volume", backend, pixels, texts, eps)

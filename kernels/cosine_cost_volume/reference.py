@@ -1,4 +1,4 @@
-"""What cosine_cost_volume means, in plain PyTorch."""
+"""The definition of cosine_cost_volume, in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F

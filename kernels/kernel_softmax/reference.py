@@ -1,4 +1,4 @@
-"""What kernel_softmax means, in plain PyTorch."""
+"""The definition of kernel_softmax, in plain PyTorch."""
 
 from torch import Tensor
 

@@ -2,38 +2,31 @@
 
     "taps"      p[c, i] = exp(x[c, i] - max_i x[c, i]) / sum_i      a class is a matrix of C channels by K*K taps,
     "channels"  p[c, i] = exp(x[c, i] - max_c x[c, i]) / sum_c      normalised along one of its axes
-    backward    dx = p (g - sum p g) along the same axis: the output is all that is kept
+    backward    dx = p (g - sum p g) along the same axis: only the output is kept
 
-Floor: one read and one write of B*T*C*K*K numbers, backward two reads and one write; about ten operations a number. In
-bf16 S3 (5, 847, 512, K = 3) is 39 + 39 MB, S7 (K = 11) 525 + 525 MB. Float32 between the load and the store.
-
-A program has a tile [BLOCK_CHANNELS, BLOCK_TAPS] of one class in registers, whole along the axis that is summed, so
-that nothing is read twice. One class a program: its 64-bit offset is a scalar. An odd K*K leaves no aligned vectors;
-taps are padded to a power of two and masked, and as rows are neighbours in memory every sector fetched is used.
-
-With 9 taps that tile would spend its time on shuffles and on padding: 96 instructions a number (counted in sm_90 code).
-So there every tap is a vector over channels and sums stay within a thread: 36 instructions. Loads then step over 9
-numbers, all of which the same warp reads next, from the first-level cache; results are joined into a tile to be stored.
-
-More than 1024 channels do not fit: a loop with a running maximum sums them, and they are read again for the result.
+A program holds a tile [BLOCK_CHANNELS, BLOCK_TAPS] of one class in registers, in float32, whole along the summed axis,
+so nothing is read twice. Taps are padded to a power of two and masked; as rows are adjacent in memory, every sector
+that is fetched is used. Up to 9 taps, each of them is a vector over channels, so that sums stay within a thread. More
+than 1024 channels do not fit: a loop with a running maximum sums them, and they are read again for the result.
+docs/design/kernels.md has the counts.
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import TYPES, Configuration
+from .._triton import FLOATS, Configuration, far_apart, launch, recorded, strides
 
-POINTERS = ("logits", "kernels"), ("grad", "kernels", "logits_grad")
-SIZES = ("classes", "channels", "taps")  # not worth a compilation of their own; only a stride of 1 is
+UNSPECIALISED = ("classes", "channels", "taps")  # not worth compilations of their own
 
 
 @triton.jit
 def _tile(classes, channels, taps, BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr):
-    """This program's image, class and tile: channels [BLOCK_CHANNELS, 1] and taps [1, BLOCK_TAPS]."""
+    """This program's image and class, and its tile's channels [BLOCK_CHANNELS, 1] and taps [1, BLOCK_TAPS]."""
     tap_blocks = tl.cdiv(taps, BLOCK_TAPS)
     channel_blocks = tl.cdiv(channels, BLOCK_CHANNELS)
     block = tl.program_id(0)
@@ -43,77 +36,58 @@ def _tile(classes, channels, taps, BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.
     return (row // classes).to(tl.int64), (row % classes).to(tl.int64), channel[:, None], tap[None, :]
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _kernel_softmax(
-    logits,
-    kernels,
-    classes,
-    channels,
-    taps,
-    stride_image,
-    stride_class,
-    stride,
-    AXIS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-):
-    image, of_image, channel, tap = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    logits, kernels, classes, channels, taps, stride_image, stride_class, stride,
+    AXIS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+):  # fmt: skip
+    image, class_, channel, tap = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
     inside = (channel < channels) & (tap < taps)
-    at = (channel * taps + tap).to(tl.int64)
-    logits += image * stride_image + of_image * stride_class
-    kernels += (image * classes + of_image) * channels * taps
-    x = tl.load(logits + at * stride, inside, other=0.0).to(tl.float32)
-    # padding along the axis counts as nothing; across it are rows of zeros that nobody stores
+    offset = (channel * taps + tap).to(tl.int64)
+    logits += image * stride_image + class_ * stride_class
+    kernels += (image * classes + class_) * channels * taps
+    x = tl.load(logits + offset * stride, inside, other=0.0).to(tl.float32)
+    # padding along the axis is -inf, which exp makes 0; across it, it is rows of zeros that are not stored
     if AXIS == 1:
         x = tl.where(tap < taps, x, float("-inf"))
     else:
         x = tl.where(channel < channels, x, float("-inf"))
     e = tl.exp(x - tl.max(x, AXIS, keep_dims=True))
     p = e * (1.0 / tl.sum(e, AXIS, keep_dims=True))
-    tl.store(kernels + at, p.to(kernels.dtype.element_ty), inside)
+    tl.store(kernels + offset, p.to(kernels.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _kernel_softmax_backward(
-    grad,
-    kernels,
-    logits_grad,
-    classes,
-    channels,
-    taps,
-    stride_image,
-    stride_class,
-    stride,
-    AXIS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-):
-    image, of_image, channel, tap = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    grad, kernels, logits_grad, classes, channels, taps, stride_image, stride_class, stride,
+    AXIS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+):  # fmt: skip
+    image, class_, channel, tap = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
     inside = (channel < channels) & (tap < taps)
-    at = (channel * taps + tap).to(tl.int64)
-    grad += image * stride_image + of_image * stride_class
-    first = (image * classes + of_image) * channels * taps
-    p = tl.load(kernels + first + at, inside, other=0.0).to(tl.float32)
-    g = tl.load(grad + at * stride, inside, other=0.0).to(tl.float32)
+    offset = (channel * taps + tap).to(tl.int64)
+    grad += image * stride_image + class_ * stride_class
+    first = (image * classes + class_) * channels * taps
+    p = tl.load(kernels + first + offset, inside, other=0.0).to(tl.float32)
+    g = tl.load(grad + offset * stride, inside, other=0.0).to(tl.float32)
     dx = p * (g - tl.sum(p * g, AXIS, keep_dims=True))
-    tl.store(logits_grad + first + at, dx.to(logits_grad.dtype.element_ty), inside)
+    tl.store(logits_grad + first + offset, dx.to(logits_grad.dtype.element_ty), inside)
 
 
 @triton.jit
 def _load_taps(pointer, channel, stride, inside, taps: tl.constexpr):
-    """Every tap as a vector over channels."""
+    """Loads every tap as a vector over channels."""
     vectors = ()
     for tap in tl.static_range(taps):
-        at = (channel * taps + tap).to(tl.int64) * stride
-        vectors += (tl.load(pointer + at, inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
+        offset = (channel * taps + tap).to(tl.int64) * stride
+        vectors += (tl.load(pointer + offset, inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
     return vectors
 
 
 @triton.jit
 def _store_taps(pointer, channel, channels, vectors, taps: tl.constexpr, LOG_TAPS: tl.constexpr):
-    """The vectors as one tile [channels, 2^LOG_TAPS], which Triton stores with neighbours in memory side by side."""
+    """Stores the vectors as one tile [channels, 2^LOG_TAPS], whose rows are contiguous in memory."""
     for _ in tl.static_range(taps, 1 << LOG_TAPS):
-        vectors += (vectors[0],)  # padding that the mask leaves out
+        vectors += (vectors[0],)  # padding, which the mask leaves out
     for log_half in tl.static_range(LOG_TAPS - 1, -1, -1):
         joined = ()
         for i in tl.static_range(1 << log_half):
@@ -121,27 +95,18 @@ def _store_taps(pointer, channel, channels, vectors, taps: tl.constexpr, LOG_TAP
         vectors = joined
     tile = tl.reshape(vectors[0], (channel.shape[0], 1 << LOG_TAPS))
     tap = tl.arange(0, 1 << LOG_TAPS)[None, :]
-    at = (channel[:, None] * taps + tap).to(tl.int64)
-    tl.store(pointer + at, tile.to(pointer.dtype.element_ty), (channel[:, None] < channels) & (tap < taps))
+    offset = (channel[:, None] * taps + tap).to(tl.int64)
+    tl.store(pointer + offset, tile.to(pointer.dtype.element_ty), (channel[:, None] < channels) & (tap < taps))
 
 
-@triton.jit(do_not_specialize=SIZES[:2])
+@triton.jit(do_not_specialize=UNSPECIALISED[:2])
 def _kernel_softmax_few_taps(
-    logits,
-    kernels,
-    classes,
-    channels,
-    taps: tl.constexpr,
-    stride_image,
-    stride_class,
-    stride,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-    LOG_TAPS: tl.constexpr,
-):
-    image, of_image, channel, _ = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    logits, kernels, classes, channels, taps: tl.constexpr, stride_image, stride_class, stride,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr, LOG_TAPS: tl.constexpr,
+):  # fmt: skip
+    image, class_, channel, _ = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
     channel = tl.reshape(channel, (BLOCK_CHANNELS,))
-    logits += image * stride_image + of_image * stride_class
+    logits += image * stride_image + class_ * stride_class
     x = _load_taps(logits, channel, stride, channel < channels, taps)
     top = x[0]
     for tap in tl.static_range(1, taps):
@@ -155,29 +120,19 @@ def _kernel_softmax_few_taps(
     p = ()
     for tap in tl.static_range(taps):
         p += (e[tap] * scale,)  # type: ignore[assignment]
-    first = (image * classes + of_image) * channels * taps
+    first = (image * classes + class_) * channels * taps
     _store_taps(kernels + first, channel, channels, p, taps, LOG_TAPS)
 
 
-@triton.jit(do_not_specialize=SIZES[:2])
+@triton.jit(do_not_specialize=UNSPECIALISED[:2])
 def _kernel_softmax_few_taps_backward(
-    grad,
-    kernels,
-    logits_grad,
-    classes,
-    channels,
-    taps: tl.constexpr,
-    stride_image,
-    stride_class,
-    stride,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-    LOG_TAPS: tl.constexpr,
-):
-    image, of_image, channel, _ = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    grad, kernels, logits_grad, classes, channels, taps: tl.constexpr, stride_image, stride_class, stride,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr, LOG_TAPS: tl.constexpr,
+):  # fmt: skip
+    image, class_, channel, _ = _tile(classes, channels, taps, BLOCK_CHANNELS, BLOCK_TAPS)
     channel = tl.reshape(channel, (BLOCK_CHANNELS,))
-    grad += image * stride_image + of_image * stride_class
-    first = (image * classes + of_image) * channels * taps
+    grad += image * stride_image + class_ * stride_class
+    first = (image * classes + class_) * channels * taps
     p = _load_taps(kernels + first, channel, 1, channel < channels, taps)
     g = _load_taps(grad, channel, stride, channel < channels, taps)
     dot = tl.zeros_like(p[0])
@@ -189,72 +144,55 @@ def _kernel_softmax_few_taps_backward(
     _store_taps(logits_grad + first, channel, channels, dx, taps, LOG_TAPS)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _kernel_softmax_many_channels(
-    logits,
-    kernels,
-    classes,
-    channels,
-    taps,
-    stride_image,
-    stride_class,
-    stride,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-):
-    # one block of channels as far as the grid goes; the loops run over the others
-    image, of_image, channel, tap = _tile(classes, BLOCK_CHANNELS, taps, BLOCK_CHANNELS, BLOCK_TAPS)
-    logits += image * stride_image + of_image * stride_class
-    kernels += (image * classes + of_image) * channels * taps
+    logits, kernels, classes, channels, taps, stride_image, stride_class, stride,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+):  # fmt: skip
+    # the grid has one block of channels; the loops run over all
+    image, class_, channel, tap = _tile(classes, BLOCK_CHANNELS, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    logits += image * stride_image + class_ * stride_class
+    kernels += (image * classes + class_) * channels * taps
     top = tl.full((1, BLOCK_TAPS), float("-inf"), tl.float32)
     total = tl.zeros((1, BLOCK_TAPS), tl.float32)
     for first in range(0, channels, BLOCK_CHANNELS):
         inside = (first + channel < channels) & (tap < taps)
-        at = ((first + channel) * taps + tap).to(tl.int64)
-        x = tl.load(logits + at * stride, inside, other=0.0).to(tl.float32)
+        offset = ((first + channel) * taps + tap).to(tl.int64)
+        x = tl.load(logits + offset * stride, inside, other=0.0).to(tl.float32)
         x = tl.where(first + channel < channels, x, float("-inf"))
         higher = tl.maximum(top, tl.max(x, 0, keep_dims=True))
-        level = tl.where(higher == float("-inf"), 0.0, higher)  # so far only -inf: a sum of 0, not of NaN
+        level = tl.where(higher == float("-inf"), 0.0, higher)  # only -inf so far: the sum is 0 instead of NaN
         total = total * tl.exp(top - level) + tl.sum(tl.exp(x - level), 0, keep_dims=True)
         top = higher
     scale = 1.0 / total
     for first in range(0, channels, BLOCK_CHANNELS):
         inside = (first + channel < channels) & (tap < taps)
-        at = ((first + channel) * taps + tap).to(tl.int64)
-        x = tl.load(logits + at * stride, inside, other=0.0).to(tl.float32)
-        tl.store(kernels + at, (tl.exp(x - top) * scale).to(kernels.dtype.element_ty), inside)
+        offset = ((first + channel) * taps + tap).to(tl.int64)
+        x = tl.load(logits + offset * stride, inside, other=0.0).to(tl.float32)
+        tl.store(kernels + offset, (tl.exp(x - top) * scale).to(kernels.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=SIZES)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def _kernel_softmax_many_channels_backward(
-    grad,
-    kernels,
-    logits_grad,
-    classes,
-    channels,
-    taps,
-    stride_image,
-    stride_class,
-    stride,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_TAPS: tl.constexpr,
-):
-    image, of_image, channel, tap = _tile(classes, BLOCK_CHANNELS, taps, BLOCK_CHANNELS, BLOCK_TAPS)
-    grad += image * stride_image + of_image * stride_class
-    kernels += (image * classes + of_image) * channels * taps
-    logits_grad += (image * classes + of_image) * channels * taps
+    grad, kernels, logits_grad, classes, channels, taps, stride_image, stride_class, stride,
+    BLOCK_CHANNELS: tl.constexpr, BLOCK_TAPS: tl.constexpr,
+):  # fmt: skip
+    image, class_, channel, tap = _tile(classes, BLOCK_CHANNELS, taps, BLOCK_CHANNELS, BLOCK_TAPS)
+    grad += image * stride_image + class_ * stride_class
+    kernels += (image * classes + class_) * channels * taps
+    logits_grad += (image * classes + class_) * channels * taps
     dot = tl.zeros((1, BLOCK_TAPS), tl.float32)
     for first in range(0, channels, BLOCK_CHANNELS):
         inside = (first + channel < channels) & (tap < taps)
-        at = ((first + channel) * taps + tap).to(tl.int64)
-        p = tl.load(kernels + at, inside, other=0.0).to(tl.float32)
-        dot += tl.sum(p * tl.load(grad + at * stride, inside, other=0.0).to(tl.float32), 0, keep_dims=True)
+        offset = ((first + channel) * taps + tap).to(tl.int64)
+        p = tl.load(kernels + offset, inside, other=0.0).to(tl.float32)
+        dot += tl.sum(p * tl.load(grad + offset * stride, inside, other=0.0).to(tl.float32), 0, keep_dims=True)
     for first in range(0, channels, BLOCK_CHANNELS):
         inside = (first + channel < channels) & (tap < taps)
-        at = ((first + channel) * taps + tap).to(tl.int64)
-        p = tl.load(kernels + at, inside, other=0.0).to(tl.float32)
-        g = tl.load(grad + at * stride, inside, other=0.0).to(tl.float32)
-        tl.store(logits_grad + at, (p * (g - dot)).to(logits_grad.dtype.element_ty), inside)
+        offset = ((first + channel) * taps + tap).to(tl.int64)
+        p = tl.load(kernels + offset, inside, other=0.0).to(tl.float32)
+        g = tl.load(grad + offset * stride, inside, other=0.0).to(tl.float32)
+        tl.store(logits_grad + offset, (p * (g - dot)).to(logits_grad.dtype.element_ty), inside)
 
 
 def _choice(channels: int, taps: int, norm: str) -> tuple[tuple[Any, Any], dict[str, int], int]:
@@ -274,59 +212,55 @@ def _choice(channels: int, taps: int, norm: str) -> tuple[tuple[Any, Any], dict[
         return kernels, {"BLOCK_CHANNELS": 512, "BLOCK_TAPS": 16}, 8
     if channels > 512:
         return kernels, {"AXIS": 0, "BLOCK_CHANNELS": 1024, "BLOCK_TAPS": 16}, 16
-    # twice as many taps side by side where there are as many: less is fetched for the edges
+    # twice as many adjacent taps where there are as many: less is fetched for the edges
     block = 16 if taps <= 16 else 32
     return kernels, {"AXIS": 0, "BLOCK_CHANNELS": 512, "BLOCK_TAPS": block}, block // 2
 
 
-def _grid(rows: int, channels: int, taps: int, kernel: Any, constants: dict[str, int]) -> tuple[int]:
+def _launch(x: Tensor, kernels: Tensor, norm: str, backward: bool, **tensors: Tensor) -> None:
+    """Runs the kernel for x [B, T, C*K*K], the tensor that may have any strides, and kernels [B, T, C, K, K]."""
+    batch, classes, channels, rows, columns = kernels.shape
+    taps = rows * columns
+    both, constants, warps = _choice(channels, taps, norm)
+    kernel = both[backward]
     loops = kernel in (_kernel_softmax_many_channels, _kernel_softmax_many_channels_backward)
     blocks = 1 if loops else triton.cdiv(channels, constants["BLOCK_CHANNELS"])
-    return (rows * blocks * triton.cdiv(taps, constants["BLOCK_TAPS"]),)
+    programs = batch * classes * blocks * triton.cdiv(taps, constants["BLOCK_TAPS"])
+    sizes = {"classes": classes, "channels": channels, "taps": taps}
+    shared = sizes | strides(x, "stride_image", "stride_class", "stride") | constants
+    launch(kernel, programs, shared | {"kernels": kernels} | tensors, num_warps=warps)
 
 
 def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str) -> Tensor:
     batch, classes, length = kernel_logits.shape
-    taps, channels = kernel_size**2, length // kernel_size**2
-    kernels = kernel_logits.new_empty(batch, classes, channels, kernel_size, kernel_size)
+    kernels = kernel_logits.new_empty(batch, classes, length // kernel_size**2, kernel_size, kernel_size)
     if norm == "none":
         kernels.view(kernel_logits.shape).copy_(kernel_logits)
     elif kernels.numel():
-        (kernel, _), constants, warps = _choice(channels, taps, norm)
-        kernel[_grid(batch * classes, channels, taps, kernel, constants)](
-            kernel_logits, kernels, classes, channels, taps, *kernel_logits.stride(), **constants, num_warps=warps
-        )
+        _launch(kernel_logits, kernels, norm, False, logits=kernel_logits)
     return kernels
 
 
 def kernel_softmax_backward(grad: Tensor, kernels: Tensor, norm: str) -> Tensor:
-    batch, classes, channels, rows, columns = kernels.shape
-    taps = rows * columns
-    logits_grad = kernels.new_empty(batch, classes, channels * taps)
+    logits_grad = kernels.new_empty(kernels.flatten(2).shape)
     grad = grad.reshape(logits_grad.shape)  # a view, also of an expanded gradient; a copy if taps are unevenly spaced
-    kernels = kernels.contiguous()  # as kernel_softmax returned them
     if norm == "none":
         logits_grad.copy_(grad)
     elif logits_grad.numel():
-        (_, kernel), constants, warps = _choice(channels, taps, norm)
-        kernel[_grid(batch * classes, channels, taps, kernel, constants)](
-            grad, kernels, logits_grad, classes, channels, taps, *grad.stride(), **constants, num_warps=warps
-        )
+        # kernel_softmax returned contiguous kernels
+        _launch(grad, kernels.contiguous(), norm, True, grad=grad, logits_grad=logits_grad)
     return logits_grad
 
 
 def configurations() -> Iterator[Configuration]:
     """K = 1 to 15 over taps; 512, 1024 and more channels, with few and many taps at 512."""
-    sizes = [(512, size**2, "taps") for size in (1, 3, 5, 7, 11, 15)]
-    sizes += [(512, 9, "channels"), (512, 25, "channels"), (1024, 9, "channels"), (2048, 9, "channels")]
-    for dtype, (channels, taps, norm) in ((dtype, size) for dtype in TYPES for size in sizes):
-        kernels, constants, warps = _choice(channels, taps, norm)
-        for kernel, pointers, what in zip(kernels, POINTERS, ("", " backward"), strict=True):
-            signature = dict.fromkeys(pointers, "*" + TYPES[dtype]) | dict.fromkeys(SIZES, "i32")
-            signature |= dict.fromkeys(["stride_image", "stride_class"], "i64")
-            chosen = {"stride": 1, **constants}  # Triton makes a stride of 1 a constant
-            if "LOG_TAPS" in constants:
-                chosen["taps"] = taps
-                del signature["taps"]
-            label = f"{TYPES[dtype]} {norm} C={channels} K*K={taps}{what}"
-            yield Configuration(label, kernel, signature, chosen, num_warps=warps)
+    sizes = [(512, size, "taps") for size in (1, 3, 5, 7, 11, 15)]
+    sizes += [(512, 3, "channels"), (512, 5, "channels"), (1024, 3, "channels"), (2048, 3, "channels")]
+    for (dtype, name), (channels, size, norm) in product(FLOATS.items(), sizes):
+        logits = far_apart(2, 5, channels * size**2, dtype=dtype)
+        kernels = logits.new_empty(2, 5, channels, size, size)
+        label = f"{name} {norm} C={channels} K*K={size**2}"
+        for one in recorded(kernel_softmax, logits, size, norm):
+            yield Configuration(label, one)
+        for one in recorded(kernel_softmax_backward, logits.view(kernels.shape), kernels, norm):
+            yield Configuration(f"{label} backward", one)

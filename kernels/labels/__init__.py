@@ -1,4 +1,4 @@
-"""Host-side work on label maps: renumbering and run-length masks."""
+"""Label maps on the host: renumbering and run-length encoding."""
 
 from .host import decode_runs, encode_runs, remap_labels
 

@@ -1,8 +1,8 @@
-"""Label maps on the host: the pybind11 module where it was built, else numpy."""
+"""Label maps on the host, by the pybind11 module if it was built, else by numpy."""
 
 import numpy as np
 
-from .._dispatch import tell
+from .._dispatch import warn_fallback
 from .._library import build_info
 from .reference import decode_runs_reference, encode_runs_reference, remap_labels_reference
 
@@ -18,17 +18,17 @@ LABEL_DTYPES = ("uint8", "uint16", "int32", "int64")
 
 
 def _built(name: str) -> bool:
-    """Whether the compiled helper can be used; where it cannot, that is said once."""
+    """Whether the compiled helper can be used; if not, a warning is shown once."""
     if _host is None:
-        tell(name, f"  pybind11  {why_no_host}")
+        warn_fallback(name, f"  pybind11  {why_no_host}")
     return _host is not None
 
 
 def remap_labels(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Renumbers a label map: ``table[labels]``, every label checked.
+    """Renumbers a label map: ``table[labels]``, with every label checked.
 
     labels   any shape, uint8, uint16, int32 or int64
-    table    [N]  the new number of each label, any of these dtypes
+    table    [N]  the new value of each label, any of these dtypes
     returns  shape of labels, dtype of table
 
     Raises ValueError naming the first label outside 0..N-1, TypeError for other dtypes.
@@ -51,10 +51,10 @@ def remap_labels(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def encode_runs(mask: np.ndarray) -> np.ndarray:
-    """COCO's uncompressed run lengths of a mask: column-major, counts of 0 and 1 in turn, zeros first.
+    """COCO's uncompressed run lengths of a mask: column-major, alternating counts of 0 and 1, zeros first.
 
-    mask     [H, W]  bool or uint8, non-zero counts as 1
-    returns  [N] int64; the counts add up to H*W
+    mask     [H, W]  bool or uint8; non-zero counts as 1
+    returns  [N] int64; the counts add up to H*W. Raises ValueError for other masks.
     """
     mask = np.asarray(mask)
     if mask.ndim != 2 or mask.dtype.name not in ("bool", "uint8"):
@@ -65,13 +65,13 @@ def encode_runs(mask: np.ndarray) -> np.ndarray:
 
 
 def decode_runs(counts: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The mask of COCO's uncompressed run lengths: the inverse of ``encode_runs``.
+    """The mask that COCO's uncompressed run lengths describe: the inverse of ``encode_runs``.
 
     counts   [N] non-negative integers that add up to height*width
-    returns  [H, W] uint8, 0 or 1, in column-major order
+    returns  [H, W] uint8, 0 or 1, in column-major order. Raises ValueError for other counts.
     """
     counts = np.asarray(counts, dtype=np.int64)
-    # no count beyond the whole: a sum that wraps around can be right
+    # every count is checked too, because a sum that overflows may still come out right
     if counts.ndim != 1 or ((counts < 0) | (counts > height * width)).any() or counts.sum() != height * width:
         raise ValueError(
             f"decode_runs: counts must be non-negative and add up to {height}*{width}; they add up to {counts.sum()}"

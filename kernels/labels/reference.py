@@ -1,4 +1,4 @@
-"""What the label helpers mean, in numpy."""
+"""The definitions of the label helpers, in numpy."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ def remap_labels_reference(labels: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 
 def encode_runs_reference(mask: np.ndarray) -> np.ndarray:
-    """Lengths of the runs of 0 and 1 in turn, column by column, the first of zeros (it may be 0 long)."""
+    """Lengths of the alternating runs of 0 and 1, column by column; the first run is of zeros and may be empty."""
     flat = np.concatenate([[False], mask.ravel(order="F").astype(bool)])
     edges = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], edges, [mask.size]])).astype(np.int64)

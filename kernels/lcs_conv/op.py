@@ -1,82 +1,14 @@
 """lcs_conv: schema, shape rule, gradient and backends."""
 
-import torch
 from torch import Tensor
 
-from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, differentiate, first_order_only
+from .._dispatch import check_same, dispatch, register, under_autocast
+from .._library import define, empty_like, first_order_only, register_autograd
 from ..kernel_softmax.op import check_kernels
 from .reference import lcs_conv_reference
 
 
-def _shape(pixels, kernel_logits, bias, kernel_size, norm):
-    batch, channels, height, width = pixels.shape
-    torch._check(kernel_logits.shape[0] == batch, lambda: "pixels and kernel_logits must share B")
-    torch._check(kernel_logits.shape[2] == channels * kernel_size**2, lambda: "kernel_logits must end in C*K*K")
-    torch._check(bias.shape == kernel_logits.shape[:2], lambda: "bias must be [B, T]")
-    return pixels.new_empty(batch, bias.shape[1], height, width)
-
-
-def _shape_backward(grad, pixels, kernel_logits, kernel_size, norm):
-    torch._check(grad.shape[0] == pixels.shape[0], lambda: "grad and pixels must share B")
-    torch._check(grad.shape[1] == kernel_logits.shape[1], lambda: "grad and kernel_logits must share T")
-    return (
-        pixels.new_empty(pixels.shape),
-        kernel_logits.new_empty(kernel_logits.shape),
-        pixels.new_empty(kernel_logits.shape[:2]),
-    )
-
-
-def _save(ctx, inputs, output):
-    pixels, kernel_logits, _, ctx.kernel_size, ctx.norm = inputs
-    ctx.save_for_backward(pixels, kernel_logits)
-
-
-def _backward(ctx, ops, grad):
-    # the kernels are computed again: at K = 15 keeping them would double the memory of the logits
-    pixels, kernel_logits = ctx.saved_tensors
-    grads = ops("lcs_conv_backward")(grad, pixels, kernel_logits, ctx.kernel_size, ctx.norm)
-    return *grads, None, None
-
-
-define(
-    "lcs_conv",
-    "(Tensor pixels, Tensor kernel_logits, Tensor bias, int kernel_size, str norm) -> Tensor",
-    _shape,
-    __package__,
-)
-define(
-    "lcs_conv_backward",
-    "(Tensor grad, Tensor pixels, Tensor kernel_logits, int kernel_size, str norm) -> (Tensor, Tensor, Tensor)",
-    _shape_backward,
-    __package__,
-)
-differentiate("lcs_conv", _save, _backward)
-first_order_only("lcs_conv_backward")
-register("lcs_conv", lcs_conv_reference)
-
-
-def lcs_conv(
-    pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str = "taps", *, backend: str = "auto"
-) -> Tensor:
-    """Local similarity S_l of every pixel with every class: its own normalised kernel, convolved, plus its bias.
-
-        S_l[b,t,y,x] = bias[b,t] + sum_{c,i,j} kernels[b,t,c,i,j] * pixels[b, c, y+i-K//2, x+j-K//2]
-
-    pixels         [B, C, H, W]   float32, float64, float16 or bfloat16, zero outside of the image; any strides
-    kernel_logits  [B, T, C*K*K]  normalised here as in ``kernel_softmax``
-    bias           [B, T]
-    kernel_size    K, odd, may be larger than the image
-    norm           "taps", "channels" or "none"
-    returns        [B, T, H, W]   dtype of pixels, contiguous; sums in float32, or float64 for float64
-
-    Differentiable in the three tensors, with the C++ backend once. Under autocast it runs in autocast's dtype, like a
-    convolution. B, T and C may be 0; H and W at least 1. ``backend`` is "auto" or a name that ``explain`` lists.
-    Source: FGAseg, section III-C, eq. 10. Raises ValueError for an even K, an unknown norm, shapes that do not fit or
-    different devices, TypeError for different dtypes.
-    """
-    (pixels, kernel_logits, bias), no_more_casts = under_autocast(pixels, kernel_logits, bias)
-    check_same("lcs_conv", pixels=pixels, kernel_logits=kernel_logits, bias=bias)
+def _check_shapes(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> None:
     check_kernels("lcs_conv", kernel_logits, kernel_size, norm)
     if pixels.dim() != 4 or pixels.shape[2] < 1 or pixels.shape[3] < 1:
         raise ValueError(f"lcs_conv: pixels has shape {list(pixels.shape)}; expected [B, C, H, W], H and W at least 1")
@@ -88,5 +20,67 @@ def lcs_conv(
         )
     if bias.dim() != 2 or bias.shape[0] != batch or bias.shape[1] != classes:
         raise ValueError(f"lcs_conv: bias has shape {list(bias.shape)}; expected [{batch}, {classes}]")
+
+
+def _fake(pixels, kernel_logits, bias, kernel_size, norm):
+    _check_shapes(pixels, kernel_logits, bias, kernel_size, norm)
+    return pixels.new_empty(*bias.shape, *pixels.shape[2:])
+
+
+def _fake_backward(grad, pixels, kernel_logits, kernel_size, norm):
+    return *empty_like(pixels, kernel_logits), pixels.new_empty(kernel_logits.shape[:2])
+
+
+def _save(ctx, inputs, output):
+    pixels, kernel_logits, _, ctx.kernel_size, ctx.norm = inputs
+    ctx.save_for_backward(pixels, kernel_logits)
+
+
+def _backward(ctx, ops, grad):
+    # the kernels are recomputed: at K = 15 keeping them would double the memory of the logits
+    pixels, kernel_logits = ctx.saved_tensors
+    grads = ops("lcs_conv_backward")(grad, pixels, kernel_logits, ctx.kernel_size, ctx.norm)
+    return *grads, None, None
+
+
+define(
+    "lcs_conv",
+    "(Tensor pixels, Tensor kernel_logits, Tensor bias, int kernel_size, str norm) -> Tensor",
+    _fake,
+    __package__,
+)
+define(
+    "lcs_conv_backward",
+    "(Tensor grad, Tensor pixels, Tensor kernel_logits, int kernel_size, str norm) -> (Tensor, Tensor, Tensor)",
+    _fake_backward,
+    __package__,
+)
+register_autograd("lcs_conv", _save, _backward)
+first_order_only("lcs_conv_backward")
+register("lcs_conv", lcs_conv_reference)
+
+
+def lcs_conv(
+    pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str = "taps", *, backend: str = "auto"
+) -> Tensor:
+    """Local similarity S_l of every pixel with every class: the class's normalised kernel, convolved, plus its bias.
+
+        S_l[b,t,y,x] = bias[b,t] + sum_{c,i,j} kernels[b,t,c,i,j] * pixels[b, c, y+i-K//2, x+j-K//2]
+
+    pixels         [B, C, H, W]   float32, float64, float16 or bfloat16, zero outside the image; any strides
+    kernel_logits  [B, T, C*K*K]  normalised here as in ``kernel_softmax``
+    bias           [B, T]
+    kernel_size    K, odd, may be larger than the image
+    norm           "taps", "channels" or "none"
+    returns        [B, T, H, W]   dtype of pixels, contiguous; sums in float32, or float64 for float64
+
+    Differentiable once in the three tensors (the reference any number of times). Under autocast it runs in autocast's
+    dtype, like a convolution. B, T and C may be 0; H and W are at least 1. ``backend`` is "auto" or a name that
+    ``explain`` lists. Source: FGAseg, section III-C, eq. 10. Raises ValueError for an even K, an unknown norm,
+    mismatched shapes or devices, TypeError for mismatched dtypes.
+    """
+    (pixels, kernel_logits, bias), no_more_casts = under_autocast(pixels, kernel_logits, bias)
+    check_same("lcs_conv", pixels=pixels, kernel_logits=kernel_logits, bias=bias)
+    _check_shapes(pixels, kernel_logits, bias, kernel_size, norm)
     with no_more_casts:
-        return run("lcs_conv", backend, pixels, kernel_logits, bias, kernel_size, norm)
+        return dispatch("lcs_conv", backend, pixels, kernel_logits, bias, kernel_size, norm)

@@ -1,4 +1,4 @@
-"""What lcs_conv means, in plain PyTorch."""
+"""The definition of lcs_conv, in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F

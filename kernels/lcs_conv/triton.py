@@ -1,27 +1,21 @@
-"""lcs_conv on a GPU, in Triton: chunk after chunk of kernels is normalised and then multiplied with shifted pixels.
+"""lcs_conv on a GPU, in Triton: a chunk of kernels at a time is normalised and then multiplied with shifted pixels.
 
     kernels[b,t,c,tap] = softmax over taps of logits
     S[b,t,n] = bias[b,t] + sum_{tap,c} kernels[b,t,c,tap] x[b,c,n+tap]
     dx[b,c,n] = sum_{tap,t} kernels[b,t,c,tap] g[b,t,n-tap];    dk[b,t,c,tap] = sum_n g[b,t,n] x[b,c,n+tap]
     dlogits = kernels (dk - sum_tap kernels dk);                dbias = sum_n g
 
-Floor: 2*B*T*C*K*K*H*W operations each for S, dx and dk, and one read of the logits. In bf16 S3 (5, 512, 847, 24x24, 3)
-is 22.5 Gop and 39 MB, S7 (K = 11) 302 Gop and 525 MB.
+The tap is a loop, not a dimension: pixels lie channels last, so under each tap the operand is a plain matrix [n, c]
+with shifted rows, loaded by cp.async 16 bytes at a time; a pixel outside the image is one mask per row. There is no
+im2col and no padding of K*K. The kernels must then lie as [tap, t, c]: they are written so, at most SCRATCH elements at
+a time (some channels, of some images if need be), and read again from the second-level cache. The logits are read from
+memory once, and working memory does not grow with C; chunks add up in float32. Up to 25 taps their softmax goes tap
+after tap, over vectors of channels, so that it needs neither shuffles nor padding; with more taps those strided loads
+would overflow the cache.
 
-The tap is a loop, not a dimension: pixels lie channels last, so under each tap the operand is a plain matrix [n, c],
-its rows shifted, loaded by cp.async 16 bytes at a time; a pixel outside of the image is one mask a row. No im2col, no
-padding of K*K. The kernels must then lie as [tap, t, c]: they are written so, at most SCRATCH numbers at a time (some
-channels, of some images if need be), and read again from the second-level cache. Memory sees the logits once, and what
-is kept does not grow with C; chunks add up in float32. Up to 25 taps their softmax goes tap after tap, over vectors of
-channels, so that it needs neither shuffles nor padding; with more taps those strided loads would overflow the cache.
-
-Compiled and given up: the softmax of a tile [t, c, TAPS] in registers as the dot's operand, TAPS a power of two, the
-pixels gathered one by one. Nothing is written, but 16 taps stand for 9, every block of pixels repeats the softmax, and
-the gather needs an address and a 2-byte load a number: for sm_80 in bf16 4680 instructions to 64 HMMA at K = 3, with
-spills, 11024 to 128 at K = 11. Here it is about 1500 to 16, most of them outside of the loop.
-
-With few programs (S1 has 15) the sum is cut into parts, added afterwards in a fixed order. Backward makes the kernels
-again; dk is kept a chunk at a time in float32. norm="channels" composes kernel_softmax with norm="none".
+Small problems (S1 has 15 programs) split the sum into parts, which are added afterwards in a fixed order. Backward
+recomputes the kernels; dk is kept a chunk at a time in float32. norm="channels" composes kernel_softmax with
+norm="none". docs/design/kernels.md counts bytes and operations and describes a design that was given up.
 """
 
 import math
@@ -35,10 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import TYPES, Configuration, precision
+from .._triton import FLOATS, Configuration, launch, precision, recorded, strides
 from ..kernel_softmax.triton import kernel_softmax, kernel_softmax_backward
 
-SCRATCH = 1 << 23  # kernel numbers at a time, 16 MiB in half: a third of the second-level cache of an H100
+SCRATCH = 1 << 23  # kernel elements at a time, 16 MiB in half: a third of the second-level cache of an H100
 DEPTH = 32  # the depth of a tl.dot; channels and classes are padded with zeros to its multiples
 STAGES = 4
 PROGRAMS = 264  # wanted at least: two for each multiprocessor of an H100
@@ -46,7 +40,7 @@ PROGRAMS = 264  # wanted at least: two for each multiprocessor of an H100
 
 @triton.jit
 def _kernels_of(logits, inside, normalise):
-    """[BLOCK_C, TAPS] kernels in float32 from logits that were loaded as 0 beyond the taps."""
+    """Kernels [BLOCK_C, TAPS] in float32, from logits that were loaded as 0 beyond the taps."""
     x = logits.to(tl.float32)
     if normalise:
         x = tl.where(inside, x, float("-inf"))
@@ -71,8 +65,8 @@ def _lcs_conv_kernels(
     x = tl.load(logits + c[:, None] * stride_c + tap[None, :] * stride_tap, mask=inside, other=0.0)
     x = tl.where(inside, _kernels_of(x, (tap < taps)[None, :], normalise), 0.0)
     out += (b * taps * T + t) * pitch + first
-    place = tap[None, :] * (T * pitch) + c[:, None]
-    tl.store(out + place, x.to(out.dtype.element_ty), mask=(c < pitch - first)[:, None] & (tap < taps)[None, :])
+    offset = tap[None, :] * (T * pitch) + c[:, None]
+    tl.store(out + offset, x.to(out.dtype.element_ty), mask=(c < pitch - first)[:, None] & (tap < taps)[None, :])
 
 
 @triton.jit(do_not_specialize=["normalise"])
@@ -81,7 +75,7 @@ def _lcs_conv_kernels_few_taps(
     T, C, taps, pitch, normalise,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The same, tap after tap as vectors over channels; the second and third look at a logit find it in the cache."""
+    """The same, tap after tap as vectors over channels; the second and third read of a logit find it in the cache."""
     tiles_c = tl.cdiv(pitch, BLOCK_C)
     tile = tl.program_id(0)
     first, c = tile % tiles_c * BLOCK_C, tl.arange(0, BLOCK_C)
@@ -108,7 +102,7 @@ def _lcs_conv_kernels_few_taps(
 
 @triton.jit
 def _under(tap, y, x, H, W, K):
-    """The pixels under a tap of kernels centred on (y, x), and which of them are inside of the image."""
+    """The pixels under a tap of kernels centred on (y, x), and which of them are inside the image."""
     y, x = y + (tap // K - K // 2), x + (tap % K - K // 2)
     return y * W + x, (y >= 0) & (y < H) & (x >= 0) & (x < W)
 
@@ -130,7 +124,7 @@ def _lcs_conv_product(
     part, b = part_b // B, (part_b % B).to(tl.int64)
     pitch = blocks_c * DEPTH
     depth = tl.arange(0, DEPTH)
-    y, x = tl.where(n < H * W, n // W, -K), n % W  # beyond the map: above the image under every tap
+    y, x = tl.where(n < H * W, n // W, -K), n % W  # pixels beyond the map lie above the image under every tap
     kernels += b * (K * K) * T * pitch
     maps += b * (H * W) * (blocks_maps * DEPTH)
 
@@ -140,13 +134,13 @@ def _lcs_conv_product(
         if BACKWARD:
             rows = (tap * T + d).to(tl.int64)[:, None] * pitch + m[None, :]
             weights = tl.trans(tl.load(kernels + rows, mask=(d < T)[:, None] & (m < pitch)[None, :], other=0.0))
-            source, seen = _under(K * K - 1 - tap, y, x, H, W, K)
+            source, inside = _under(K * K - 1 - tap, y, x, H, W, K)
         else:
             rows = (tap * T + m).to(tl.int64)[:, None] * pitch + d[None, :]
             weights = tl.load(kernels + rows, mask=(m < M)[:, None], other=0.0)
-            source, seen = _under(tap, y, x, H, W, K)
+            source, inside = _under(tap, y, x, H, W, K)
         rows = source.to(tl.int64)[:, None] * (blocks_maps * DEPTH) + d[None, :]
-        pixels = tl.load(maps + rows, mask=seen[:, None], other=0.0)
+        pixels = tl.load(maps + rows, mask=inside[:, None], other=0.0)
         acc = tl.dot(weights, tl.trans(pixels), acc, input_precision=PRECISION)
 
     if not BACKWARD:
@@ -154,15 +148,15 @@ def _lcs_conv_product(
         shift = tl.load(bias + b * stride_bias_b + m.to(tl.int64) * stride_bias_t, mask=with_bias, other=0.0)
         acc += shift.to(tl.float32)[:, None]
     row = m.to(tl.int64)
-    place = (part_b.to(tl.int64) * M + row)[:, None] * (tiles_n * BLOCK_N) + n[None, :]
+    offset = (part_b.to(tl.int64) * M + row)[:, None] * (tiles_n * BLOCK_N) + n[None, :]
     if first == 0:
-        acc += tl.load(sums + place, mask=(m < M)[:, None], other=0.0)
+        acc += tl.load(sums + offset, mask=(m < M)[:, None], other=0.0)
     if last:
         rows = b * stride_out_b + row * (H * W)
         inside = (m < M)[:, None] & (n < H * W)[None, :]
         tl.store(out + rows[:, None] + n[None, :], acc.to(out.dtype.element_ty), mask=inside)
     else:
-        tl.store(sums + place, acc, mask=(m < M)[:, None])
+        tl.store(sums + offset, acc, mask=(m < M)[:, None])
 
 
 @triton.jit
@@ -184,14 +178,14 @@ def _lcs_conv_taps_grad(
     acc = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
     for start in range(0, H * W, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)
-        source, seen = _under(tap, n // W, n % W, H, W, K)
+        source, inside = _under(tap, n // W, n % W, H, W, K)
         rows = n.to(tl.int64)[:, None] * pitch_t + t[None, :]
         g = tl.load(grad + rows, mask=(n < H * W)[:, None] & (t < pitch_t)[None, :], other=0.0)
         rows = source.to(tl.int64)[:, None] * (blocks_pixels * DEPTH) + c[None, :]
-        x = tl.load(pixels + rows, mask=seen[:, None] & (c < pitch_c)[None, :], other=0.0)
+        x = tl.load(pixels + rows, mask=inside[:, None] & (c < pitch_c)[None, :], other=0.0)
         acc = tl.dot(tl.trans(g), x, acc, input_precision=PRECISION)
-    place = (b_tap.to(tl.int64) * T + t)[:, None] * pitch_c + c[None, :]
-    tl.store(out + place, acc, mask=(t < T)[:, None] & (c < pitch_c)[None, :])
+    offset = (b_tap.to(tl.int64) * T + t)[:, None] * pitch_c + c[None, :]
+    tl.store(out + offset, acc, mask=(t < T)[:, None] & (c < pitch_c)[None, :])
 
 
 @triton.jit(do_not_specialize=["normalise"])
@@ -200,7 +194,7 @@ def _lcs_conv_logits_grad(
     T, C, taps, pitch, normalise,
     BLOCK_C: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """From grad[b,tap,t,c], of the kernels, to the logits' gradient out[b,t,c,tap]; program = (b, t, BLOCK_C)."""
+    """From the kernels' gradient grad[b,tap,t,c] to the logits' out[b,t,c,tap]; program = (b, t, BLOCK_C)."""
     tiles_c = tl.cdiv(C, BLOCK_C)
     tile = tl.program_id(0)
     first, c, tap = tile % tiles_c * BLOCK_C, tl.arange(0, BLOCK_C), tl.arange(0, TAPS)
@@ -222,23 +216,9 @@ def _product_constants(dtype: torch.dtype, backward: bool) -> dict[str, Any]:
     return dict(BACKWARD=backward, BLOCK_M=64, BLOCK_N=128 if half else 64, DEPTH=DEPTH, PRECISION=precision())
 
 
-def _warps(dtype: torch.dtype) -> int:
-    return 4 if dtype == torch.float32 else 8
-
-
-def _taps_grad_constants(dtype: torch.dtype) -> dict[str, Any]:
-    return dict(BLOCK_T=64, BLOCK_C=64, BLOCK_N=32, DEPTH=DEPTH, PRECISION=precision())
-
-
 def _softmax_constants(taps: int) -> dict[str, Any]:
     length = max(16, triton.next_power_of_2(taps))
     return dict(BLOCK_C=max(16, 2048 // length), TAPS=length)
-
-
-def _kernels_choice(taps: int) -> tuple[Any, dict[str, Any]]:
-    return (
-        (_lcs_conv_kernels_few_taps, dict(BLOCK_C=256)) if taps <= 25 else (_lcs_conv_kernels, _softmax_constants(taps))
-    )
 
 
 def _padded(length: int) -> int:
@@ -246,7 +226,7 @@ def _padded(length: int) -> int:
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """[B, D, H, W] -> [B, H*W, D up to a multiple of DEPTH, with zeros]: a copy, unless maps lies like that already."""
+    """[B, D, H, W] -> [B, H*W, D padded with zeros to a multiple of DEPTH]; no copy if maps already lies like that."""
     depth = maps.shape[1]
     rows = maps.permute(0, 2, 3, 1)
     rows = F.pad(rows, (0, _padded(depth) - depth)) if depth % DEPTH else rows
@@ -254,7 +234,7 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _chunks(batch: int, classes: int, channels: int, taps: int) -> Iterator[tuple[slice, slice]]:
-    """Images, and multiples of DEPTH of their channels, that have at most SCRATCH kernel numbers, if DEPTH do."""
+    """The images and channels of every chunk: at most SCRATCH kernel elements, but at least DEPTH channels."""
     smallest = classes * taps * DEPTH
     images = min(max(1, SCRATCH // smallest), batch)
     step = max(1, SCRATCH // (images * smallest)) * DEPTH
@@ -263,18 +243,23 @@ def _chunks(batch: int, classes: int, channels: int, taps: int) -> Iterator[tupl
 
 
 def _kernels(logits: Tensor, normalise: bool) -> Tensor:
-    """[B, K*K, T, C up to a multiple of DEPTH] from logits [B, T, C, K*K] of any strides."""
+    """Kernels [B, K*K, T, C padded to a multiple of DEPTH] from logits [B, T, C, K*K] of any strides."""
     batch, classes, channels, taps = logits.shape
-    kernel, constants = _kernels_choice(taps)
+    few = taps <= 25
+    constants = dict(BLOCK_C=256) if few else _softmax_constants(taps)
     kernels = logits.new_empty(batch, taps, classes, _padded(channels))
-    kernel[(batch * classes * triton.cdiv(kernels.shape[3], constants["BLOCK_C"]),)](
-        logits, kernels, *logits.stride(), classes, channels, taps, kernels.shape[3], int(normalise), **constants
-    )
+    call = {
+        **dict(logits=logits, out=kernels, T=classes, C=channels, taps=taps, pitch=kernels.shape[3]),
+        **strides(logits, "stride_b", "stride_t", "stride_c", "stride_tap"),
+        **dict(normalise=int(normalise), **constants),
+    }
+    programs = batch * classes * triton.cdiv(kernels.shape[3], constants["BLOCK_C"])
+    launch(_lcs_conv_kernels_few_taps if few else _lcs_conv_kernels, programs, call)
     return kernels
 
 
 def _tiles(out: Tensor) -> tuple[int, int]:
-    """How many programs one part of a sum has, and the length of a row of its tiles."""
+    """The programs of one part of a sum for out [B, M, H, W], and the length of a row of its tiles."""
     batch, rows, height, width = out.shape
     constants = _product_constants(out.dtype, backward=False)
     across = triton.cdiv(height * width, constants["BLOCK_N"])
@@ -282,9 +267,9 @@ def _tiles(out: Tensor) -> tuple[int, int]:
 
 
 def _sums(out: Tensor, depth: int, chunks: int) -> Tensor:
-    """Float32 [parts, B, M, N] for _product to add in, empty if it can write out [B, M, H, W] at once.
+    """Accumulators [parts, B, M, N] in float32 for _product, empty if it can write out [B, M, H, W] at once.
 
-    With few programs a sum over ``depth`` is cut into parts, which are added at the end in a fixed order.
+    If that takes few programs, the sum over ``depth`` is split into parts, which are added at the end in a fixed order.
     """
     programs, length = _tiles(out)
     parts = max(1, min(PROGRAMS // programs, depth // (8 * DEPTH)))
@@ -294,17 +279,24 @@ def _sums(out: Tensor, depth: int, chunks: int) -> Tensor:
 def _product(
     kernels: Tensor, rows: Tensor, bias: Tensor | None, out: Tensor, sums: Tensor, first: bool = True, last: bool = True
 ) -> None:
-    """One launch of _lcs_conv_product for out [B, M, H, W], which may be a slice; with a bias it is the forward one."""
+    """One launch of _lcs_conv_product for out [B, M, H, W], which may be a slice: the forward one if there is a bias.
+
+    ``first`` and ``last``: it is for the first or last chunk of the sum.
+    """
     _, taps, classes, pitch = kernels.shape
     batch, m, height, width = out.shape
     parts, blocks_depth = sums.shape[0] or 1, (_padded(classes) if bias is None else pitch) // DEPTH
-    _lcs_conv_product[(parts * _tiles(out)[0],)](
-        kernels, rows, out if bias is None else bias, sums, out, *((0, 0) if bias is None else bias.stride()),
-        out.stride(0), batch, classes, height, width, math.isqrt(taps),
-        pitch // DEPTH, blocks_depth, rows.stride(1) // DEPTH, m,
-        triton.cdiv(taps * blocks_depth, parts), int(first), int(last and parts == 1),
-        **_product_constants(out.dtype, backward=bias is None), num_warps=_warps(out.dtype), num_stages=STAGES,
-    )  # fmt: skip
+    call = {
+        **dict(kernels=kernels, maps=rows, bias=out if bias is None else bias, sums=sums, out=out),
+        **strides(out, "stride_out_b"),
+        **(dict(stride_bias_b=0, stride_bias_t=0) if bias is None else strides(bias, "stride_bias_b", "stride_bias_t")),
+        **dict(B=batch, T=classes, H=height, W=width, K=math.isqrt(taps), M=m),
+        **dict(blocks_c=pitch // DEPTH, blocks_depth=blocks_depth, blocks_maps=rows.stride(1) // DEPTH),
+        **dict(steps=triton.cdiv(taps * blocks_depth, parts), first=int(first), last=int(last and parts == 1)),
+        **_product_constants(out.dtype, backward=bias is None),
+    }
+    warps = 4 if out.dtype == torch.float32 else 8
+    launch(_lcs_conv_product, parts * _tiles(out)[0], call, num_warps=warps, num_stages=STAGES)
     if last and parts > 1:
         out.copy_(sums.sum(0)[..., : height * width].unflatten(2, (height, width)))
 
@@ -312,32 +304,36 @@ def _product(
 def _taps_grad(grad_rows: Tensor, rows: Tensor, kernels: Tensor, height: int, width: int) -> Tensor:
     """The gradient of the kernels, in float32 and in their layout."""
     batch, taps, classes, pitch = kernels.shape
-    constants = _taps_grad_constants(kernels.dtype)
+    constants = dict(BLOCK_T=64, BLOCK_C=64, BLOCK_N=32, DEPTH=DEPTH, PRECISION=precision())
     out = torch.empty_like(kernels, dtype=torch.float32)
+    call = {
+        **dict(grad=grad_rows, pixels=rows, out=out, T=classes, H=height, W=width, K=math.isqrt(taps)),
+        **dict(blocks_t=grad_rows.stride(1) // DEPTH, blocks_c=pitch // DEPTH, blocks_pixels=rows.stride(1) // DEPTH),
+        **constants,
+    }
     tiles = triton.cdiv(classes, constants["BLOCK_T"]) * triton.cdiv(pitch, constants["BLOCK_C"])
-    _lcs_conv_taps_grad[(batch * taps * tiles,)](
-        grad_rows, rows, out, classes, height, width, math.isqrt(taps),
-        grad_rows.stride(1) // DEPTH, pitch // DEPTH, rows.stride(1) // DEPTH,
-        **constants, num_warps=4, num_stages=STAGES,
-    )  # fmt: skip
+    launch(_lcs_conv_taps_grad, batch * taps * tiles, call, num_stages=STAGES)
     return out
 
 
 def _logits_grad(logits: Tensor, taps_grad: Tensor, out: Tensor, normalise: bool) -> None:
     batch, classes, channels, taps = logits.shape
     constants = _softmax_constants(taps)
-    _lcs_conv_logits_grad[(batch * classes * triton.cdiv(channels, constants["BLOCK_C"]),)](
-        logits, taps_grad, out, *logits.stride(), *out.stride()[:2],
-        classes, channels, taps, taps_grad.shape[3], int(normalise), **constants,
-    )  # fmt: skip
+    call = {
+        **dict(logits=logits, grad=taps_grad, out=out, T=classes, C=channels, taps=taps, pitch=taps_grad.shape[3]),
+        **strides(logits, "stride_b", "stride_t", "stride_c", "stride_tap"),
+        **strides(out, "stride_out_b", "stride_out_t"),
+        **dict(normalise=int(normalise), **constants),
+    }
+    launch(_lcs_conv_logits_grad, batch * classes * triton.cdiv(channels, constants["BLOCK_C"]), call)
 
 
-# From the images and the channels of a chunk to its logits, or to where their gradient goes: [b, T, c, K*K].
+# Takes the images and the channels of a chunk; returns its logits, or where their gradient goes: [b, T, c, K*K].
 OfChunk = Callable[[slice, slice], Tensor]
 
 
 def convolve(pixels: Tensor, bias: Tensor, kernel_size: int, normalise: bool, logits_of: OfChunk) -> Tensor:
-    """lcs_conv [B, T, H, W] whose logits are asked for a chunk at a time."""
+    """lcs_conv [B, T, H, W] with logits that are asked for a chunk at a time."""
     channels, classes = pixels.shape[1], bias.shape[1]
     out = pixels.new_empty(pixels.shape[0], classes, *pixels.shape[2:])
     if not out.numel() or channels == 0:
@@ -359,9 +355,9 @@ def convolve_backward(
     kernel_size: int,
     normalise: bool,
     logits_of: OfChunk,
-    place: OfChunk,
+    dlogits_of: OfChunk,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Fills dpixels chunk after chunk; yields every chunk and ``place`` of it, filled with the logits' gradient."""
+    """Fills dpixels chunk after chunk; yields every chunk and ``dlogits_of`` it, filled with its logits' gradient."""
     (batch, channels, height, width), classes = pixels.shape, grad.shape[1]
     if not dpixels.numel() or not classes:
         dpixels.zero_()
@@ -372,7 +368,7 @@ def convolve_backward(
         kernels = _kernels(logits, normalise)
         _product(kernels, grad_rows[images], None, out, _sums(out, kernel_size**2 * classes, 1))
         taps_grad = _taps_grad(grad_rows[images], rows[images, :, chunk], kernels, height, width)
-        dlogits = place(images, chunk)
+        dlogits = dlogits_of(images, chunk)
         _logits_grad(logits, taps_grad, dlogits, normalise)
         yield images, chunk, dlogits
 
@@ -402,25 +398,28 @@ def lcs_conv_backward(
 
 
 def configurations() -> Iterator[Configuration]:
-    for dtype, name in TYPES.items():
-        half, pointer = dtype != torch.float32, f"*{name}"
-        floats = {p: pointer for p in ("kernels", "maps", "bias", "out", "grad", "pixels", "logits")}
-        for backward in (False, True):
-            constants = _product_constants(dtype, backward)
-            label = f"{name} {'pixels gradient' if backward else 'forward'}"
-            types = {**floats, "sums": "*fp32"}
-            yield _configuration(label, _lcs_conv_product, constants, types, _warps(dtype), STAGES, half)
-        types, constants = {**floats, "out": "*fp32"}, _taps_grad_constants(dtype)
-        yield _configuration(f"{name} taps gradient", _lcs_conv_taps_grad, constants, types, 4, STAGES, half)
+    """No stride is 1, the general case."""
+
+    def spaced(*sizes: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(*sizes, 2, dtype=dtype, device="meta")[..., 0]
+
+    b, t, c, h, w = 2, 40, 64, 24, 20
+    for dtype, name in FLOATS.items():
+        half = dtype != torch.float32
+        kernels, bias = torch.empty(b, 9, t, c, dtype=dtype, device="meta"), spaced(b, t, dtype=dtype)
+        pixels, grad = (torch.empty(b, n, h, w, dtype=dtype, device="meta") for n in (c, t))
+        sums = torch.empty(0, device="meta")
+        for one in recorded(_product, kernels, _rows(pixels), bias, grad, sums):
+            yield Configuration(f"{name} forward", one, half)
+        for one in recorded(_product, kernels, _rows(grad), None, pixels, sums):
+            yield Configuration(f"{name} pixels gradient", one, half)
+        for one in recorded(_taps_grad, _rows(grad), _rows(pixels), kernels, h, w):
+            yield Configuration(f"{name} taps gradient", one, half)
         for kernel_size in (3, 5, 7, 11, 15):
+            logits = spaced(b, t, c, kernel_size**2, dtype=dtype)
+            taps_grad = torch.empty(b, kernel_size**2, t, c, device="meta")
             if kernel_size != 3:  # 5 is the same configuration
-                yield _configuration(f"{name} kernels K={kernel_size}", *_kernels_choice(kernel_size**2), floats)
-            types, constants = {**floats, "grad": "*fp32"}, _softmax_constants(kernel_size**2)
-            yield _configuration(f"{name} logits gradient K={kernel_size}", _lcs_conv_logits_grad, constants, types)
-
-
-def _configuration(
-    label: str, kernel: Any, constants: dict, types: dict, num_warps: int = 4, num_stages: int = 2, matrix: bool = False
-) -> Configuration:
-    signature = {p: types.get(p, "i32") for p in kernel.arg_names if p not in constants}
-    return Configuration(label, kernel, signature, constants, num_warps, num_stages, matrix)
+                for one in recorded(_kernels, logits, True):
+                    yield Configuration(f"{name} kernels K={kernel_size}", one)
+            for one in recorded(_logits_grad, logits, taps_grad, logits, True):
+                yield Configuration(f"{name} logits gradient K={kernel_size}", one)

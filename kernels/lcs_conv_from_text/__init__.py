@@ -1,4 +1,4 @@
-"""lcs_conv with the projection from text in front, so that the kernel logits never exist."""
+"""lcs_conv preceded by its projection from text, so that the kernel logits are never stored."""
 
 from .op import lcs_conv_from_text
 

@@ -1,17 +1,13 @@
 """lcs_conv_from_text on a GPU: a bounded chunk of logits from one matrix product, then lcs_conv's kernels on it.
 
-With N = H*W pixels and D numbers a text, each of the B*T*C*K*K logits costs 2*D operations to make and 2*N to convolve.
-Made inside of the convolution, by programs that own BLOCK_N pixels, it is made N/BLOCK_N times. S7 (N = 576, D = 512,
-K = 11) in blocks of 128: 1340 Gop instead of 268, 1.4 ms more at the roof (790 T/s), to save 525 MB written and read,
-0.35 ms if all of it went to memory (3 TB/s). A map of a single block repeats nothing; but then making the logits is at
-least D/(D + BLOCK_N) = 4/5 of the operations, and a library's matrix product does that best, without padded taps.
-So there is one rule: torch.matmul makes every chunk once. A chunk has at most SCRATCH logits (lcs_conv/triton.py) where
-32 channels of an image do: it is read again from the second-level cache, and memory does not grow with C.
+torch.matmul computes every chunk of logits once. A chunk has at most SCRATCH logits (lcs_conv/triton.py), unless 32
+channels of an image have more: it is read again from the second-level cache, and memory does not grow with C.
+docs/design/kernels.md says why the product is not fused into the convolution.
 
 Backward does the same. A chunk of channels finishes its rows of dweight and dbias and its channels of dpixels, unless
-it has only some of the images; dtexts grows with every chunk. What grows does so in float32.
+it has only some of the images; dtexts accumulates over the chunks. What is accumulated is in float32.
 
-norm="channels" needs all channels of a class at once: there the logits are made in full.
+norm="channels" needs all channels of a class at once: there the logits are computed in full.
 """
 
 from collections.abc import Iterator
@@ -25,7 +21,7 @@ from ..lcs_conv.triton import convolve, convolve_backward, lcs_conv, lcs_conv_ba
 
 
 def _logits(texts: Tensor, weight: Tensor, bias: Tensor, channels: slice, taps: int) -> Tensor:
-    """[b, T, c, K*K] of some channels."""
+    """Logits [b, T, c, K*K] of some channels."""
     outputs = slice(channels.start * taps, channels.stop * taps)
     return F.linear(texts, weight[outputs], bias[outputs]).unflatten(2, (channels.stop - channels.start, taps))
 
@@ -49,7 +45,7 @@ def lcs_conv_from_text_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     taps, dpixels = kernel_size**2, pixels.new_empty(pixels.shape)
     dweight, dbias = (x.new_zeros(x.shape, dtype=torch.float32) for x in (weight, bias))
-    dclass = grad.sum((2, 3), dtype=torch.float32)  # of the class's bias, the last output
+    dclass = grad.sum((2, 3), dtype=torch.float32)  # the gradient of the class's bias, the last output
     dtexts = dclass[..., None] * weight[-1].float()
     dweight[-1] = torch.einsum("bt,btd->d", dclass, texts.float())
     dbias[-1] = dclass.sum()
@@ -75,5 +71,5 @@ def lcs_conv_from_text_backward(
 
 
 def configurations() -> Iterator[Configuration]:
-    """None of its own: what it launches is listed by lcs_conv."""
+    """None: all kernels that it launches are configured by lcs_conv."""
     return iter(())

@@ -1,4 +1,4 @@
-"""The classes worth computing further: per pixel the k best, united per image, as packed rows."""
+"""The classes that are worth computing further: the k best of every pixel, united per image, as packed rows."""
 
 from .op import Selection, gather_classes, scatter_classes, topk_classes
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, register, run
-from .._library import define, differentiate
+from .._dispatch import check_same, dispatch, register
+from .._library import define, register_autograd
 from .reference import gather_classes_reference, scatter_classes_reference, topk_classes_reference
 
 UNIONS = ("image", "batch")
@@ -14,10 +14,10 @@ UNIONS = ("image", "batch")
 
 @dataclass(frozen=True)
 class Selection:
-    """Classes kept of each image, packed: no padding, so images may keep different numbers, or none.
+    """The classes kept of each image, packed without padding: images may keep different numbers of classes, or none.
 
     rows     [R] int64  b*T + t of each kept class, ascending
-    counts   [B] int64  how many classes each image keeps; they add up to R
+    counts   [B] int64  the number of classes that each image keeps; they add up to R
     batch    B
     classes  T
     """
@@ -28,21 +28,20 @@ class Selection:
     classes: int
 
 
-def _topk_shape(scores, k, union):
+def _fake_topk(scores, k, union):
     rows = torch.library.get_ctx().new_dynamic_size()
     return scores.new_empty(rows, dtype=torch.int64), scores.new_empty(scores.shape[0], dtype=torch.int64)
 
 
-def _gather_shape(x, rows):
+def _fake_gather(x, rows):
     return x.new_empty(rows.shape[0], *x.shape[2:])
 
 
-def _scatter_shape(y, rows, batch, classes, fill):
-    torch._check(y.shape[0] == rows.shape[0], lambda: "y and rows must share R")
+def _fake_scatter(y, rows, batch, classes, fill):
     return y.new_empty(batch, classes, *y.shape[1:])
 
 
-# Rows are distinct, so gather and scatter are each other's transpose.
+# Rows are distinct, so gather and scatter are transposes of each other.
 def _save_gather(ctx, inputs, output):
     x, rows = inputs
     ctx.sizes = x.shape[:2]
@@ -61,16 +60,16 @@ def _scatter_backward(ctx, ops, grad):
     return ops("gather_classes")(grad, *ctx.saved_tensors), None, None, None, None
 
 
-define("topk_classes", "(Tensor scores, int k, str union) -> (Tensor, Tensor)", _topk_shape, __package__)
-define("gather_classes", "(Tensor x, Tensor rows) -> Tensor", _gather_shape, __package__)
+define("topk_classes", "(Tensor scores, int k, str union) -> (Tensor, Tensor)", _fake_topk, __package__)
+define("gather_classes", "(Tensor x, Tensor rows) -> Tensor", _fake_gather, __package__)
 define(
     "scatter_classes",
     "(Tensor y, Tensor rows, SymInt batch, SymInt classes, float fill) -> Tensor",
-    _scatter_shape,
+    _fake_scatter,
     __package__,
 )
-differentiate("gather_classes", _save_gather, _gather_backward)
-differentiate("scatter_classes", _save_scatter, _scatter_backward)
+register_autograd("gather_classes", _save_gather, _gather_backward)
+register_autograd("scatter_classes", _save_scatter, _scatter_backward)
 register("topk_classes", topk_classes_reference)
 register("gather_classes", gather_classes_reference)
 register("scatter_classes", scatter_classes_reference)
@@ -81,10 +80,10 @@ def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str =
 
     scores   [B, T, H, W]  float32, float64, float16 or bfloat16; any strides
     k        at least 1; k >= T keeps every class that has a selectable score anywhere
-    union    "image": each image keeps its own classes; "batch": every image keeps what any image of the batch needs
+    union    "image": each image keeps its own classes; "batch": every image keeps the classes of all images
     returns  Selection; the number of rows depends on the scores
 
-    NaN and -inf are never selected, so an image may keep no class. Equal scores: the lowest class index wins.
+    NaN and -inf are never selected, so an image may keep no class. Of equal scores the lowest class index wins.
     Not differentiable. Every size may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg,
     section III-D (the released code unites over the batch). Raises ValueError for a wrong shape, k or union, TypeError
     for a wrong dtype.
@@ -96,17 +95,17 @@ def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str =
         raise ValueError(f"topk_classes: k is {k}; expected at least 1")
     if union not in UNIONS:
         raise ValueError(f"topk_classes: union is '{union}'; expected one of {', '.join(UNIONS)}")
-    rows, counts = run("topk_classes", backend, scores.detach(), k, union)
+    rows, counts = dispatch("topk_classes", backend, scores.detach(), k, union)
     return Selection(rows, counts, scores.shape[0], scores.shape[1])
 
 
 def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") -> Tensor:
-    """The selected classes of every image, one after the other.
+    """The selected classes of every image, image after image.
 
     x        [B, T, ...]  float32, float64, float16 or bfloat16; any strides
     returns  [R, ...]     contiguous, in the order of selection.rows; a copy
 
-    Differentiable any number of times. Raises ValueError where B or T is not the selection's or devices differ.
+    Differentiable any number of times. Raises ValueError if B or T is not the selection's, or if devices differ.
     """
     check_same("gather_classes", x=x)
     if x.dim() < 2 or x.shape[0] != selection.batch or x.shape[1] != selection.classes:
@@ -114,29 +113,29 @@ def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") ->
             f"gather_classes: x has shape {list(x.shape)}; "
             f"the selection expects [{selection.batch}, {selection.classes}, ...]"
         )
-    check_device("gather_classes", "x", x, selection)
-    return run("gather_classes", backend, x, selection.rows)
+    _check_device("gather_classes", "x", x, selection)
+    return dispatch("gather_classes", backend, x, selection.rows)
 
 
 def scatter_classes(y: Tensor, selection: Selection, fill: float, *, backend: str = "auto") -> Tensor:
-    """Selected classes back at their places, ``fill`` for those that were dropped.
+    """The inverse of ``gather_classes``: the selected classes where they belong, ``fill`` for all others.
 
     y        [R, ...]     float32, float64, float16 or bfloat16; any strides
     returns  [B, T, ...]  contiguous
 
-    Differentiable in y any number of times. Raises ValueError where R is not the selection's or devices differ.
+    Differentiable in y any number of times. Raises ValueError if R is not the selection's, or if devices differ.
     """
     check_same("scatter_classes", y=y)
     expected = selection.rows.shape[0]
-    if torch.compiler.is_compiling():  # R is unknown while tracing: compared when the graph runs
+    if torch.compiler.is_compiling():  # R is unknown while tracing, and compared when the graph runs
         torch._check(y.shape[0] == expected, lambda: "scatter_classes: y and the selection must share R")
     elif y.dim() < 1 or y.shape[0] != expected:
         raise ValueError(f"scatter_classes: y has shape {list(y.shape)}; the selection expects [{expected}, ...]")
-    check_device("scatter_classes", "y", y, selection)
-    return run("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))
+    _check_device("scatter_classes", "y", y, selection)
+    return dispatch("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))
 
 
-def check_device(op: str, name: str, tensor: Tensor, selection: Selection) -> None:
+def _check_device(op: str, name: str, tensor: Tensor, selection: Selection) -> None:
     if tensor.device != selection.rows.device:
         raise ValueError(
             f"{op}: {name} is on {tensor.device} but the selection is on {selection.rows.device}; move one with .to()"

@@ -1,11 +1,11 @@
-"""What topk_classes, gather_classes and scatter_classes mean, in plain PyTorch."""
+"""The definitions of topk_classes, gather_classes and scatter_classes, in plain PyTorch."""
 
 import torch
 from torch import Tensor
 
 
 def topk_classes_reference(scores: Tensor, k: int, union: str) -> tuple[Tensor, Tensor]:
-    """Rows b*T + t of the classes among the k best of some pixel, and how many each image has."""
+    """The rows b*T + t of the classes that are among the k best of some pixel, and their number per image."""
     scores = scores.flatten(2)
     selectable = scores > -torch.inf  # False for NaN too
     order = scores.masked_fill(~selectable, -torch.inf).sort(dim=1, descending=True, stable=True).indices
@@ -17,11 +17,11 @@ def topk_classes_reference(scores: Tensor, k: int, union: str) -> tuple[Tensor, 
 
 
 def gather_classes_reference(x: Tensor, rows: Tensor) -> Tensor:
-    """The rows of x [B, T, ...] that were selected: [R, ...]."""
+    """The selected rows of x [B, T, ...]: [R, ...]."""
     return x.flatten(0, 1).index_select(0, rows)
 
 
 def scatter_classes_reference(y: Tensor, rows: Tensor, batch: int, classes: int, fill: float) -> Tensor:
-    """y [R, ...] back at its places in [B, T, ...], ``fill`` elsewhere."""
+    """The rows of y [R, ...] where they belong in [B, T, ...], ``fill`` elsewhere."""
     full = y.new_full((batch * classes, *y.shape[1:]), fill)
     return full.index_copy(0, rows, y).view(batch, classes, *y.shape[1:])

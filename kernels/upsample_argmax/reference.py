@@ -1,4 +1,4 @@
-"""What upsample_argmax and upsample_argmax_windows mean, in plain PyTorch."""
+"""The definitions of upsample_argmax and upsample_argmax_windows, in plain PyTorch."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CLASSES = 16  # upsampled together: memory does not grow with T where only this can run
+CLASSES = 16  # upsampled together, so that memory does not grow with T
 
 
 def upsample_argmax_reference(maps: Tensor, height: int, width: int, total: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,8 +38,8 @@ def upsample_argmax_windows_reference(
 def averaged_scores(logits: Tensor, side: int, window: int, stride: int, sigmoid: bool) -> Tensor:
     """Scores [T, frame, frame] of side * side crops and one global view, logits [side * side + 1, T, h, w].
 
-    Every view is resized to the window, then goes through the sigmoid; crops are averaged where they overlap, and their
-    average with the global view at the frame's size, half and half.
+    Every view is resized to the window and passed through the sigmoid. Crops are averaged where they overlap; the
+    result is the mean of that average and the global view at the frame's size.
     """
     tiles = _resized(logits, window, window)
     tiles = tiles.sigmoid() if sigmoid else tiles
@@ -62,6 +62,6 @@ def _best(upsampled: Callable[[slice], Tensor], parts: list[slice]) -> tuple[Ten
     scores, labels = upsampled(parts[0]).max(1)
     for part in parts[1:]:
         value, index = upsampled(part).max(1)
-        scores, later = torch.stack([scores, value]).max(0)  # of equal ones the first, and the first NaN
+        scores, later = torch.stack([scores, value]).max(0)  # the first of equal ones, and the first NaN
         labels = torch.where(later == 1, index + part.start, labels)
     return labels, scores

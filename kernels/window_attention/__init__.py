@@ -1,4 +1,4 @@
-"""Attention inside the windows of every class map, guided by the image (Swin)."""
+"""Attention within the windows of every class map, guided by the image (Swin)."""
 
 from .op import window_attention
 

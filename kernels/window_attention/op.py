@@ -1,110 +1,18 @@
 """window_attention: schema, shape rule, gradient and backends."""
 
-import torch
 from torch import Tensor
 
-from .._dispatch import check_same, register, run, under_autocast
-from .._library import define, differentiate, first_order_only
+from .._dispatch import check_same, dispatch, register, under_autocast
+from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import window_attention_reference
 
 
-def _shape(q, k, v, q_guidance, k_guidance, heads, window, shift):
-    torch._check(k.shape == q.shape and v.shape == q.shape, lambda: "q, k and v must share [N, H, W, D]")
-    torch._check(q_guidance.shape[1:] == q.shape[1:], lambda: "q and q_guidance must share [H, W, D]")
-    torch._check(k_guidance.shape == q_guidance.shape, lambda: "q_guidance and k_guidance must share [B, H, W, D]")
-    return q.new_empty(q.shape)
-
-
-def _shape_backward(grad, q, k, v, q_guidance, k_guidance, heads, window, shift):
-    torch._check(grad.shape == q.shape, lambda: "grad and q must share [N, H, W, D]")
-    return tuple(x.new_empty(x.shape) for x in (q, k, v, q_guidance, k_guidance))
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.heads, ctx.window, ctx.shift = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, ops, grad):
-    # With P = softmax(S), S = a (q + g)(k + h)^T + mask, a = 1 / sqrt(d), and G the gradient of the output:
-    # dv = P^T G;  dS = P (G v^T - rowsum(P G v^T));  dq = a dS (k + h);  dk = a dS^T (q + g);
-    # dg = sum of dq over the classes of an image, dh = sum of dk. P, window^2 numbers a token and head, is made again.
-    grads = ops("window_attention_backward")(grad, *ctx.saved_tensors, ctx.heads, ctx.window, ctx.shift)
-    return *grads, None, None, None
-
-
-define(
-    "window_attention",
-    "(Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance, int heads, int window, int shift) -> Tensor",
-    _shape,
-    __package__,
-)
-define(
-    "window_attention_backward",
-    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance,"
-    " int heads, int window, int shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _shape_backward,
-    __package__,
-)
-differentiate("window_attention", _save, _backward)
-first_order_only("window_attention_backward")
-register(
-    "window_attention",
-    window_attention_reference,
-    cuda=lambda *_: "it has no CUDA kernel; Triton has one",
-)
-
-
-def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_guidance: Tensor,
-    k_guidance: Tensor,
-    heads: int,
-    window: int,
-    shift: int,
-    *,
-    backend: str = "auto",
-) -> Tensor:
-    r"""Attention inside the windows of every class map, without rolled, padded or guided copies of it.
-
-        y[n, i, head] = sum_j softmax_j(<q[n, i, head] + q_guidance[b, i, head], k[n, j, head] + k_guidance[b, j, head]>
-                                        / sqrt(d) + mask[i, j]) v[n, j, head]
-
-    with b = n // (N // B) the image of row n, and j over the pixels of i's window: the grid is padded below and to
-    the right to whole windows, moved by -shift with what leaves coming in on the other side, and cut into windows.
-    Padding is no key. mask is -100 between pixels that are neighbours only because one came in on the other side,
-    else 0.
-
-    q, k, v                 [N, H, W, D]  float64, float32, float16 or bfloat16, N = B*T rows, image by image; any
-                            strides, without a copy if D's is 1, as of slices of one packed projection
-    q_guidance, k_guidance  [B, H, W, D]  what all rows of an image share, bias included
-    heads                   D = heads * d
-    window, shift           pixels, 0 <= shift < window; H and W need not be multiples of window
-    returns                 [N, H, W, D]  dtype of q, contiguous; sums in float32, or float64 for float64
-
-    Differentiable in the five tensors, once (the reference twice under sdpa_kernel(SDPBackend.MATH)). Backward makes
-    the scores again: nothing of size window^2 is kept. Deterministic: no atomics. Under autocast it runs in autocast's
-    dtype, like a product. N and B may be 0; H, W and D at least 1. ``backend`` is "auto" or a name that ``explain``
-    lists. Source: Swin Transformer's shifted windows, as FGAseg's aggregation uses them (section III-C3). Raises
-    ValueError for shapes, heads, window or shift that do not fit and for different devices, TypeError for dtypes.
-
-    Floor at T = 150, 24x24, D = 128, window 12: 3 maps read and 1 written, 177 MB in float32 or 88 MB in half, and
-    4 * window^2 * N * H * W * D = 6.4 Gop, with 50 M exponentials.
-    """
-    (q, k, v, q_guidance, k_guidance), no_more_casts = under_autocast(q, k, v, q_guidance, k_guidance)
-    check_same("window_attention", q=q, k=k, v=v, q_guidance=q_guidance, k_guidance=k_guidance)
-    _check(q, k, v, q_guidance, k_guidance, heads, window, shift)
-    with no_more_casts:
-        return run("window_attention", backend, q, k, v, q_guidance, k_guidance, heads, window, shift)
-
-
-def _check(
+def _check_shapes(
     q: Tensor, k: Tensor, v: Tensor, q_guidance: Tensor, k_guidance: Tensor, heads: int, window: int, shift: int
 ) -> None:
     op = "window_attention"
-    if q.dim() != 4 or any(n < 1 for n in q.shape[1:]):  # min would bind torch.compile to an order of H, W and D
+    # with min, torch.compile would specialise on which of H, W and D is smallest
+    if q.dim() != 4 or any(n < 1 for n in q.shape[1:]):
         raise ValueError(f"{op}: q has shape {list(q.shape)}; expected [N, H, W, D], H, W and D at least 1")
     for name, x in (("k", k), ("v", v)):
         if x.shape != q.shape:
@@ -120,3 +28,89 @@ def _check(
         raise ValueError(f"{op}: heads is {heads}; expected a divisor of D = {q.shape[3]}")
     if window < 1 or not 0 <= shift < window:
         raise ValueError(f"{op}: window is {window} and shift {shift}; expected 0 <= shift < window")
+
+
+def _fake(q, k, v, q_guidance, k_guidance, heads, window, shift):
+    _check_shapes(q, k, v, q_guidance, k_guidance, heads, window, shift)
+    return q.new_empty(q.shape)
+
+
+def _fake_backward(grad, q, k, v, q_guidance, k_guidance, heads, window, shift):
+    return empty_like(q, k, v, q_guidance, k_guidance)
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.heads, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, ops, grad):
+    # With P = softmax(S), S = a (q + g)(k + h)^T + mask, a = 1 / sqrt(d), and G the gradient of the output:
+    # dv = P^T G;  dS = P (G v^T - rowsum(P G v^T));  dq = a dS (k + h);  dk = a dS^T (q + g);
+    # dg = sum of dq over the classes of an image, dh = sum of dk. P, window^2 elements a token and head, is recomputed.
+    grads = ops("window_attention_backward")(grad, *ctx.saved_tensors, ctx.heads, ctx.window, ctx.shift)
+    return *grads, None, None, None
+
+
+define(
+    "window_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance, int heads, int window, int shift) -> Tensor",
+    _fake,
+    __package__,
+)
+define(
+    "window_attention_backward",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance,"
+    " int heads, int window, int shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _fake_backward,
+    __package__,
+)
+register_autograd("window_attention", _save, _backward)
+first_order_only("window_attention_backward")
+register(
+    "window_attention",
+    window_attention_reference,
+    cuda=lambda *_: "there is no CUDA kernel; Triton has one",
+)
+
+
+def window_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    q_guidance: Tensor,
+    k_guidance: Tensor,
+    heads: int,
+    window: int,
+    shift: int,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Attention within the windows of every class map, without rolled, padded or guided copies of it.
+
+        y[n, i, head] = sum_j softmax_j(<q[n, i, head] + q_guidance[b, i, head], k[n, j, head] + k_guidance[b, j, head]>
+                                        / sqrt(d) + mask[i, j]) v[n, j, head]
+
+    where b = n // (N // B) is the image of row n and j runs over the pixels of i's window. The grid is padded below and
+    on the right to whole windows, rolled by -shift, and cut into windows. Padding is never a key. mask is -100 between
+    pixels that are neighbours only because one of them was rolled over an edge, else 0.
+
+    q, k, v                 [N, H, W, D]  float64, float32, float16 or bfloat16, N = B*T rows, image after image; any
+                            strides, without a copy if D's is 1, as in slices of one packed projection
+    q_guidance, k_guidance  [B, H, W, D]  added to q and k of all rows of an image, bias included
+    heads                   D = heads * d
+    window, shift           in pixels, 0 <= shift < window; H and W need not be multiples of window
+    returns                 [N, H, W, D]  dtype of q, contiguous; sums in float32, or float64 for float64
+
+    Differentiable once in the five tensors (the reference twice under sdpa_kernel(SDPBackend.MATH)). Backward
+    recomputes the scores: nothing of size window^2 is kept. Deterministic: no atomics. Under autocast it runs in
+    autocast's dtype, like a matrix product. N and B may be 0; H, W and D are at least 1. ``backend`` is "auto" or a
+    name that ``explain`` lists. Source: Swin Transformer's shifted windows, as FGAseg's aggregation uses them (section
+    III-C3). Raises ValueError for mismatched shapes or devices and for a wrong heads, window or shift, TypeError for
+    mismatched dtypes.
+    """
+    (q, k, v, q_guidance, k_guidance), no_more_casts = under_autocast(q, k, v, q_guidance, k_guidance)
+    check_same("window_attention", q=q, k=k, v=v, q_guidance=q_guidance, k_guidance=k_guidance)
+    _check_shapes(q, k, v, q_guidance, k_guidance, heads, window, shift)
+    with no_more_casts:
+        return dispatch("window_attention", backend, q, k, v, q_guidance, k_guidance, heads, window, shift)

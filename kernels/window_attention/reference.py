@@ -1,4 +1,4 @@
-"""What window_attention means, in plain PyTorch."""
+"""The definition of window_attention, in plain PyTorch."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def window_attention_reference(
         for x in (guided(q, q_guidance), guided(k, k_guidance), v)
     )  # fmt: skip
     mask = window_mask((height, width), window, shift, q.device)
-    if mask is not None:  # windows and heads share one axis, so that the mask is the same for all rows
+    if mask is not None:  # windows and heads share one axis, so one mask serves all rows
         mask = mask.repeat_interleave(heads, dim=0)[None].to(q.dtype)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     tall, wide = padded(height, window), padded(width, window)
@@ -36,7 +36,7 @@ def padded(n: int, window: int) -> int:
 
 
 def rolled(x: Tensor, window: int, shift: int) -> Tensor:
-    """x [N, H, W, D] with zeros below and to the right up to whole windows, then moved up and left by shift."""
+    """x [N, H, W, D], padded with zeros below and on the right to whole windows, then rolled up and left by shift."""
     below, right = (padded(n, window) - n for n in x.shape[1:3])
     if below or right:
         x = F.pad(x, (0, 0, 0, right, 0, below))
@@ -51,18 +51,18 @@ def in_windows(x: Tensor, window: int, heads: int) -> Tensor:
 
 
 def window_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor | None:
-    """What is added to the scores [windows, window*window queries, window*window keys], None where that is nothing.
+    """The mask that is added to the scores, [windows, window*window queries, window*window keys]; None for no mask.
 
-    -inf for keys that are padding, -100 between regions that only the shift brought together (as Swin has it).
+    It is -inf for keys that are padding and -100 between regions that only the shift brought together (as in Swin).
     """
     sizes = [padded(n, window) for n in grid]
     if shift == 0 and sizes == list(grid):
         return None
-    came_round = [(torch.arange(n, device=device) < shift).long() for n in sizes]  # from the top, or from the left
-    region = 2 * came_round[0][:, None] + came_round[1]
-    real = torch.ones(grid, dtype=torch.long, device=device)
+    wrapped = [(torch.arange(n, device=device) < shift).long() for n in sizes]  # rolled over the top or left edge
+    region = 2 * wrapped[0][:, None] + wrapped[1]
+    valid = torch.ones(grid, dtype=torch.long, device=device)
     regions, keys = (
-        in_windows(rolled(x[None, :, :, None], window, shift), window, 1)[0, ..., 0] for x in (region, real)
+        in_windows(rolled(x[None, :, :, None], window, shift), window, 1)[0, ..., 0] for x in (region, valid)
     )
     mask = torch.where(regions[:, :, None] == regions[:, None, :], 0.0, -100.0)
     return mask.masked_fill(keys[:, None, :] == 0, float("-inf"))

@@ -2,26 +2,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import (
-    COMPILED,
     DTYPES,
-    LAYOUTS,
+    backend_layouts,
+    backends,
     check_backend,
-    check_one_graph,
     needs_cpp,
     outputs_and_gradients,
     random,
 )
-from torch.library import opcheck
 
 from fgaseg.kernels import class_attention, class_lookup, class_summary
-from fgaseg.kernels._library import overload
 
 # rows of every image, P, heads, d; 32 rows and 16 pixels are done together. With d = 1 the queries' gradient is 0 and
 # its rounding has no yardstick
 SHAPES = [([1], 9, 2, 5), ([3, 0, 5], 4, 2, 4), ([40, 33], 3, 2, 20), ([7], 17, 4, 32)]
 EMPTY = [([0, 0], 3, 2, 4), ([2, 1], 0, 2, 4)]
-COMPILED = COMPILED[:2]  # no CUDA kernel
-BACKENDS = [*COMPILED, "reference"]
+COMPILED = backends("cpp", "triton")  # there is no CUDA kernel
+BACKENDS = backends("cpp", "triton", "reference")
 
 
 def inputs(counts, pixels, heads, width):
@@ -55,13 +52,13 @@ def literal(q, k, v, q_guidance, k_guidance, offsets, heads, pad_key, pad_value,
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, layout", backend_layouts("cpp", "triton", "reference"))
 def test_matches_reference(dtype, layout, backend):
+    least = 1.0 if layout == "expanded" else 0.0  # the queries' gradient is 0 if all values are the same
     for counts, *sizes in SHAPES + EMPTY:
         x, offsets = inputs(counts, *sizes)
         args = offsets, sizes[1], 6
-        check_backend(attention(*args, backend), attention(*args, "reference"), x, dtype, layout)
+        check_backend(attention(*args, backend), attention(*args, "reference"), x, dtype, layout, least)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,20 +125,6 @@ def test_far_numbers_neither_overflow_nor_spread(dtype, backend):
     assert got[:200, 0].isnan().all() and not got[:, 1].isnan().any() and not got[200:].isnan().any()
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-def test_op_contract(backend):
-    (q, k, v, q_guidance, k_guidance, *_), offsets = inputs([3, 0, 2], 3, 2, 4)
-    summary, total = class_summary(k, v, k_guidance, offsets, 2)
-    grad, *grads = random(*q.shape, seed=9), random(*summary.shape, seed=8), random(*total.shape, seed=7)
-    opcheck(overload("class_summary_backward", backend), (*grads, k, v, k_guidance, offsets, 2))
-    opcheck(overload("class_lookup_backward", backend), (grad, q, q_guidance, summary, total, offsets, 2, 1e-6))
-    k, v, k_guidance, q, q_guidance, summary, total = (
-        x.requires_grad_() for x in (k, v, k_guidance, q, q_guidance, summary, total)
-    )
-    opcheck(overload("class_summary", backend), (k, v, k_guidance, offsets, 2))
-    opcheck(overload("class_lookup", backend), (q, q_guidance, summary, total, offsets, 2, 1e-6))
-
-
 @needs_cpp
 def test_gradients_by_differences():
     x, offsets = inputs([3, 0, 2], 3, 2, 3)
@@ -184,18 +167,6 @@ def test_second_derivative_is_refused_not_wrong(backend):
     (first,) = torch.autograd.grad(attention(offsets, 1, 0, backend)(q, *x).square().sum(), q, create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference' for second derivatives"):
         torch.autograd.grad(first.sum(), q)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_graph_for_all_sizes(backend):
-    def apply(offsets, *x):
-        return attention(offsets.long(), 2, 5, backend)(*x)
-
-    calls = []
-    for counts, pixels in [([3, 4], 5), ([2, 9], 6), ([7, 6], 9)]:
-        x, offsets = inputs(counts, pixels, 2, 4)
-        calls.append([*x, offsets.to(x[0].dtype)])
-    check_one_graph(lambda *x: apply(x[-1].detach(), *x[:-1]) + 0 * x[-1].sum(), calls)
 
 
 def test_autocast_takes_rows_in_its_own_type_and_keeps_sums():

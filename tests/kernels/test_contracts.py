@@ -1,16 +1,211 @@
-"""What holds for every op on every backend: export, meta tensors, shapes without numbers."""
+"""What holds for every op on every backend: PyTorch's own checks, one graph for all sizes, export, meta tensors."""
 
 import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from accuracy import COMPILED, random
+from accuracy import BACKENDS, COMPILED, check_one_graph, random
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
 
 from fgaseg import kernels
 from fgaseg.environment import CALLS
 from fgaseg.kernels import Selection, _dispatch
+from fgaseg.kernels._library import overload
+
+OpCall = tuple[str, tuple[Any, ...]]  # the name of an op without its backend, and its arguments
+
+
+def leaves(*sizes: tuple[int, ...]) -> list[Tensor]:
+    return [random(*size, seed=seed).requires_grad_() for seed, size in enumerate(sizes)]
+
+
+def detached(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.detach() for x in tensors]
+
+
+def kernel_softmax_ops(norm: str) -> Iterator[OpCall]:
+    (logits,) = leaves((2, 3, 4 * 9))
+    yield "kernel_softmax", (logits, 3, norm)
+    kernels_ = kernels.kernel_softmax(logits, 3, norm).detach()
+    yield "kernel_softmax_backward", (random(2, 3, 4, 3, 3), kernels_, norm)
+
+
+def lcs_conv_ops(norm: str) -> Iterator[OpCall]:
+    args = leaves((2, 2, 3, 2), (2, 3, 2 * 9), (2, 3))
+    yield "lcs_conv", (*args, 3, norm)
+    yield "lcs_conv_backward", (random(2, 3, 3, 2), *detached(args[:2]), 3, norm)
+
+
+def lcs_conv_from_text_ops() -> Iterator[OpCall]:
+    args = leaves((2, 3, 4), (2 * 9 + 1, 4), (2 * 9 + 1,), (2, 2, 3, 2))
+    yield "lcs_conv_from_text", (*args, 3, "taps")
+    yield "lcs_conv_from_text_backward", (random(2, 3, 3, 2), *detached(args), 3, "taps")
+
+
+def cosine_cost_volume_ops() -> Iterator[OpCall]:
+    args = leaves((2, 5, 4, 3), (2, 3, 2, 5))
+    yield "cosine_cost_volume", (*args, 1e-12)
+    yield "cosine_cost_volume_backward", (random(2, 2, 3, 4, 3), *detached(args), 1e-12)
+
+
+def topk_classes_ops(union: str) -> Iterator[OpCall]:
+    yield "topk_classes", (random(2, 5, 3, 3), 2, union)
+
+
+def gather_and_scatter_ops() -> Iterator[OpCall]:
+    (x, y), rows = leaves((2, 5, 3), (3, 4)), torch.tensor([1, 4, 7])
+    yield "gather_classes", (x, rows)
+    yield "scatter_classes", (y, rows, 2, 5, 0.5)
+
+
+def upsample_argmax_ops() -> Iterator[OpCall]:
+    for total in (False, True):
+        yield "upsample_argmax", (random(2, 5, 3, 3), 7, 8, total)
+    yield "upsample_argmax_windows", (random(5, 5, 3, 3), 2, 6, 4, 7, 8, True)
+
+
+def window_attention_ops() -> Iterator[OpCall]:
+    args = leaves(*[(4, 3, 4, 4)] * 3, *[(2, 3, 4, 4)] * 2)
+    yield "window_attention", (*args, 2, 2, 1)
+    yield "window_attention_backward", (random(4, 3, 4, 4), *detached(args), 2, 2, 1)
+
+
+def class_attention_ops() -> Iterator[OpCall]:
+    """One image has no rows."""
+    (q, k, v, *guidance), offsets = leaves(*[(5, 3, 8)] * 3, *[(5, 8)] * 2), torch.tensor([0, 3, 3, 5])
+    summary, total = (x.detach().requires_grad_() for x in kernels.class_summary(k, v, guidance[1], offsets, 2))
+    yield "class_summary", (k, v, guidance[1], offsets, 2)
+    yield "class_lookup", (q, guidance[0], summary, total, offsets, 2, 1e-6)
+    grads = random(*summary.shape, seed=8), random(*total.shape, seed=7)
+    yield "class_summary_backward", (*grads, *detached([k, v, guidance[1]]), offsets, 2)
+    lookup = detached([q, guidance[0], summary, total])
+    yield "class_lookup_backward", (random(*q.shape, seed=9), *lookup, offsets, 2, 1e-6)
+
+
+OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
+    **{f"kernel_softmax {norm}": (kernel_softmax_ops, [norm]) for norm in ("taps", "channels", "none")},
+    **{f"lcs_conv {norm}": (lcs_conv_ops, [norm]) for norm in ("taps", "channels", "none")},
+    "lcs_conv_from_text": (lcs_conv_from_text_ops, []),
+    "cosine_cost_volume": (cosine_cost_volume_ops, []),
+    **{f"topk_classes {union}": (topk_classes_ops, [union]) for union in ("image", "batch")},
+    "gather_classes and scatter_classes": (gather_and_scatter_ops, []),
+    "upsample_argmax": (upsample_argmax_ops, []),
+    "window_attention": (window_attention_ops, []),
+    "class_attention": (class_attention_ops, []),
+}
+NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
+# what is slow to trace, or to run in Triton's interpreter
+SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
+
+
+def on_backends(names: Iterable[str], backends: list[Any]) -> list[Any]:
+    """Parameters "name, backend" for every op on every backend that has a kernel for it."""
+    return [
+        pytest.param(
+            name, *one.values, marks=[*one.marks, *([pytest.mark.slow] if (name, *one.values) in SLOW else [])]
+        )
+        for name in names
+        for one in backends
+        if not (name in NO_CUDA_KERNEL and one.values == ("cuda",))
+    ]
+
+
+@pytest.mark.parametrize("name, backend", on_backends(OP_CALLS, COMPILED))
+def test_passes_the_checks_of_pytorch(name, backend):
+    """Schema, fake results, autograd registration and tracing, of forward and backward ops."""
+    calls, arguments = OP_CALLS[name]
+    for op, args in calls(*arguments):
+        opcheck(overload(op, backend), args)
+
+
+def prune(scores: Tensor, backend: str) -> Tensor:
+    """The number of rows depends on the scores and is unknown while the graph is made."""
+    selection = kernels.topk_classes(scores, 1, backend=backend)
+    kept = 2 * kernels.gather_classes(scores, selection, backend=backend)
+    return kernels.scatter_classes(kept, selection, 0.0, backend=backend)
+
+
+def attend_to_classes(q, k, v, q_guidance, k_guidance, pad_key, pad_value, offsets, backend: str) -> Tensor:
+    guidance, pad = (q_guidance, k_guidance), (pad_key, pad_value)
+    return kernels.class_attention(q, k, v, *guidance, offsets, 2, *pad, 5, backend=backend)
+
+
+def class_attention_call(counts: list[int], pixels: int) -> list[Tensor]:
+    rows = sum(counts)
+    sizes = [(rows, pixels, 8)] * 3 + [(rows, 8)] * 2 + [(8,)] * 2
+    return [*(random(*size, seed=i) for i, size in enumerate(sizes)), torch.tensor([0, *counts]).cumsum(0)]
+
+
+def inputs(*sizes: tuple[int, ...]) -> list[Tensor]:
+    return [random(*size, seed=seed) for seed, size in enumerate(sizes)]
+
+
+def lcs_conv_call(b: int, c: int, t: int, h: int, w: int) -> list[Tensor]:
+    return inputs((b, c, h, w), (b, t, c * 9), (b, t))
+
+
+def from_text_call(b: int, t: int, d: int, c: int, h: int, w: int) -> list[Tensor]:
+    return inputs((b, t, d), (c * 9 + 1, d), (c * 9 + 1,), (b, c, h, w))
+
+
+def window_call(b: int, t: int, h: int, w: int, d: int) -> list[Tensor]:
+    """The grid is padded on both sides: the reference pads only where it must, which would be another graph."""
+    return inputs(*[(b * t, h, w, d)] * 3, *[(b, h, w, d)] * 2)
+
+
+# By op: a function of arguments and a backend, and the arguments of calls of different sizes.
+GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
+    "kernel_softmax": (
+        lambda x, backend: kernels.kernel_softmax(x, 3, backend=backend),
+        lambda: [inputs((b, t, c * 9)) for b, t, c in [(2, 3, 5), (3, 7, 8), (5, 2, 4)]],
+    ),
+    "lcs_conv": (
+        lambda *x, backend: kernels.lcs_conv(*x, 3, backend=backend),
+        lambda: [lcs_conv_call(*size) for size in [(2, 3, 5, 4, 6), (3, 4, 7, 5, 9), (4, 2, 6, 8, 3)]],
+    ),
+    "lcs_conv_from_text": (
+        lambda *x, backend: kernels.lcs_conv_from_text(*x, 3, backend=backend),
+        lambda: [from_text_call(*size) for size in [(2, 5, 7, 4, 6, 3), (3, 7, 5, 2, 3, 4), (4, 6, 9, 3, 5, 7)]],
+    ),
+    "cosine_cost_volume": (
+        kernels.cosine_cost_volume,
+        lambda: [
+            inputs((b, c, h, w), (b, t, p, c))
+            for b, c, t, p, h, w in [(2, 3, 5, 4, 6, 7), (3, 4, 7, 2, 5, 9), (4, 5, 6, 3, 8, 2)]
+        ],
+    ),
+    "topk_classes": (prune, lambda: [inputs(size) for size in [(2, 9, 3, 4), (3, 8, 2, 5), (4, 21, 3, 6)]]),
+    "window_attention": (
+        lambda *x, backend: kernels.window_attention(*x, 2, 5, 1, backend=backend),
+        lambda: [window_call(*size) for size in [(2, 2, 6, 7, 8), (3, 2, 7, 8, 10), (5, 2, 8, 9, 12)]],
+    ),
+    "class_attention": (
+        attend_to_classes,
+        lambda: [class_attention_call(*call) for call in [([3, 4], 5), ([2, 9], 6), ([7, 6], 9)]],
+    ),
+}
+
+
+@pytest.mark.parametrize("op, backend", on_backends(GRAPHS, BACKENDS))
+def test_one_graph_for_all_sizes(op, backend):
+    function, calls = GRAPHS[op]
+    check_one_graph(lambda *x: function(*x, backend=backend), calls())
+
+
+@pytest.mark.parametrize("op, backend", on_backends(["upsample_argmax"], BACKENDS))
+def test_one_graph_for_all_sizes_of_maps_and_photos(op, backend):
+    """Only the reference's graph depends on the number of classes."""
+    more = [0, 0, 0] if backend == "reference" else [0, 3, 9]
+    calls = [[random(n, 6 + classes, 3 + n, 5 + n), 9 + n, 4 + 3 * n] for n, classes in enumerate(more, start=2)]
+
+    def labels_scores_and_total(maps: Tensor, height: int, width: int) -> tuple[Tensor, ...]:
+        return getattr(kernels, op)(maps, (height, width), total=True, backend=backend)
+
+    check_one_graph(labels_scores_and_total, calls)
 
 
 class Call(nn.Module):
@@ -25,7 +220,7 @@ class Call(nn.Module):
 
 
 def one_tensor(result) -> Tensor:
-    """Of a Selection its rows, of several results the last."""
+    """The rows of a Selection, the last of several results."""
     if isinstance(result, Selection):
         return result.rows
     return result[-1] if isinstance(result, tuple) else result
@@ -58,7 +253,7 @@ def test_meta_tensors_get_the_shape_and_no_warning(op):
 
 
 @pytest.mark.parametrize("op", [op for op in CALLS if op != "topk_classes"])
-def test_a_gpu_without_a_gpu(op):
+def test_fake_gpu_tensors_without_a_gpu(op):
     """Shapes of a call on a GPU, traced where there is none."""
     module, real = call(op)
     with FakeTensorMode(allow_non_fake_inputs=True):

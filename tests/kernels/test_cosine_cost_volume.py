@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, check_one_graph, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, needs_cpp, random
 from paths import SHARED
-from torch.library import opcheck
 
 from fgaseg.kernels import cosine_cost_volume
-from fgaseg.kernels._library import overload
 from fgaseg.kernels.cosine_cost_volume.reference import cosine_cost_volume_reference
 
 CLIP_TEXT = SHARED / "data" / "clip_text"
@@ -72,14 +70,6 @@ def test_real_text_embeddings(dtype, backend):
     assert 0.4 < cosines.min() and cosines.fill_diagonal_(0).max() < 1
 
 
-@pytest.mark.parametrize("backend", COMPILED)
-def test_op_contract(backend):
-    args = [v.requires_grad_() for v in inputs(2, 5, 3, 2, 4, 3)]
-    opcheck(overload("cosine_cost_volume", backend), (*args, 1e-12))
-    pixels, texts = (v.detach() for v in args)
-    opcheck(overload("cosine_cost_volume_backward", backend), (random(2, 2, 3, 4, 3), pixels, texts, 1e-12))
-
-
 @needs_cpp
 def test_gradients_by_differences():
     args = [v.requires_grad_() for v in inputs(2, 5, 3, 2, 4, 3)]
@@ -99,12 +89,6 @@ def test_gradient_of_a_length_below_eps(which, backend):
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_one_graph_for_all_sizes(backend):
-    sizes = [(2, 3, 5, 4, 6, 7), (3, 4, 7, 2, 5, 9), (4, 5, 6, 3, 8, 2)]
-    check_one_graph(lambda *a: cosine_cost_volume(*a, backend=backend), [inputs(*s) for s in sizes])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

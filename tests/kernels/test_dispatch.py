@@ -15,10 +15,10 @@ LOGITS = torch.zeros(1, 1, 9 * 256)
 @pytest.fixture
 def without_library(monkeypatch):
     monkeypatch.setitem(_dispatch.unavailable, "cpp", "it was left out of this test")
-    monkeypatch.setattr(_dispatch, "_told", set())
+    monkeypatch.setattr(_dispatch, "_shown", set())
 
 
-def test_falling_back_is_said_once(without_library):
+def test_a_fallback_warns_once(without_library):
     with pytest.warns(UserWarning, match="kernel_softmax: running the plain reference(?s:.*)left out of this test"):
         kernel_softmax(LOGITS, 3)
     with warnings.catch_warnings():
@@ -26,7 +26,7 @@ def test_falling_back_is_said_once(without_library):
         kernel_softmax(LOGITS, 3)
 
 
-def test_a_compiled_call_says_it_too(without_library):
+def test_a_compiled_call_warns_too(without_library):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: kernel_softmax(x, 3), fullgraph=True, backend="eager")
     with pytest.warns(UserWarning, match="left out of this test"):
@@ -54,13 +54,13 @@ def test_auto_leaves_small_calls_to_the_reference(monkeypatch):
     spy = _dispatch.Backend("reference", reference.why_not, lambda *args: ran.append(args) or reference.run(*args))
     monkeypatch.setitem(_dispatch.OPS, "kernel_softmax", (*_dispatch.OPS["kernel_softmax"][:-1], spy))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is a choice, so nothing is said
+        warnings.simplefilter("error")  # it is a choice, so there is no warning
         kernel_softmax(few, 5)
     assert len(ran) == 1
     if not _dispatch.unavailable["cpp"]:
         kernel_softmax(many, 5)
         assert len(ran) == 1
-        assert "but auto takes the reference: it is faster up to 16384" in kernels.explain(
+        assert "but auto takes the reference: it is faster up to 16384 elements" in kernels.explain(
             "kernel_softmax", few, 5, "taps"
         )
     kernel_softmax(many.requires_grad_(), 5)
@@ -83,13 +83,13 @@ def test_info_covers_every_op():
     for op, new_args in CALLS.items():
         choice = next(c for c in found["ops"][op]["cpu"] if c["dtype"] == "float32")
         args = new_args(lambda *sizes: torch.zeros(sizes), "cpu")
-        getattr(kernels, op)(*args, backend=choice["runs"])  # it says what would run; it does
+        getattr(kernels, op)(*args, backend=choice["runs"])  # what it says would run does run
 
 
 def test_the_kernels_alone_import_torch_and_little_else():
-    """Nobody who wants the ops has to install the model's packages, and importing them does not start CUDA."""
+    """The ops do not need the model's packages, and importing them does not initialise CUDA."""
     heavy = ["open_clip", "pydantic", "rich", "torchvision", "fgaseg.kernels.lcs_conv.triton"]
     code = "import sys, torch, fgaseg.kernels; print(*sys.modules, torch.cuda.is_initialized())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *modules, started = done.stdout.split()
-    assert not set(modules) & set(heavy) and started == "False"
+    *modules, initialised = done.stdout.split()
+    assert not set(modules) & set(heavy) and initialised == "False"

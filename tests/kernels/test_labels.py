@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 def implementation(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(host, "_host", None)
-        monkeypatch.setattr(_dispatch, "_told", {"remap_labels", "encode_runs", "decode_runs"})
+        monkeypatch.setattr(_dispatch, "_shown", {"remap_labels", "encode_runs", "decode_runs"})
 
 
 @pytest.mark.parametrize("entry", DTYPES)
@@ -65,9 +65,9 @@ def test_wrong_runs_are_refused():
         encode_runs(np.zeros(2))
 
 
-def test_numpy_instead_of_pybind11_is_said(monkeypatch):
+def test_numpy_instead_of_pybind11_warns(monkeypatch):
     monkeypatch.setattr(host, "_host", None)
     monkeypatch.setattr(host, "why_no_host", "left out of this test")
-    monkeypatch.setattr(_dispatch, "_told", set())
+    monkeypatch.setattr(_dispatch, "_shown", set())
     with pytest.warns(UserWarning, match="encode_runs: running the plain reference(?s:.*)left out of this test"):
         encode_runs(np.zeros((2, 2), bool))
