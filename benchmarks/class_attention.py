@@ -1,7 +1,7 @@
-"""class_attention against the einsum form that the model had, on one image of T classes and 24x24 pixels.
+"""class_attention against its form with einsum, on one image of T classes and 24x24 pixels.
 
-2*R*P*D*d operations for the summary and as many for the lookup. The bytes are those of q, k and v read and y written
-once, and of the summary written and read.
+Operations: 2*R*P*D*d for the summary and as many for the lookup. Bytes: q, k and v read once, y written once, the
+summary written and read once.
 """
 
 import pytest
@@ -16,7 +16,7 @@ SHAPES = {f"T={t}": t for t in (20, 150, 847)}
 
 
 def by_einsum(q, k, v, q_guidance, k_guidance):
-    """All classes at once, the features stored; values divided by their number, as the released code has it."""
+    """All classes at once, with the features in memory; values are divided by their number, as in the released code."""
     q, k = (positive(x + g[:, None]).unflatten(-1, (HEADS, -1)) for x, g in ((q, q_guidance), (k, k_guidance)))
     summary = torch.einsum("tphd,tphe->phde", k, v.unflatten(-1, (HEADS, -1)) / len(v))
     scale = len(v) / (torch.einsum("tphd,phd->tph", q, k.sum(0)) + 1e-6)
@@ -36,11 +36,11 @@ def form(provider: str):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", [p for p in providers("einsum") if p != "cuda"])  # there is no CUDA form
+@pytest.mark.parametrize("provider", [p for p in providers("einsum") if p != "cuda"])  # there is no CUDA kernel
 def test_class_attention(measure, new, shape, gradient, provider):
     t = SHAPES[shape]
     packed, guidance = new(1, t, PIXELS, 3 * CHANNELS), new(2, 1, t, CHANNELS)
-    inputs = [*packed.split(CHANNELS, -1), *guidance]  # as the model's one linear layer gives them
+    inputs = [*packed.split(CHANNELS, -1), *guidance]  # slices, as the model's linear layer gives them
     flops = 4.0 * t * PIXELS * CHANNELS * CHANNELS / HEADS
     sums = 4 * PIXELS * CHANNELS * (CHANNELS // HEADS + 1)
     nbytes = packed.element_size() * 4 * t * PIXELS * CHANNELS + 2 * sums

@@ -1,8 +1,8 @@
-"""pytest benchmarks/ --csv FILE: one row per op, shape, pass and provider, with machine and commit named.
+"""pytest benchmarks/ --csv FILE writes one row per op, shape, pass and provider, with the machine and the commit.
 
-pytest-benchmark does the timing; `fgaseg bench` runs it and prints one table. A provider whose numbers disagree with
-float64 gets the disagreement instead of a time. On a machine that does other work too, measure one thread's processor
-time: OMP_NUM_THREADS=1 and --benchmark-timer=time.process_time.
+pytest-benchmark does the timing; `fgaseg bench` runs it and prints one table. A provider whose results disagree with
+float64 gets the disagreement instead of a time. On a machine that is busy with other work, measure the processor time
+of one thread: OMP_NUM_THREADS=1 and --benchmark-timer=time.process_time.
 """
 
 import csv
@@ -32,7 +32,7 @@ ROWS: list[dict[str, Any]] = []
 def pytest_addoption(parser):
     parser.addoption("--csv", type=Path, help="write the measurements to this file")
     parser.addoption("--dtype", default="bfloat16" if DEVICE == "cuda" else "float32", help="of the inputs")
-    parser.addoption("--shapes", default="", help="only these, such as S1,S3,K=11")
+    parser.addoption("--shapes", default="", help="only these shapes, such as S1,S3,K=11")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def new(request):
-    """new(*sizes): random numbers of the dtype and on the device that are measured."""
+    """new(*sizes): a random tensor of the measured dtype, on the measured device."""
     dtype = getattr(torch, request.config.getoption("--dtype"))
     generator = torch.Generator(DEVICE).manual_seed(0)
     return lambda *sizes: torch.randn(sizes, generator=generator, device=DEVICE).to(dtype)
@@ -52,8 +52,8 @@ def new(request):
 def measure(benchmark):
     """measure(op, shape, provider, run, reference, inputs, gradient, flops, nbytes) adds a row.
 
-    run and reference   functions of the inputs that return a tensor
-    flops, nbytes       of the forward pass; the backward counts twice both
+    run, reference   functions of the inputs that return a tensor
+    flops, nbytes    of the forward pass; backward counts as twice that
     """
 
     def timed(
@@ -101,7 +101,7 @@ def measure(benchmark):
 
 
 def _step(run: Callable[..., Tensor], inputs: list[Tensor], gradient: bool) -> Callable[[], list[Tensor]]:
-    """Output, and the gradient of every input for an output gradient of random numbers."""
+    """A function that computes the output and, for a random gradient of it, the gradient of every input."""
     torch.manual_seed(1)
     grad = torch.randn_like(run(*inputs)) if gradient else None
 
@@ -116,10 +116,10 @@ def _step(run: Callable[..., Tensor], inputs: list[Tensor], gradient: bool) -> C
 
 
 def _disagreement(got, reference, inputs, gradient) -> tuple[float, float, str]:
-    """Largest error over the largest number, ours and PyTorch's in the same dtype, and what is wrong if ours is larger.
+    """The largest errors relative to the largest value, ours and PyTorch's in the same dtype; what is wrong, or "".
 
-    Against float64, on the first image: of a batch the others are computed alike. A gradient that sums over images is
-    left out.
+    They are measured against float64 on the first image only, as the others are computed alike. Gradients that are sums
+    over images are skipped.
     """
     images = inputs[0].shape[0]
 
@@ -128,7 +128,7 @@ def _disagreement(got, reference, inputs, gradient) -> tuple[float, float, str]:
 
     if not got[0].is_floating_point():
         same = torch.equal(got[0], reference(*inputs))
-        return 0.0, 0.0, "" if same else "other classes than the reference's"
+        return 0.0, 0.0, "" if same else "the classes differ from the reference's"
     torch.manual_seed(1)
     grad = torch.randn_like(got[0])[:1] if gradient else None
     alone = [first(x.detach()) for x in inputs]
@@ -148,7 +148,7 @@ def _disagreement(got, reference, inputs, gradient) -> tuple[float, float, str]:
         torch_error = (same.double() - exact).abs().max().item() / scale
         worst, torch_worst = max(worst, error), max(torch_worst, torch_error)
         if not error <= 2 * torch_error + 4 * torch.finfo(dtype).eps:
-            wrong = f"error {error:.1e} of the largest number, PyTorch's {torch_error:.1e}"
+            wrong = f"error {error:.1e} of the largest value, PyTorch's {torch_error:.1e}"
     return worst, torch_worst, wrong
 
 
@@ -163,7 +163,7 @@ def _timing(benchmark, step: Callable) -> dict[str, Any]:
 
 
 def _device_ms(step: Callable, repeats: int = 20) -> float:
-    """Median time on the GPU with a cold L2 cache, launches not included where they are hidden by earlier work."""
+    """Median milliseconds on the GPU with a cold L2 cache; launches that overlap with earlier work are not included."""
     flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     times = []
     for _ in range(repeats):
@@ -178,7 +178,7 @@ def _device_ms(step: Callable, repeats: int = 20) -> float:
 
 
 def peak(step: Callable) -> float:
-    """Bytes that one step needs above what is resident before it."""
+    """The bytes that one step needs beyond what is resident before it."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -188,7 +188,7 @@ def peak(step: Callable) -> float:
         return float("nan")
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
     before = _status("VmRSS")
     step()
     return _status("VmHWM") - before
@@ -212,7 +212,7 @@ def _best_seconds(work: Callable[[], Any], repeats: int = 7) -> float:
 
 @cache
 def copy_rate() -> float:
-    """Bytes a second, read and written, that a large copy moves on this machine."""
+    """Bytes per second, read and written, of a large copy on this machine."""
     x = torch.zeros(1 << (30 if DEVICE == "cuda" else 27), dtype=torch.int8, device=DEVICE)
     y = torch.empty_like(x)
     return 2 * x.numel() / _best_seconds(lambda: y.copy_(x))
@@ -220,7 +220,7 @@ def copy_rate() -> float:
 
 @cache
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product on this machine."""
+    """Operations per second of a large matrix product on this machine."""
     n = 8192 if DEVICE == "cuda" else 1536
     x = torch.randn(n, n, device=DEVICE).to(dtype)
     return 2 * n**3 / _best_seconds(lambda: x @ x)

@@ -1,4 +1,4 @@
-"""cosine_cost_volume against two normalisations and an einsum. Operations: 2*B*T*C*H*W, one prompt a class."""
+"""cosine_cost_volume against two normalisations and an einsum. Operations: 2*B*T*C*H*W, with one prompt per class."""
 
 import pytest
 from shapes import CLASS_SHAPES, providers

@@ -1,4 +1,4 @@
-"""kernel_softmax against PyTorch's softmax. The work is one read and one write of the logits."""
+"""kernel_softmax against PyTorch's softmax. The unavoidable work is one read and one write of the logits."""
 
 import pytest
 from shapes import SHAPES, providers

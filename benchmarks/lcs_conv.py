@@ -1,4 +1,4 @@
-"""lcs_conv against PyTorch and against what the released code does, a softmax and a loop of convolutions.
+"""lcs_conv against PyTorch and against the released code's form, a softmax and a loop of convolutions.
 
 Read: logits B*T*C*K*K and pixels B*C*H*W; written: B*T*H*W. Operations: 2*B*T*C*K*K*H*W.
 """
@@ -33,8 +33,8 @@ def test_lcs_conv(measure, new, shape, gradient, provider):
     b, c, t, h, w, k = SHAPES[shape]
     inputs = [F.normalize(new(b, c, h, w), dim=1), new(b, t, c * k * k), new(b, t)]
     flops = 2.0 * b * t * c * k * k * h * w
-    numbers = b * (t * c * k * k + c * h * w + t * h * w)
-    # the loop of convolutions is the yardstick: the reference's im2col would not fit at S7 in float64
+    elements = b * (t * c * k * k + c * h * w + t * h * w)
+    # the loop of convolutions is the yardstick: our reference's im2col does not fit in memory at S7 in float64
     reference = form("loop of conv2d", k)
-    nbytes = numbers * inputs[0].element_size()
+    nbytes = elements * inputs[0].element_size()
     measure("lcs_conv", shape, provider, form(provider, k), reference, inputs, gradient, flops, nbytes)

@@ -1,6 +1,6 @@
-"""lcs_conv_from_text against a linear layer and then lcs_conv, in PyTorch and with our own kernel.
+"""lcs_conv_from_text against a linear layer followed by lcs_conv, in PyTorch and with our own kernel.
 
-Operations: 2*B*T*D*C*K*K of the projection and 2*B*T*C*K*K*H*W of the convolution.
+Operations: 2*B*T*D*C*K*K for the projection and 2*B*T*C*K*K*H*W for the convolution.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What every op is measured on: the shapes of the field's benchmarks, sweeps over T and K for the plots, providers."""
+"""The shapes on which ops are measured, from the field's benchmarks and as sweeps over T and K, and the providers."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def providers(*others: str) -> list[str]:
-    """Every backend of this device, torch.compile of the reference, and other forms of the op."""
+    """The backends of this device, the reference, torch.compile of the reference, and `others`."""
     return [*{"cpu": ["cpp"], "cuda": ["triton", "cuda"]}[DEVICE], "reference", "torch.compile", *others]
 
 

@@ -25,15 +25,14 @@ def call(backend: str, shape: Shape, dtype: torch.dtype) -> None:
     rows, offsets = new(t, h * w, 64), torch.tensor([0, t - 1, t], device="cuda")
     class_maps, guide = new(b * t, h, w, 32), new(b, h, w, 32)
     results = [
-        # there is no CUDA form
-        kernels.class_attention(rows, rows, rows, new(t, 64), new(t, 64), offsets, 2, backend="triton"),
         kernels.kernel_softmax(logits, k, backend=backend),
         kernels.kernel_softmax(logits, k, "channels", backend=backend),
         kernels.lcs_conv(pixels, logits, new(b, t), k, backend=backend),
-        kernels.lcs_conv_from_text(texts, weight, bias, pixels, k, backend="triton"),  # there is no CUDA form
         kernels.cosine_cost_volume(pixels, texts[:, :, None], backend=backend),
         kernels.scatter_classes(packed, selection, 0.0, backend=backend),
-        # nor of this
+        # these have no CUDA kernel
+        kernels.lcs_conv_from_text(texts, weight, bias, pixels, k, backend="triton"),
+        kernels.class_attention(rows, rows, rows, new(t, 64), new(t, 64), offsets, 2, backend="triton"),
         kernels.window_attention(class_maps, class_maps, class_maps, guide, guide, 2, 4, 2, backend="triton"),
     ]
     sum(y.float().square().sum() for y in results).backward()

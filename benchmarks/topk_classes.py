@@ -1,4 +1,4 @@
-"""topk_classes against torch.topk and the argsort form, alone and with the gather of a [B, T, 32] map after it."""
+"""topk_classes against torch.topk and argsort, alone and followed by gather_classes."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from fgaseg.kernels import gather_classes, topk_classes
 
 
 def by_argsort(scores, k):
-    """The k best of every pixel by sorting all classes, united by counting."""
+    """The k best classes of every pixel by sorting all classes, united by counting."""
     best = scores.flatten(2).argsort(dim=1, descending=True, stable=True)[:, :k].flatten(1)
     counts = torch.stack([torch.bincount(one, minlength=scores.shape[1]) for one in best])
     return counts.flatten().nonzero().squeeze(1)

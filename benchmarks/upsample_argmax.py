@@ -1,6 +1,7 @@
-"""upsample_argmax against maps at full size, then max; against the same a few classes at a time; and its windowed form.
+"""upsample_argmax and its windowed form against max over upsampled maps, all at once and a few classes at a time.
 
-Operations: 7 a pixel and class, of the windowed form 20 a pixel of every view. Timed with labels; scores are compared.
+Operations: 7 per pixel and class, in the windowed form 20 per pixel of every view. Labels are computed too; the scores
+are compared.
 """
 
 import pytest
@@ -12,9 +13,9 @@ from fgaseg.kernels import upsample_argmax, upsample_argmax_windows
 from fgaseg.kernels.upsample_argmax.reference import averaged_scores, upsample_argmax_reference
 
 SIZE = (480, 640)
-CLASSES = {f"T={t}": t for t in (20, 150, 847, 2000)}  # maps of 96x96, what a view of 384x384 gives
-WINDOW, STRIDE = 384, 256  # of the released evaluation: four crops of a frame of 640x640
-SCORES = 2**25  # upsampled at once in the chunked form
+CLASSES = {f"T={t}": t for t in (20, 150, 847, 2000)}  # maps of 96x96, those of a view of 384x384
+WINDOW, STRIDE = 384, 256  # the released evaluation's: four crops of a frame of 640x640
+SCORES = 2**25  # the scores that the chunked form upsamples at once
 
 
 def full_size(maps):
@@ -61,7 +62,7 @@ def test_upsample_argmax(measure, new, shape, provider):
 @pytest.mark.parametrize("provider", [name for name in providers("chunked") if name != "torch.compile"])
 def test_upsample_argmax_windows(measure, new, shape, provider):
     classes = CLASSES[shape]
-    views = new(1, 5, classes, 96, 96)  # `measure` looks at the first of a batch
+    views = new(1, 5, classes, 96, 96)  # `measure` takes the first dimension for the batch
     nbytes = views.numel() * views.element_size() + 12 * SIZE[0] * SIZE[1]
 
     def run(views):

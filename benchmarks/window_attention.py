@@ -1,6 +1,6 @@
-"""window_attention against what a model does without it: copies, then PyTorch's own attention. No CUDA form.
+"""window_attention against copies and PyTorch's own attention, with the released model's windows. No CUDA kernel.
 
-Read: q, k, v, N*H*W*D numbers each; written: as many. Operations: 4*window^2*N*H*W*D. The released model's windows.
+Read: q, k and v, N*H*W*D elements each; written: as many. Operations: 4*window^2*N*H*W*D.
 """
 
 from typing import NamedTuple
@@ -31,7 +31,7 @@ SHAPES = {
 
 
 def form(provider: str, shift: int):
-    """Of one image [1, T, H, W, D]. The reference is also the other form: guided, padded and rolled copies, then
+    """A function of one image [1, T, H, W, D]. The reference is PyTorch's form: guided, padded and rolled copies, then
     scaled_dot_product_attention."""
 
     def attend(q, k, v, *guidance):
@@ -50,7 +50,7 @@ def test_window_attention(measure, new, shape, gradient, provider):
     t, h, w, shift = SHAPES[shape]
     d = HEADS * SIZE
     inputs = [*(new(1, t, h, w, d) for _ in range(3)), *(new(1, h, w, d) for _ in range(2))]
-    flops, numbers = 4.0 * WINDOW**2 * t * h * w * d, 4 * t * h * w * d
-    nbytes = numbers * inputs[0].element_size()
+    flops, elements = 4.0 * WINDOW**2 * t * h * w * d, 4 * t * h * w * d
+    nbytes = elements * inputs[0].element_size()
     reference = form("reference", shift)
     measure("window_attention", shape, provider, form(provider, shift), reference, inputs, gradient, flops, nbytes)
