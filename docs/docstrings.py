@@ -8,7 +8,7 @@ from typing import Any
 import griffe
 
 ROOT = Path(__file__).parents[1]
-TERM = re.compile(r"(?P<term>\S(?:.{0,38}?\S)?) {2,}(?P<text>\S.*)")  # "pixels  [B, C, H, W] float32; any strides"
+TERM = re.compile(r"(?P<term>\S(?:.{0,38}?\S)??) {2,}(?P<text>\S.*)")  # "pixels  [B, C, H, W] float32; any strides"
 CODE_SPAN = re.compile(r"(``.+?``|`.+?`)")
 
 
