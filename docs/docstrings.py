@@ -1,13 +1,11 @@
-"""Griffe extension: docstrings of this package as Markdown, and `fgaseg.kernels` under the name that users import."""
+"""Griffe extension: the docstrings of this package as Markdown."""
 
 import ast
 import re
-from pathlib import Path
 from typing import Any
 
 import griffe
 
-ROOT = Path(__file__).parents[1]
 TERM = re.compile(r"(?P<term>\S(?:.{0,38}?\S)??) {2,}(?P<text>\S.*)")  # "pixels  [B, C, H, W] float32; any strides"
 CODE_SPAN = re.compile(r"(``.+?``|`.+?`)")
 
@@ -64,11 +62,7 @@ def escape(text: str) -> str:
 
 
 class Docstrings(griffe.Extension):
-    def on_package(self, *, pkg: griffe.Module, loader: Any, **kwargs: Any) -> None:
-        if pkg.path == "fgaseg":
-            # installed as fgaseg.kernels from a folder of its own, where a static search cannot find it
-            kernels = griffe.load("kernels", search_paths=[str(ROOT)], resolve_aliases=False)
-            pkg.set_member("kernels", kernels)
+    def on_package(self, *, pkg: griffe.Module, **kwargs: Any) -> None:
         self._convert(pkg)
 
     def _convert(self, obj: griffe.Object) -> None:
