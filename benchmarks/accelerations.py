@@ -1,10 +1,10 @@
-"""Every exact acceleration alone: one part of the model with the work that it saves and without, on the same inputs.
+"""Every exact acceleration by itself: one part of the model with and without the work that is saved, on equal inputs.
 
     python benchmarks/accelerations.py --csv FILE [--classes 20,150,847]
 
 ViT-B/16 in the released preset with random weights, one 384×384 image, float32. `seconds` is the best of several rounds
-taken in turns, `peak_mb` the memory one call needs, `error` the largest difference as a share of the largest number.
-docs/accelerations.md says what each row is and which test holds it to float64.
+taken in turns, `peak_mb` the memory that one call needs, `error` the largest difference relative to the largest value.
+docs/accelerations.md explains the rows and names the test that compares each with float64.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import machine, peak
+from machine import machine, peak
 from model import PHOTO, SIZE, Bench
 from rich.progress import track
 from torch import Tensor
@@ -171,7 +171,7 @@ class Cases:
 
 
 def training(bench: Bench) -> Iterator[Row]:
-    """Forward and backward of parts that training remembers less for; the rows' gain is memory."""
+    """Forward and backward of parts that keep less for backward; what they save is memory."""
     block = bench.model.head.layers[0].block1
     x, shared = torch.randn(16, 24, 24, 128), torch.randn(1, 24, 24, 128)
 
@@ -210,7 +210,7 @@ def training(bench: Bench) -> Iterator[Row]:
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
-    """Of numbers the largest as a share of the largest number, of labels the share that differs."""
+    """The largest difference relative to the largest value; for labels the share that differs."""
     if got.is_floating_point():
         return float((got - expected).abs().max() / expected.abs().max())
     return float((got != expected).float().mean())

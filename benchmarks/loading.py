@@ -1,7 +1,8 @@
-"""How many training items a second come out of the loader: plain loop, DataLoader with 0, 1 and 2 workers, and where
-the time goes. Reads photos and labels as `fgaseg train` does: decode, resize, crop, flip, jitter, CLIP's normalisation.
+"""The training items per second of a plain loop and of DataLoader with 0, 1 and 2 workers, and the time of every step.
 
-  python benchmarks/loading.py --root DIR --out benchmarks/results/loading.json      DIR: prepared coco-stuff
+Photos and labels are read as in `fgaseg train`: decoding, resizing, crop, flip, jitter, CLIP's normalisation.
+
+    python benchmarks/loading.py --root DIR --out benchmarks/results/loading.json      DIR: prepared coco-stuff
 """
 
 import argparse
@@ -27,7 +28,7 @@ from fgaseg.data.prepared_sets import open_set
 
 
 class Repeated(Dataset):
-    """The set's items over and over, so that a few photos last for a measurement."""
+    """The set's items repeated, so that a few photos suffice for a measurement."""
 
     def __init__(self, data: PairDataset, count: int) -> None:
         self.data, self.count = data, count
@@ -47,14 +48,14 @@ def rate(items, count: int) -> float:
 
 
 def loader_rate(data: Dataset, workers: int, batch: int) -> float:
-    """Items a second after the workers have started: the first batch is not counted."""
+    """Items per second once the workers have started: the first batch is not counted."""
     batches = iter(DataLoader(data, batch_size=batch, num_workers=workers))
     next(batches)
     return rate(batches, len(data) - batch)
 
 
 def decoders_differ(data: PairDataset) -> int:
-    """Largest difference between torchvision's decoded photo and Pillow's, over all photos."""
+    """The largest difference between torchvision's and Pillow's decoding, over all photos."""
     worst = 0
     for _, photo, _ in data.pairs:
         ours = np.asarray(read_image(photo)).astype(int)
@@ -70,7 +71,7 @@ def torchvision_photo(photo: Path) -> torch.Tensor:
 
 
 def milliseconds(data: PairDataset, repeats: int) -> dict[str, float]:
-    """Median over the photos and ``repeats`` of each step, alone on one core."""
+    """The median time of each step over the photos and ``repeats``, on one core."""
     plain = data.augmentation.model_copy(update={"color_jitter": False})
     steps = {
         "decode photo (Pillow)": lambda p, i, ls, r: read_image(p[1]),
@@ -105,7 +106,7 @@ def main() -> None:
     many = Repeated(data, options.count)
     rates: dict[str, list[float]] = {}
     loads: list[float] = []
-    for _ in range(options.repeats):  # in turn, so that a busy moment of the machine hits all of them
+    for _ in range(options.repeats):  # in turn, so that a busy moment of the machine affects all of them
         loads.append(os.getloadavg()[0])
         loop = rate((many[index] for index in range(len(many))), len(many))
         rates.setdefault("plain loop", []).append(loop)
@@ -118,7 +119,7 @@ def main() -> None:
         "photos": len(data),
         "crop": data.augmentation.crop,
         "batch": options.batch,
-        "load_before_each_repeat": loads,  # above 0: other programs took part of the cores
+        "load_before_each_repeat": loads,  # above 0: other programs used some of the cores
         "machine": f"{os.cpu_count()} cores, {processor()}",
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__},
     }

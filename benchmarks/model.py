@@ -2,12 +2,13 @@
 
     python benchmarks/model.py --csv FILE [--classes 20,150] [--batch 1,4] [--forms plain,accelerated] [--passes text]
 
-`fgaseg bench model` runs it and prints one table. Random weights of ViT-B/16 in the released preset, 384×384 pixels.
-Passes: "inference" from pixels to labels at 480×640 with the vocabulary embedded before; "windows" from a photo of
-640×640, five views; "text" embeds the vocabulary; "training" is one step, forward and backward, text tower included.
-Forms: "fast" prunes to every pixel's best class where nine of ten classes are unlike the image; "uncapped" computes all
-classes, not the 256 strongest, and "budget" the same within 100 MB of class maps. Rows are written as they are
-measured. A run that needs more memory than there is gets a row with the bytes that it would take in place of a time.
+`fgaseg bench model` runs it and prints one table. ViT-B/16 with random weights in the released preset, 384×384 pixels.
+Passes: "inference" goes from pixels to labels at 480×640 with the vocabulary already embedded; "windows" does so for a
+photo of 640×640 in five views; "text" embeds the vocabulary; "training" is one step, forward and backward, including
+the text tower. Forms: "fast" prunes to every pixel's best class, with nine of ten classes unlike the image; "uncapped"
+computes all classes, not only the 256 strongest, and "budget" does the same within 100 MB of class maps. Rows are
+written as they are measured. A run that needs more memory than is available gets a row with the memory that it would
+need instead of a time.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from conftest import machine, peak
+from machine import machine, peak
 from rich.progress import Progress
 from shapes import DEVICE
 from torch import Tensor
@@ -52,11 +53,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "checkpointing": {"checkpointing": True},
     "compiled": {},
 }
-UNCAPPED = 256  # up to so many classes the cap and a budget change nothing
-TRAINED = 171  # the largest vocabulary that a training step is measured with
-SECONDS, ROUNDS = 15, 5  # a row repeats until it has taken so long, or so often
+UNCAPPED = 256  # up to this many classes the cap and the budget change nothing
+TRAINED = 171  # the largest vocabulary for which training is measured
+SECONDS, ROUNDS = 15, 5  # a measurement is repeated until it has taken so many seconds, or so many rounds
 
-# (where a stage's function is, its name, the stage). Time inside an inner stage counts for the inner one only.
+# (the owner of a function, its name, the stage). Time inside an inner stage counts for the inner stage only.
 STAGES = [
     (encoder.ImageEncoder, "__call__", "image encoder"),
     (alignment.P2Tformer, "forward", "P2Tformer"),
@@ -84,9 +85,9 @@ STAGES = [
 
 @contextlib.contextmanager
 def stage_seconds() -> Iterator[Counter[str]]:
-    """Seconds spent in every stage while the context lasts."""
+    """The seconds spent in every stage inside the context."""
     seconds: Counter[str] = Counter()
-    inner = [0.0]  # of the stages called by each stage that is running
+    inner = [0.0]  # seconds of the stages called by each running stage
 
     def timed(function: Callable, stage: str) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -151,7 +152,7 @@ class Bench:
 
     def step(self, passed: str, form: str, classes: int, batch: int) -> Callable[[], Any]:
         pixels, vocabulary = self.inputs(classes, batch)
-        self.variant(form)  # is built before its memory is measured
+        self.variant(form)  # built now, so that its memory is not measured
         if form == "fast":
             vocabulary = self.separated(pixels, vocabulary)
         if passed == "text":
@@ -211,7 +212,7 @@ class Bench:
         return torch.autocast(DEVICE, torch.bfloat16, enabled=form == "bfloat16")
 
     def variant(self, form: str) -> fgaseg.FGASeg:
-        """The model, or another with the same weights and some switches."""
+        """The model, or another one with the same weights and other switches."""
         if form in SWITCHES and form not in self.variants:
             other = self.build(**SWITCHES[form])
             other.load_state_dict(self.model.state_dict(), strict=form != "fast")
@@ -225,7 +226,7 @@ class Bench:
 
 @torch.no_grad()
 def choose_by_similarity(head: Any) -> None:
-    """Makes the scores of the pruning S_g, which random weights would not separate any class by."""
+    """Makes S_g the score for pruning, because the scores of random weights would not separate the classes."""
     for conv in (head.embed_global.conv, head.aux_heads[0].conv):
         conv.weight[0].zero_()
         conv.weight[0, 0, conv.kernel_size[0] // 2, conv.kernel_size[1] // 2] = 1
@@ -234,10 +235,10 @@ def choose_by_similarity(head: Any) -> None:
 
 
 def needed_bytes(passed: str, form: str, classes: int, batch: int) -> float:
-    """What a pass holds at its peak beside the model, in bytes: so many class maps, tokens and maps at photo size.
+    """The estimated peak memory of a pass beyond the model, in bytes: class maps, tokens and maps at the photo's size.
 
-    The counts are the measured peaks of benchmarks/results/model_cpu.csv, rounded up; without gradients the accelerated
-    forms hold little, whatever T.
+    The factors are the peaks measured in benchmarks/results/model_cpu.csv, rounded up. Without gradients the
+    accelerated forms need little, whatever T.
     """
     literal = form == "plain"
     rows = batch * (max(min(classes, 256), 256 if literal and passed != "training" else 0))
@@ -267,7 +268,7 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
         return [what | {"stage": "all", "needed_gb": round(needed / 1e9, 1)}]
     step = bench.step(passed, form, classes, batch)
     begin = time.perf_counter()
-    memory = peak(step)  # and a warm-up, the only round of what takes very long
+    memory = peak(step)  # also the warm-up, and the only round of very long runs
     times, stages = [time.perf_counter() - begin], Counter[str]()
     if times[0] < 5 * SECONDS:
         times = []
@@ -288,7 +289,7 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
 
 
 def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) -> float:
-    """Share of the pixels that another label has than in float32."""
+    """The share of pixels whose label differs from that in float32."""
     return float((step() != bench.step("inference", "accelerated", classes, batch)()).float().mean())
 
 

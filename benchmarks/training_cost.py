@@ -1,10 +1,10 @@
-"""What one training step of a configuration computes, stores and sends, counted without running it.
+"""What one training step of a configuration computes, stores and communicates, counted without running it.
 
     python benchmarks/training_cost.py configs/vitb16.yaml --classes 171
 
-TFLOPs of forward and backward of one image (torch.utils.flop_counter on meta tensors: no memory, no time), and MB of
-weights, of gradients (what an all-reduce sends) and of Adam's state. The counter may not look into custom ops, so the
-head is counted twice: as it runs here (at least that) and in its plain form (at most that).
+TFLOP of forward and backward for one image (torch.utils.flop_counter on meta tensors: no memory, no time), and MB of
+weights, of gradients (what an all-reduce sends) and of Adam's state. The counter cannot look into custom ops, so the
+head is counted twice: as it runs here (a lower bound) and in its plain form (an upper bound).
 """
 
 import argparse

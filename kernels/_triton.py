@@ -76,7 +76,8 @@ def launch(
     """Runs a kernel.
 
     ``arguments`` holds them by the name of the parameter. It may hold more than this kernel takes, so that one
-    description of a call serves several kernels.
+    description of a call serves several kernels. ``num_stages`` is not Triton's default of 3, because 2 is what the
+    budgets of shared memory and registers were set for.
     """
     one = Launch(kernel, programs, {name: arguments[name] for name in kernel.arg_names}, num_warps, num_stages)
     if _recording is None:
@@ -102,8 +103,10 @@ def strides(x: Tensor, *names: str) -> dict[str, int]:
 
 
 def far_apart(*sizes: int, dtype: torch.dtype) -> Tensor:
-    """An example for ``recorded``: the strides need 64 bits, except the last one, which is 1, as in a slice of a huge
-    tensor. It is what compiles to the most registers."""
+    """An example for ``recorded`` whose strides need 64 bits, except the last, which is 1: a slice of a huge tensor.
+
+    This is the case that needs the most registers.
+    """
     return torch.empty_strided(sizes, [FAR] * (len(sizes) - 1) + [1], dtype=dtype, device="meta")
 
 

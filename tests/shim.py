@@ -1,4 +1,4 @@
-"""The CUDA kernels' own bodies compiled for the CPU, every CUDA thread a coroutine (csrc/common/cuda.h)."""
+"""Builds the CUDA kernels for the CPU, where every CUDA thread is a coroutine (csrc/common/shim_machine.h)."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ FOLDER = ROOT / "build" / "shim"
 
 
 def emulate_cuda() -> str:
-    """Builds and loads the library; returns why not, or ""."""
+    """Builds and loads the library; returns why that is not possible, or ""."""
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     sources = sorted(ROOT.glob("csrc/*/kernel.cu")) + sorted(ROOT.glob("csrc/*/cuda.cpp"))
     if not sources:
@@ -45,15 +45,15 @@ def _build(compiler: list[str], sources: list[Path]) -> Path:
             job = [*command, "-x", "c++", "-c", str(source), "-o", str(partial)]
             running.append((job, partial, target, subprocess.Popen(job, stderr=subprocess.PIPE, text=True)))
     for job, partial, target, process in running:
-        _, said = process.communicate()
+        _, message = process.communicate()
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, job, stderr=said)
+            raise subprocess.CalledProcessError(process.returncode, job, stderr=message)
         partial.replace(target)
     library = FOLDER / "cuda.so"
     if running or not library.exists():
         partial = FOLDER / f"cuda.{os.getpid()}"
-        places = [f"-L{path}" for path in library_paths()]
-        link = [*compiler, "-shared", *map(str, objects), *places, "-ltorch_cpu", "-lc10", "-o", str(partial)]
+        folders = [f"-L{path}" for path in library_paths()]
+        link = [*compiler, "-shared", *map(str, objects), *folders, "-ltorch_cpu", "-lc10", "-o", str(partial)]
         subprocess.run(link, check=True, capture_output=True, text=True)
         partial.replace(library)
     return library

@@ -1,4 +1,4 @@
-"""What setup.py decides, without building; and what the built library needs."""
+"""What setup.py decides, without building; and what the built library depends on."""
 
 import json
 import os
@@ -15,13 +15,22 @@ from fgaseg.kernels import _library
 
 LIBRARY = next(iter(sorted((ROOT / "kernels").glob("_C.*so"))), None)
 PLAN = "import json, torch, setup; print(json.dumps(setup.plan(torch)))"
+PACKAGES = "import json, setup; print(json.dumps(setup.python_packages()))"
 
 
 def plan(**environment: str) -> subprocess.CompletedProcess:
-    """setup.py's plan, in a process of its own, under these environment variables."""
+    """setup.py's plan, in its own process, with these environment variables."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("FGASEG_", "CXX"))}
     run = [sys.executable, "-c", PLAN]
     return subprocess.run(run, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True)
+
+
+def test_every_package_is_installed_once():
+    """Also where an editable installation has linked fgaseg/kernels and fgaseg/configs."""
+    command = [sys.executable, "-c", PACKAGES]
+    packages = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert len(packages) == len(set(packages))
+    assert {"fgaseg", "fgaseg.cli", "fgaseg.configs", "fgaseg.kernels", "fgaseg.kernels.lcs_conv"} <= set(packages)
 
 
 def test_auto_says_what_it_skips():
@@ -57,7 +66,7 @@ def test_a_misspelt_switch_is_refused():
     assert stopped.returncode != 0 and "FGASEG_CPU=yes is not one of auto, 0, 1" in stopped.stderr
 
 
-def test_record_agrees_with_what_is_there():
+def test_the_record_agrees_with_the_libraries():
     info = _library.build_info()
     assert info["cpp"].startswith("built: ") == (LIBRARY is not None), info["cpp"]
     assert not _library.unavailable["cpp"] or LIBRARY is None
@@ -66,10 +75,10 @@ def test_record_agrees_with_what_is_there():
 @pytest.mark.skipif(LIBRARY is None, reason="the C++ library is not built")
 @pytest.mark.skipif(not shutil.which("nm"), reason="nm is not installed")
 def test_library_uses_the_stable_abi_only():
-    """Neither ATen's nor c10's C++ symbols, nor a Python newer than needed: one build serves every torch >= 2.11."""
+    """No C++ symbols of ATen or c10 and none of Python, so that one build serves every torch >= 2.11."""
     run = ["nm", "-DC", "--undefined-only", LIBRARY]
     symbols = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    assert "torch_call_dispatcher" in symbols  # it is nm's output, and of this library
+    assert "torch_call_dispatcher" in symbols  # so this is nm's output, and of this library
     assert not re.search(r"\b(at|c10|torch|pybind11)::|\bPy[A-Z_]", symbols)
 
 

@@ -237,10 +237,10 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   shim::Location location = shim::Location::current()) {
   struct Fragments {
     float2 a[4], b[2];
-  } mine;
-  for (int i = 0; i < 4; ++i) mine.a[i] = unpack<T>(a[i]);
-  for (int i = 0; i < 2; ++i) mine.b[i] = unpack<T>(b[i]);
-  const shim::Slot* slots = shim::show(mine, location);
+  } own;
+  for (int i = 0; i < 4; ++i) own.a[i] = unpack<T>(a[i]);
+  for (int i = 0; i < 2; ++i) own.b[i] = unpack<T>(b[i]);
+  const shim::Slot* slots = shim::show(own, location);
   const int g = shim::lane() / 4, q = shim::lane() % 4;
   for (int k = 0; k < 8; ++k) {  // columns 2k and 2k+1 of a are with lane k%4 of each row
     const auto* left = reinterpret_cast<const Fragments*>(slots[4 * g + k % 4].bytes);

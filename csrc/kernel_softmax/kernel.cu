@@ -81,14 +81,14 @@ struct Rows {
   int64_t begin;  // offset of the block's first row within the class
   int class_index;
   int length;  // elements in all rows
-  int mine;    // offset of this thread's row within the block; the row exists if that is below length
+  int row;     // offset of this thread's row within the block; the row exists if that is below length
 
   FGASEG_DEVICE Rows(const Classes& all, int chunks) {
     class_index = blockIdx.x / chunks;
     const int64_t first = int64_t(blockIdx.x % chunks) * COUNT, left = all.channels - first;
     begin = first * all.taps;
     length = static_cast<int>((left < COUNT ? left : COUNT) * all.taps);
-    mine = static_cast<int>(threadIdx.x / LANES * all.taps);
+    row = static_cast<int>(threadIdx.x / LANES * all.taps);
   }
 };
 
@@ -100,8 +100,8 @@ __global__ void __launch_bounds__(THREADS) softmax_taps(const T* x, T* y, Classe
   copy_in(block, x + all.begin(rows.class_index) + rows.begin, rows.length);
   wait_copies<0>();
   __syncthreads();
-  const int lane = threadIdx.x % LANES, taps = rows.mine < rows.length ? static_cast<int>(all.taps) : 0;
-  T* row = block + rows.mine;
+  const int lane = threadIdx.x % LANES, taps = rows.row < rows.length ? static_cast<int>(all.taps) : 0;
+  T* row = block + rows.row;
   float e[SLOTS], top = -INFINITY, sum = 0;
 #pragma unroll
   for (int j = 0; j < SLOTS; ++j) {
@@ -135,8 +135,8 @@ __global__ void __launch_bounds__(THREADS)
   copy_in(block_g, grad + all.begin(rows.class_index) + rows.begin, rows.length);
   wait_copies<0>();
   __syncthreads();
-  const int lane = threadIdx.x % LANES, taps = rows.mine < rows.length ? static_cast<int>(all.taps) : 0;
-  T *row_p = block_p + rows.mine, *row_g = block_g + rows.mine;
+  const int lane = threadIdx.x % LANES, taps = rows.row < rows.length ? static_cast<int>(all.taps) : 0;
+  T *row_p = block_p + rows.row, *row_g = block_g + rows.row;
   float p[SLOTS], g[SLOTS], dot = 0;
 #pragma unroll
   for (int j = 0; j < SLOTS; ++j)

@@ -148,14 +148,14 @@ std::vector<uint8_t> kept_classes(const T* scores, int64_t batch, int64_t classe
   std::mutex mutex;
   torch::stable::parallel_for(0, batch * blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<typename Key<T>::Type> keys(classes * BLOCK);
-    std::vector<uint8_t> mine(batch * classes);
+    std::vector<uint8_t> marked(batch * classes);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / blocks, first = i % blocks * BLOCK;
       mark(scores + b * classes * pixels + first, classes, std::min(k, classes), std::min(BLOCK, pixels - first),
-           pixels, keys.data(), &mine[b * classes]);
+           pixels, keys.data(), &marked[b * classes]);
     }
     const std::lock_guard lock(mutex);
-    for (size_t i = 0; i < kept.size(); ++i) kept[i] |= mine[i];
+    for (size_t i = 0; i < kept.size(); ++i) kept[i] |= marked[i];
   });
   return kept;
 }

@@ -164,20 +164,20 @@ __global__ void __launch_bounds__(THREADS)
     compact(const unsigned* kept, int64_t* rows, int64_t* counts, int64_t* total, int64_t classes, int words,
             bool united) {
   const int64_t image = blockIdx.x;
-  const unsigned* mine = kept + (united ? 0 : image * words);
+  const unsigned* of_image = kept + (united ? 0 : image * words);
   int in_tile, found = 0;
-  for (const unsigned* word = kept + threadIdx.x; word < mine; word += THREADS) found += __popc(*word);
+  for (const unsigned* word = kept + threadIdx.x; word < of_image; word += THREADS) found += __popc(*word);
   sum_before(found, in_tile);
   int64_t begin = in_tile, end = begin;
   if (united) {  // every image has as many rows as this one
     found = 0;
-    for (int i = threadIdx.x; i < words; i += THREADS) found += __popc(mine[i]);
+    for (int i = threadIdx.x; i < words; i += THREADS) found += __popc(of_image[i]);
     sum_before(found, in_tile);
     begin = end = image * in_tile;
   }
   for (int tile = 0; tile < words; tile += THREADS) {
     const int word = tile + threadIdx.x;
-    unsigned bits = word < words ? mine[word] : 0;
+    unsigned bits = word < words ? of_image[word] : 0;
     int64_t* to = rows + end + sum_before(__popc(bits), in_tile);
     for (; bits; bits &= bits - 1) *to++ = image * classes + word * 32 + __ffs(bits) - 1;
     end += in_tile;

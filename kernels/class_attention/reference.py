@@ -19,8 +19,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def features(x: Tensor, guidance: Tensor, heads: int) -> Tensor:
     """phi(x + guidance) [R, P, heads, d], in float32 or float64."""
-    kind = accumulator(x.dtype)
-    return positive(x.to(kind) + guidance.to(kind)[:, None]).unflatten(-1, (heads, -1))
+    dtype = accumulator(x.dtype)
+    return positive(x.to(dtype) + guidance.to(dtype)[:, None]).unflatten(-1, (heads, -1))
 
 
 def members(offsets: Tensor, rows: int) -> list[Tensor]:
@@ -37,9 +37,9 @@ def class_summary_reference(
     shape = (k.shape[1], *keys.shape[2:])
     summary, total = [keys.new_zeros(0, *shape, shape[-1])], [keys.new_zeros(0, *shape)]
     for own in members(offsets, len(k)):
-        mine = torch.where(own, keys, 0)
-        summary.append(torch.einsum("rphd,rphe->phde", mine, torch.where(own, values, 0))[None])
-        total.append(mine.sum(0, keepdim=True))
+        own_keys = torch.where(own, keys, 0)
+        summary.append(torch.einsum("rphd,rphe->phde", own_keys, torch.where(own, values, 0))[None])
+        total.append(own_keys.sum(0, keepdim=True))
     return torch.cat(summary), torch.cat(total)
 
 

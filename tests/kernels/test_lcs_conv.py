@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import BACKENDS, DTYPES, LAYOUTS, check_backend, needs_cpp, random
+from accuracy import BACKENDS, DTYPES, backend_layouts, check_backend, needs_cpp, random
 from paths import SHARED
 
 from fgaseg.kernels import lcs_conv
@@ -21,8 +21,7 @@ def inputs(b, c, t, h, w, k, seed=0):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, layout", backend_layouts("cpp", "triton", "cuda", "reference"))
 def test_matches_reference(norm, dtype, layout, backend):
     for *sizes, k in SHAPES + EMPTY:
         check_backend(

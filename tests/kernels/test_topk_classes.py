@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, DTYPES, LAYOUTS, laid_out, needs_cpp, random
+from accuracy import BACKENDS, DTYPES, LAYOUTS, backend_layouts, laid_out, needs_cpp, random
 from paths import SHARED
 from torch import Tensor
 
@@ -35,8 +35,7 @@ def check_selection(selection: Selection, scores: Tensor, k: int, union: str) ->
 
 @pytest.mark.parametrize("union", UNIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, layout", backend_layouts("cpp", "triton", "cuda", "reference"))
 def test_matches_plain_sorting(union, dtype, layout, backend):
     """Rounded scores, so that ties are everywhere."""
     for sizes in SHAPES + EMPTY:

@@ -119,7 +119,7 @@ def test_gradients_by_differences(shift):
     assert torch.autograd.gradcheck(lambda *a: window_attention(*a, 2, 3, shift, backend="cpp"), args)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("cpp", "triton", "reference", slow=["triton"]))
 def test_runs_twice_to_the_same_bits(backend):
     leaves = [x.float().requires_grad_() for x in inputs(2, 3, 7, 10, 6)]
     first, second = (
