@@ -36,13 +36,17 @@ gpu_step() {
     fi
 }
 
+ops=() # those that need only torch
+for folder in kernels/*/; do
+    [ -f "benchmarks/$(basename "$folder").py" ] && ops+=("benchmarks/$(basename "$folder").py")
+done
 gpu_step machine 20 nvidia-smi
 step build 60 "$python" setup.py build_ext --inplace
 step tests 120 "$python" -m pytest -q --maxfail=20 -p no:cacheprovider -k "${FGASEG_GPU_TESTS:-triton or cuda}" tests/kernels \
-    --ignore tests/kernels/test_aot.py
+    --ignore tests/kernels/test_aot.py --ignore tests/kernels/test_benchmarks.py
 gpu_step memcheck 45 compute-sanitizer --tool memcheck --error-exitcode 1 "$python" benchmarks/small_calls.py
 gpu_step racecheck 45 compute-sanitizer --tool racecheck --error-exitcode 1 "$python" benchmarks/small_calls.py cuda
-gpu_step bench 240 "$python" -m pytest -q -p no:cacheprovider benchmarks/ --csv "$out/gpu.csv" \
+gpu_step bench 240 "$python" -m pytest -q -p no:cacheprovider "${ops[@]}" --csv "$out/gpu.csv" \
     --shapes S1,S2,S3,S4,S5,S6,S7,S8 --benchmark-max-time=0.05 --benchmark-min-rounds=3 --benchmark-disable-gc
 gpu_step profile 45 ncu --set full --kernel-name "regex:convolve|kernel_grad|product|softmax|mark|_lcs|_cosine|_kernel|_upsample|_window|_class" --launch-count 12 \
     --export "$out/profile" --force-overwrite "$python" benchmarks/small_calls.py S3
