@@ -34,6 +34,9 @@ class MapState(NamedTuple):
     x: Tensor  # at first S_g [r, H, W], then [r, H, W, D], and the logits [r, 4H, 4W] after the last stage
     local: Tensor | None  # S_l [r, H, W], then embedded [r, H, W, hidden], until the decoder has read it
 
+    def select(self, rows: slice | Tensor) -> "MapState":
+        return MapState(self.x[rows], None if self.local is None else self.local[rows])
+
 
 class StageInputs(NamedTuple):
     """What a stage reads besides the maps themselves; everything belongs to the same r rows."""
@@ -69,6 +72,55 @@ class Phase(NamedTuple):
     ending: SumOverClasses | ChooseClasses | None
 
 
+class KeptMaps:
+    """The maps of all chunks between two phases.
+
+    Without gradients, those of several chunks are written into one tensor for all: chunks that were allocated one by
+    one between short-lived tensors would fragment the heap, to twice the memory.
+
+    state  the maps of all chunks, to begin with; None: none yet
+    """
+
+    def __init__(self, chunks: list[Chunk], state: MapState | None = None):
+        self.chunks = chunks
+        self._x: Tensor | None = None if state is None else state.x
+        self._local: Tensor | None = None if state is None else state.local
+        self._states = [None if state is None else state.select(chunk.rows) for chunk in chunks]
+
+    def pop(self, number: int) -> MapState | None:
+        state, self._states[number] = self._states[number], None
+        return state
+
+    def put(self, number: int, state: MapState) -> MapState:
+        """Keep the maps of a chunk, and return them as they are kept."""
+        if len(self.chunks) > 1 and not torch.is_grad_enabled():
+            rows = self.chunks[number].rows
+            self._x = self._written(self._x, rows, state.x)
+            if state.local is not None:
+                self._local = self._written(self._local, rows, state.local)
+            state = MapState(self._x[rows], None if self._local is None or state.local is None else self._local[rows])
+        self._states[number] = state
+        return state
+
+    def _written(self, kept: Tensor | None, rows: slice, values: Tensor) -> Tensor:
+        """The tensor for all chunks with `values` [r, ...] in its rows, a new one where the shape of a map changes."""
+        if kept is None or kept.shape[1:] != values.shape[1:]:
+            kept = values.new_empty(self.chunks[-1].rows.stop, *values.shape[1:])
+        if kept[rows].data_ptr() != values.data_ptr():
+            kept[rows] = values
+        return kept
+
+    def all(self) -> MapState:
+        """The maps of all chunks together."""
+        states = [state for state in self._states if state is not None]
+        if len(states) == 1:
+            return states[0]
+        if self._x is not None:
+            return MapState(self._x, None if states[0].local is None else self._local)
+        x, local = torch.cat([s.x for s in states]), [s.local for s in states if s.local is not None]
+        return MapState(x, torch.cat(local) if local else None)
+
+
 class Propagation:
     """One pass of class maps through the phases.
 
@@ -84,7 +136,7 @@ class Propagation:
         self.phases, self.maps, self.guidance = phases, maps, guidance
         self.keep, self.checkpointing = keep, checkpointing
         self.chunks = maps.chunks()
-        self._states: list[MapState | None] = [None] * len(self.chunks)
+        self._kept = KeptMaps(self.chunks)
         self._sums: list[dict[int, ClassSums]] = []  # of every class attention so far, by first image of the chunks
 
     def run(self) -> Tensor:
@@ -101,13 +153,11 @@ class Propagation:
             elif isinstance(ending, ChooseClasses):
                 self._choose(phase, ending)
         for number, chunk in enumerate(self.chunks):
-            state = self._advance(len(self.phases) - 1, number)
-            self._states[number] = None
-            yield chunk.rows, state.x
+            yield chunk.rows, self._advance(len(self.phases) - 1, number).x
 
     def _advance(self, phase: int, number: int) -> MapState:
         """The maps of a chunk after a phase, from those after the phase before or, where these are not kept, anew."""
-        chunk, state, first = self.chunks[number], self._states[number], phase
+        chunk, state, first = self.chunks[number], self._kept.pop(number), phase
         if state is None:
             lcs = self.maps.lcs
             state, first = MapState(self.maps.gcs[chunk.rows], None if lcs is None else lcs[chunk.rows]), 0
@@ -117,8 +167,8 @@ class Propagation:
                 state = checkpoint(_run_stages, self.phases[index], state, inputs, use_reentrant=False)
             else:
                 state = _run_stages(self.phases[index], state, inputs)
-        if self.keep:
-            self._states[number] = state
+        if self.keep and phase < len(self.phases) - 1:
+            state = self._kept.put(number, state)
         return state
 
     def _inputs(self, chunk: Chunk) -> StageInputs:
@@ -144,12 +194,10 @@ class Propagation:
         if chosen is None:
             return
         self.maps, at = chosen
-        x = torch.cat([state.x for state in self._states if state is not None])[at]
-        locals_ = [state.local for state in self._states if state is not None and state.local is not None]
-        local = torch.cat(locals_)[at] if locals_ else None
+        state = self._kept.all().select(at)
         self.chunks = self.maps.chunks()
         self._sums = []  # over classes that may be gone; no stage reads them past a choice
-        self._states = [MapState(x[c.rows], None if local is None else local[c.rows]) for c in self.chunks]
+        self._kept = KeptMaps(self.chunks, state)
 
 
 def _run_stages(phase: Phase, state: MapState, inputs: StageInputs) -> MapState:
