@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     Rows = list[dict[str, str]]
 
 HELP = """\
-Time every backend of every op of fgaseg.kernels beside plain PyTorch, torch.compile and the straightforward form:
+Time every backend of every op of fgaseg.kernels against plain PyTorch, torch.compile and the naive form:
 forward and forward+backward, with memory, share of the machine's measured copy and matmul rates, and error against
 float64. Needs a clone of the repository, which holds the benchmarks: pip install -e ".[bench]" there.
 
   fgaseg bench                         everything (tens of minutes on a CPU), to runs/bench.csv and runs/bench.png
   fgaseg bench lcs_conv --shapes S1,K=11 --json
-  fgaseg bench model --out runs/model --classes 20,150         the whole model, stage by stage: its plain form,
-                                                               accelerated, in bfloat16, compiled, pruned
+  fgaseg bench model --out runs/model --classes 20,150         the whole model, stage by stage: the reference
+                                                               ("plain"), accelerated, in bfloat16, compiled, pruned
 """
 
 MODEL_OPTIONS = {
@@ -83,7 +83,7 @@ def show_ops(rows: Rows, console: Console) -> None:
 
 
 def show_model(rows: Rows, console: Console) -> None:
-    """One line per run: seconds, memory, both beside the plain form, and the seconds of every stage."""
+    """One line per run: seconds and memory, both also relative to the reference, and the seconds of every stage."""
     from rich.table import Table
 
     runs: dict[tuple[str, ...], dict[str, dict[str, str]]] = defaultdict(dict)  # run → stage → row

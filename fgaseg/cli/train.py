@@ -7,13 +7,13 @@ from pathlib import Path
 from .options import add_json, add_words, only_overrides
 
 HELP = """\
-Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a names file (one name a line).
+Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a names file (one name per line).
 
   fgaseg train configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt --out runs/mine
   torchrun --nproc-per-node 8 -m fgaseg train configs/vitb16.yaml ...      many GPUs; the batch is shared among them
 
 Every key of the YAML file can be overridden as section.key=value. Interrupted (Ctrl-C, SIGTERM, a crash), the same
-command goes on from the last checkpoint and ends in the same weights. The model is left in <out>/model.
+command resumes from the last checkpoint and ends with the same weights. The model is left in <out>/model.
 """
 
 

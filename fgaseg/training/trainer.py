@@ -49,7 +49,7 @@ def train(
 ) -> Summary:
     """Train a model, score it, and leave it in <train.out>/model (with config.yaml and summary.json beside it).
 
-    resume     go on from <train.out>/checkpoint if there is one; False starts over, and the first checkpoint replaces
+    resume     resume from <train.out>/checkpoint if there is one; False starts over, and the first checkpoint replaces
                an old one
     progress   show a live bar if stderr is a terminal, else log a line every log_every steps
     callbacks  `Callback` objects, or functions, which are called on the main process with {"step", "loss", ..., "lr",
