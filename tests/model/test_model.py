@@ -216,6 +216,36 @@ def test_vocabulary_cache_follows_names_template_and_weights():
         assert not torch.equal(model.encode(NAMES).embeddings, first.embeddings)
 
 
+def optimizer_step(model):
+    model.text_encoder.clip.text_projection.grad = torch.ones_like(model.clip.text_projection)
+    torch.optim.SGD([model.clip.text_projection], lr=1e-3).step()
+
+
+def load_other_weights(model):
+    model.load_state_dict(tiny_model(seed=5).state_dict())
+
+
+def new_data(model):
+    weight = model.clip.transformer.resblocks[0].mlp.c_fc.weight
+    weight.data = weight.data + 1e-3
+
+
+def data_in_place(model):
+    model.clip.token_embedding.weight.data.mul_(1.001)
+
+
+@pytest.mark.parametrize("write", [optimizer_step, load_other_weights, new_data, data_in_place])
+def test_vocabulary_cache_follows_every_way_to_write_weights(write):
+    model = tiny_model()
+    before = model.encode(NAMES)
+    write(model)
+    after = model.encode(NAMES)
+    assert after is not before
+    model.text_encoder.clear_cache()
+    assert torch.equal(after.embeddings, model.encode(NAMES).embeddings)
+    assert not torch.equal(after.embeddings, before.embeddings)
+
+
 def test_training_never_reads_a_cached_vocabulary():
     model = tiny_model()
     cached = model.encode(NAMES)
