@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(action=function)
         add_json(action)
     check.add_argument("--quick", action="store_true", help="count only, decode nothing")
-    check.add_argument("--names", type=Path, help="your own class names, one a line or a JSON list")
+    check.add_argument("--names", type=Path, help="your own class names, one per line or a JSON list")
     check.add_argument("--ignore", type=int, help="your own label that is not scored (default: 255)")
     prepare.add_argument("--out", type=Path, help="write there (default: --root), with links to the originals")
     for one in (check, prepare):

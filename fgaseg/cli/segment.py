@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder that save_pretrained or train wrote, or a hub id")
     names = parser.add_mutually_exclusive_group(required=True)
     names.add_argument("--classes", help="names, separated by commas")
-    names.add_argument("--names", type=Path, help="file with one name a line, or a JSON list")
+    names.add_argument("--names", type=Path, help="file with one name per line, or a JSON list")
     parser.add_argument("--out", type=Path, help="picture or folder to write (default: <photo>_labels.png)")
     parser.add_argument(
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (the paper's Fig. 6)"
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         with autocast(options.precision, options.device):
             row = _segment_one(models, photo, names, out, options.pseudo_masks)
         if options.json:
-            print(json.dumps(row), flush=True)  # a line a photo: earlier results survive a photo that cannot be read
+            print(json.dumps(row), flush=True)  # one line per photo: earlier results survive a photo that cannot be read
         else:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{photo}: {shares} -> {out}")

@@ -13,7 +13,7 @@ from ..errors import DataError
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Class names in label order, from UTF-8 text with one name a line or from a JSON list of strings.
+    """Class names in label order, from UTF-8 text with one name per line or from a JSON list of strings.
 
     Surrounding spaces are removed. Raises DataError naming the file: unreadable, no names, an empty or a repeated one.
     """
@@ -23,11 +23,11 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 text: save the names file as UTF-8") from error
     except OSError as error:
-        raise DataError(f"{file}: cannot be read as a names file ({error.strerror}): give one name a line") from error
+        raise DataError(f"{file}: cannot be read as a names file ({error.strerror}): give one name per line") from error
     names = _json_names(file, text) if text.lstrip().startswith("[") else text.rstrip().split("\n")
     names = [name.strip() for name in names]
     if not any(names):
-        raise DataError(f"{file}: holds no names: give one class name a line, label 0 first")
+        raise DataError(f"{file}: holds no names: give one class name per line, label 0 first")
     first: dict[str, int] = {}
     for position, name in enumerate(names, 1):
         if not name:

@@ -57,7 +57,7 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Photos and label images whose paths below their folders are equal up to the suffix; sub-folders are searched.
 
-    listed    text file of paths below ``photos``, one a line, with or without suffix: these pairs, in this order.
+    listed    text file of paths below ``photos``, one per line, with or without suffix: these pairs, in this order.
               None: every pair, sorted
     excluded  the same: pairs that are left out
     returns   (stem, photo, label image) of each pair, the stem being the path without suffix; and for every file that
@@ -114,15 +114,15 @@ def _files_by_stem(folder: Path, kind: str, suffixes: tuple[str, ...]) -> tuple[
 
 
 def _read_list(file: Path, needed: list[_Needed]) -> list[str]:
-    """The stems that a text file lists, one a line, repeated ones once; each must be there in every kind."""
+    """The stems that a text file lists, one per line, repeated ones once; each must be there in every kind."""
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read ({error}): give a text file with one file name a line") from error
+        raise DataError(f"{file}: cannot be read ({error}): give a text file with one file name per line") from error
     paths = [Path(line.strip()) for line in lines if line.strip()]
     stems = [(path.with_suffix("") if path.suffix.lower() in _PHOTOS else path).as_posix() for path in paths]
     if not stems:
-        raise DataError(f"{file}: is empty: list the files of this split, one a line")
+        raise DataError(f"{file}: is empty: list the files of this split, one per line")
     for stem in stems:
         for kind, folder, found in needed:
             if stem not in found:
