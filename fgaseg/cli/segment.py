@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> None:
         with autocast(options.precision, options.device):
             row = _segment_one(models, photo, names, out, options.pseudo_masks)
         if options.json:
-            print(json.dumps(row), flush=True)  # one line per photo: earlier results survive a photo that cannot be read
+            print(json.dumps(row), flush=True)  # at once: earlier results survive a bad photo
         else:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{photo}: {shares} -> {out}")

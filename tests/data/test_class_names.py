@@ -26,7 +26,7 @@ def test_ten_thousand_names(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", r"names\.txt: holds no names: give one class name a line"),
+        (b"", r"names\.txt: holds no names: give one class name per line"),
         (b"  \n\n", r"holds no names"),
         (b"[]", r"holds no names"),
         (b"cat\ndog\ncat\n", r"names 1 and 3 are both 'cat'"),
