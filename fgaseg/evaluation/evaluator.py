@@ -31,11 +31,16 @@ log = logging.getLogger(__name__)
 class Segmenter(Protocol):
     """What evaluation needs of a model; FGASeg has it."""
 
+    training: bool
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch to training mode, or with False to evaluation mode."""
+
     def encode(self, names: Sequence[str]) -> Vocabulary:
         """Embed class names."""
 
     def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:
-        """Indices into the vocabulary, int64 [H, W], of a photo uint8 [H, W, 3]; predicted in evaluation mode."""
+        """Indices into the vocabulary [H, W] int64 for a photo uint8 [H, W, 3], on any device."""
 
 
 class LabelledImages(Protocol):
@@ -144,7 +149,7 @@ def run_evaluation(
     Raises UnfinishedError where the saved counts belong to another evaluation.
     """
     target = Target.of(dataset, names, options.count)
-    with torch.no_grad():  # not inference_mode: a vocabulary cached here may serve training
+    with evaluation_mode(model), torch.no_grad():  # not inference_mode: a vocabulary cached here may serve training
         vocabulary = model.encode(target.prompts)
         state = EvalState(ConfusionMatrix(len(target.classes), target.ignore, vocabulary.embeddings.device))
         indices = _share(state, target.images, partial)
@@ -164,6 +169,17 @@ def run_evaluation(
     if not scores.pixels and images == target.images:
         raise DataError(f"nothing to score: all pixels of the {images} images are ignored (label {target.ignore})")
     return scores
+
+
+@contextmanager
+def evaluation_mode(model: Segmenter) -> Iterator[None]:
+    """Evaluation mode inside the block, afterwards the mode from before."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _share(state: EvalState, images: int, partial: PartialCounts | None) -> list[int]:

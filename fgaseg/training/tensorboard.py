@@ -90,9 +90,14 @@ class TensorBoard(Callback):
 def picture(model: FGASeg, item: dict[str, Any], names: list[str]) -> Image.Image:
     """A validation photo, its labels, prediction, and the pseudo-masks S_g and S_l of its largest class."""
     photo, labels = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
-    with torch.no_grad():  # so that encode() records no graph in training mode
-        vocabulary = model.encode(names)
-    predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            vocabulary = model.encode(names)
+            predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
+    finally:
+        model.train(training)
     counts = np.bincount(labels[labels < len(names)], minlength=len(names))
     subject, size = int(counts.argmax()), (photo.height, photo.width)
     shown = [("photo", photo)]

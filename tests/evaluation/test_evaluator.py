@@ -88,6 +88,11 @@ def test_evaluation_leaves_training_possible():
 class Constant:
     """A model of another kind, which predicts the same class everywhere."""
 
+    training = False
+
+    def train(self, mode=True):
+        self.training = mode
+
     def encode(self, names):
         return Vocabulary(tuple(names), torch.zeros(len(names), 1))
 
