@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -35,6 +36,9 @@ def join_processes() -> torch.device:
 def _leave_processes() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        # sharded models in reference cycles keep the group alive; a gloo thread that still holds tensors when the
+        # interpreter finalises aborts the process
+        gc.collect()
 
 
 def check_batch(recipe: TrainConfig) -> None:

@@ -147,6 +147,7 @@ blocks = [p for n, p in run.model.clip.named_parameters() if ".attn." in n or ".
 moments = [run.optimizer.adamw.state[p]["exp_avg"] for p in blocks if p in run.optimizer.adamw.state]
 sizes = [[sum(p.numel() for p in part), sum(p.to_local().numel() for p in part)] for part in (blocks, moments)]
 json.dump(sizes, open(sys.argv[2] + f"/{rank()}.json", "w"))
+del run, blocks, moments  # they would keep the process group alive until the interpreter finalises
 """
 
 
