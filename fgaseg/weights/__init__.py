@@ -1,5 +1,6 @@
 """Model files, training checkpoints, and checkpoints of other projects."""
 
+from .hub import fetch_file, fetch_first, list_files
 from .key_maps import RELEASED_KEYS, KeyMap
 from .model_files import load_weights, read_weights, write_weights
 from .released import ConversionReport, ReleasedCheckpoint, read_released, to_released, write_released
@@ -12,6 +13,9 @@ __all__ = [
     "KeyMap",
     "ReleasedCheckpoint",
     "WarmStartReport",
+    "fetch_file",
+    "fetch_first",
+    "list_files",
     "load_training",
     "load_weights",
     "read_released",
