@@ -9,9 +9,9 @@ from ..errors import UsageError
 from .options import add_json, add_words, model_and_overrides
 
 HELP = """\
-Convert a checkpoint of the released FGAseg code or of CAT-Seg to a folder that FGASeg.from_pretrained loads, or back.
-Decoder mode, encoder, K and depths are inferred from its keys and shapes; the rest is assumed to be as in the released
-preset, and listed.
+Convert a checkpoint of the released FGAseg code, of CAT-Seg or of Pi-Seg to a folder that FGASeg.from_pretrained loads,
+or an fgaseg model to a checkpoint of the released code. Which code a checkpoint is of, decoder mode, encoder, K and
+depths are inferred from its keys and shapes; the rest is assumed to be as in that code, and listed.
 
   fgaseg convert model_final.pth --out models/released
   fgaseg convert model_final.pth --out models/released top_k=8      a switch that the keys do not show
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; with --to-released: .pth file")
     parser.add_argument("--to-released", action="store_true", help="the other direction: from an fgaseg model")
     parser.add_argument(
-        "--allow-foreign", action="store_true", help="skip keys that belong to neither code instead of refusing"
+        "--allow-foreign", action="store_true", help="skip keys that its code does not have instead of refusing"
     )
 
 

@@ -1,13 +1,14 @@
 """Model files, training checkpoints, and checkpoints of other projects."""
 
 from .hub import fetch_file, fetch_first, list_files
-from .key_maps import RELEASED_KEYS, KeyMap
+from .key_maps import PI_SEG_KEYS, RELEASED_KEYS, KeyMap
 from .model_files import load_weights, read_weights, write_weights
 from .released import ConversionReport, ReleasedCheckpoint, read_released, to_released, write_released
 from .training_state import load_training, remove_leftovers, save_training, set_damaged_aside
 from .warm_start import WarmStartReport, warm_start
 
 __all__ = [
+    "PI_SEG_KEYS",
     "RELEASED_KEYS",
     "ConversionReport",
     "KeyMap",

@@ -137,6 +137,10 @@ def find_state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{source}: not a state dict: names to tensors are needed, at the top level or under model or state_dict"
         )
+    if any(isinstance(part, Mapping) and "param_groups" in part for part in (data, *data.values())):
+        raise CheckpointError(
+            f"{source}: the state of an optimizer, without the weights of a model; give the file that holds the weights"
+        )
     tensors = {key: _as_tensor(value) for key, value in data.items()}
     for key, value in tensors.items():
         if not isinstance(value, Tensor):

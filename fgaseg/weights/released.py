@@ -1,4 +1,7 @@
-"""Checkpoints of the released FGAseg code, and of CAT-Seg (the same tree without FGAseg's parts): read and written."""
+"""Checkpoints of the released FGAseg code and of CAT-Seg (the same tree without FGAseg's parts): read and written.
+
+Those of Pi-Seg, the same tree under other names, are read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ from ..files import atomic_write
 from ..kernels.window_attention.reference import window_mask
 from .key_maps import RELEASED_KEYS, SHIFT_MASK, Translation
 from .model_files import find_state_dict, load_weights, read_weights
-from .released_config import infer_config
+from .recognition import CAT_SEG, Project, recognise
+from .released_config import config_of
 
 GAMMA = "head.p2t.gamma"
 COUNTER = "num_batches_tracked"  # of BatchNorm, which never reads it with a fixed momentum
@@ -29,16 +33,17 @@ COUNTER = "num_batches_tracked"  # of BatchNorm, which never reads it with a fix
 class ConversionReport:
     """What became of every key. Keys are given by their names in the released code (or in the file read)."""
 
-    kind: str  # FGAseg or CAT-Seg
+    kind: str  # FGAseg, CAT-Seg or Pi-Seg
     mode: str  # fast or no_fast, and cat or add: the released code's four decoder modes
     encoder: str
     kernel_size: int | None  # K of LCS; None: without LCS
     mapped: list[str]
     ignored: list[str] = field(default_factory=list)  # in the file, structural
+    training_only: list[str] = field(default_factory=list)  # in the file, of weights that only training uses
     foreign: list[str] = field(default_factory=list)  # in the file, and of no model that we know
     absent: list[str] = field(default_factory=list)  # not in the file, initial value kept: counters
     computed: list[str] = field(default_factory=list)  # buffers of the released code that are no weights of ours
-    assumed: dict[str, Any] = field(default_factory=dict)  # switches that keys do not show, from the preset
+    assumed: dict[str, Any] = field(default_factory=dict)  # switches that keys do not show, from the project's code
     different: dict[str, Any] = field(default_factory=dict)  # switches that the released code does not have
 
     def lines(self) -> list[str]:
@@ -47,21 +52,25 @@ class ConversionReport:
         lines = [f"{self.kind}, {self.mode}, {self.encoder}, {kernel}: {len(self.mapped)} keys mapped"]
         groups = {
             "ignored (structural)": self.ignored,
+            "left out (only training uses them)": self.training_only,
             "left over (not FGAseg's)": self.foreign,
             "not in the file, initial value kept": self.absent,
             "computed (structural)": self.computed,
         }
         lines += [f"{len(keys)} keys {title}: {', '.join(_families(keys))}" for title, keys in groups.items() if keys]
         if self.assumed:
-            lines.append("assumed, as in the released preset: " + _listed(self.assumed))
+            lines.append(f"assumed, as in the code of {self.kind}: " + _listed(self.assumed))
         if self.different:
             lines.append("WARNING: the released code does not compute these switches: " + _listed(self.different))
         return lines
 
 
 def _families(keys: Iterable[str]) -> list[str]:
-    """Keys that differ in their numbers only, once."""
-    return list(dict.fromkeys(re.sub(r"\.\d+\.", ".#.", key) for key in keys))
+    """Keys that differ in their numbers only, once, and how many they are; a key without others as it is."""
+    families: dict[str, list[str]] = {}
+    for key in keys:
+        families.setdefault(re.sub(r"\.\d+\.", ".#.", key), []).append(key)
+    return [f"{family} ({len(of)})" if len(of) > 1 else of[0] for family, of in families.items()]
 
 
 def _listed(switches: Mapping[str, Any]) -> str:
@@ -70,25 +79,27 @@ def _listed(switches: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A released or CAT-Seg checkpoint as read: build a model from `config`, then `load_into` it."""
+    """A released, CAT-Seg or Pi-Seg checkpoint as read: build a model from `config`, then `load_into` it."""
 
     source: str  # for messages
+    project: Project
     config: ModelConfig
     weights: Translation
 
     def load_into(self, model: nn.Module, allow_foreign: bool = False) -> ConversionReport:
         """Copy the weights into a model of `config`; BatchNorm's counters may be absent and stay as they are.
 
-        allow_foreign  leave out keys that no FGAseg or CAT-Seg model has, instead of refusing the file
-        Raises CheckpointError naming every key that is missing, unknown or of another shape; the model is unchanged.
+        allow_foreign  leave out keys that no model of its project has, instead of refusing the file
+        Raises CheckpointError naming the keys that are missing, unknown or of another shape; the model is unchanged.
         """
         own, given = model.state_dict(), self.weights
+        kind = _kind(self.config, self.project)
         fitting = {ours: tensor for ours, tensor in given.tensors.items() if ours in own}
         foreign = given.unknown + [key for ours, key in given.origin.items() if ours not in own]
-        absent = {ours: str(RELEASED_KEYS.to_theirs(ours)) for ours in own if ours not in fitting}
+        absent = {ours: self.project.keys.to_theirs(ours) or ours for ours in own if ours not in fitting}
         misfits = {
             "missing from the file": [key for ours, key in absent.items() if not ours.endswith(COUNTER)],
-            "unknown to FGAseg and CAT-Seg": [] if allow_foreign else foreign,
+            f"unknown to {kind}": [] if allow_foreign else foreign,
             "of another shape": [
                 f"{given.origin[ours]} {list(tensor.shape)}, not {list(own[ours].shape)}"
                 for ours, tensor in fitting.items()
@@ -96,51 +107,54 @@ class ReleasedCheckpoint:
             ],
         }
         if any(misfits.values()):
-            title = f"{self.source}: keys that do not fit a released FGAseg or CAT-Seg model"
-            lines = [f"  {len(keys)} {kind}: {', '.join(keys)}" for kind, keys in misfits.items() if keys]
+            title = f"{self.source}: keys that do not fit a model of {kind}"
+            lines = [f"  {len(keys)} {what}: {', '.join(_families(keys))}" for what, keys in misfits.items() if keys]
             raise CheckpointError("\n".join([title, *lines]))
         load_weights(model, {**own, **fitting}, self.source)
         return ConversionReport(
+            kind,
             **_summary(self.config),
             mapped=[given.origin[ours] for ours in fitting],
-            ignored=given.structural,
+            ignored=list(given.structural),
+            training_only=given.training_only,
             foreign=foreign,
             absent=list(absent.values()),
-            assumed=_assumed(self.config),
+            assumed=_assumed(self.config, self.project),
         )
 
 
 def read_released(source: Mapping[str, Any] | str | Path, *words: str, **values: Any) -> ReleasedCheckpoint:
-    """Read a checkpoint of the released FGAseg code or of CAT-Seg, and infer its configuration.
+    """Read a checkpoint of the released FGAseg code, of CAT-Seg or of Pi-Seg, and infer its configuration.
 
     source         path (.pth, .safetensors) or the dict that it holds, nested or not
     words, values  override the ModelConfig that was inferred (the rest is as in the `released` preset), in the form of
                    `ModelConfig.override`: "top_k=8", or top_k=8
-    Raises CheckpointError for a file that is no such checkpoint; ConfigError for overrides.
+    Raises CheckpointError for a file that is no such checkpoint, in one line that says what it seems to be;
+    ConfigError for overrides.
     """
     name = "state dict" if isinstance(source, Mapping) else str(source)
     weights = find_state_dict(source, name) if isinstance(source, Mapping) else read_weights(source)
-    translation = RELEASED_KEYS.translate(weights, name)
-    if any(RELEASED_KEYS.to_theirs(RELEASED_KEYS.bare(key)) for key in weights):
-        raise CheckpointError(
-            f"{name}: an fgaseg model already (its keys begin with clip. and head.); FGASeg.from_pretrained reads it"
-        )
-    config = infer_config({RELEASED_KEYS.bare(key): tensor for key, tensor in weights.items()}, name)
-    return ReleasedCheckpoint(name, config.override(*words, **values), translation)
+    project = recognise(weights, name)
+    translation = project.keys.translate(weights, name)
+    config = config_of(translation, name, project.keys, **project.known)
+    return ReleasedCheckpoint(name, project, config.override(*words, **values), translation)
+
+
+def _kind(config: ModelConfig, project: Project = CAT_SEG) -> str:
+    has_parts = config.p2t_layers or config.t2p or config.lcs  # of FGAseg
+    return "FGAseg" if has_parts else project.name
 
 
 def _summary(config: ModelConfig) -> dict[str, Any]:
-    has_parts = config.p2t_layers or config.t2p or config.lcs  # of FGAseg
     mode = "fast" if config.fast else "no_fast"
     return {
-        "kind": "FGAseg" if has_parts else "CAT-Seg",
         "mode": f"{mode} {config.fusion}" if config.lcs else mode,
         "encoder": config.encoder.name,
         "kernel_size": config.kernel_size if config.lcs else None,
     }
 
 
-def _assumed(config: ModelConfig) -> dict[str, Any]:
+def _assumed(config: ModelConfig, project: Project) -> dict[str, Any]:
     """Switches that matter to this model and that neither its keys nor the overrides give."""
     names = ["template", "first_synonym", "inference", "class_cap", "pad_classes", "heads", "window"]
     if "window" not in config.model_fields_set:  # no shift mask, which shows the grid
@@ -157,7 +171,8 @@ def _assumed(config: ModelConfig) -> dict[str, Any]:
     assumed = {name: values[name] for name in names if name not in given}
     if "finetune" not in config.encoder.model_fields_set:
         assumed["encoder.finetune"] = values["encoder"]["finetune"]
-    return assumed | {"encoder.quick_gelu": True, "encoder.head_width": 64}
+    known = {name: value for name, value in project.known.items() if values[name] == value}
+    return assumed | known | {"encoder.quick_gelu": True, "encoder.head_width": 64}
 
 
 def to_released(
@@ -183,7 +198,11 @@ def to_released(
         tensors[theirs] = RELEASED_KEYS.tensor_to_theirs(key, value.detach())
     masks = shift_masks(config, patch=weights["clip.visual.conv1.weight"].shape[-1])
     report = ConversionReport(
-        **_summary(config), mapped=list(tensors), computed=list(masks), different=_different(config, quick_gelu)
+        _kind(config),
+        **_summary(config),
+        mapped=list(tensors),
+        computed=list(masks),
+        different=_different(config, quick_gelu),
     )
     return {**tensors, **masks}, report
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from .key_maps import RELEASED_KEYS
+from .key_maps import PAD_TOKENS
 from .model_files import load_weights, read_weights
+from .recognition import recognise
 
 # P2Tformer, T2P branch, LCS with its embedding and fusions, auxiliary heads: what FGAseg adds to CAT-Seg
 ADDED = re.compile(r"head\.(p2t|t2p|lcs|embed_local|fuse|aux_heads|decoder\.(fuse\d|local_up))\.")
@@ -46,7 +47,7 @@ def _families(keys: list[str]) -> str:
 
 
 def warm_start(model: nn.Module, source: str | Path, *, quick_gelu: bool) -> WarmStartReport:
-    """Fill an FGASeg from a saved model, or a checkpoint of CAT-Seg or of the released code (.pth, .safetensors).
+    """Fill an FGASeg from a saved model, or a checkpoint of CAT-Seg, Pi-Seg or the released code (.pth, .safetensors).
 
     quick_gelu  whether the model's encoders have QuickGELU; warns where a released checkpoint meets one that has not
     Weights of P2Tformer, T2P branch, LCS and auxiliary heads may be absent and keep their value; pad tokens of the file
@@ -55,8 +56,8 @@ def warm_start(model: nn.Module, source: str | Path, *, quick_gelu: bool) -> War
     """
     given, own = read_weights(source), model.state_dict()
     released = not any(key in own for key in given)
-    tensors = _translated(given, source) if released else dict(given)
-    for key in [key for key in tensors if key not in own and key.endswith(RELEASED_KEYS.flattened)]:
+    tensors, origin = _translated(given, source) if released else (dict(given), {key: key for key in given})
+    for key in [key for key in tensors if key not in own and key.endswith(PAD_TOKENS)]:
         del tensors[key]  # pad tokens of a model that pads
     fresh = [key for key in own if key not in tensors and ADDED.match(key)]
     load_weights(model, tensors | {key: own[key] for key in fresh}, source)
@@ -66,11 +67,12 @@ def warm_start(model: nn.Module, source: str | Path, *, quick_gelu: bool) -> War
             "set model.encoder.quick_gelu=true",
             stacklevel=2,
         )
-    skipped = [key for key in given if (RELEASED_KEYS.to_ours(key) if released else key) not in tensors]
-    return WarmStartReport([key for key in own if key in tensors], fresh, skipped)
+    taken = {origin[key] for key in tensors}
+    return WarmStartReport([key for key in own if key in tensors], fresh, [key for key in given if key not in taken])
 
 
-def _translated(weights: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """Under our keys, unknown keys as they are: the model then refuses them by name."""
-    translation = RELEASED_KEYS.translate(weights, str(source))
-    return {**translation.tensors, **{key: weights[key] for key in translation.unknown}}
+def _translated(weights: Mapping[str, Tensor], source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Under our keys, and for each of these the key in the file; unknown keys as they are: the model refuses them."""
+    found = recognise(weights, str(source)).keys.translate(weights, str(source))
+    unknown = {key: weights[key] for key in found.unknown}
+    return {**found.tensors, **unknown}, {**found.origin, **{key: key for key in unknown}}

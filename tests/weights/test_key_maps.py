@@ -33,7 +33,7 @@ def test_prefixes_numbers_structural_keys_and_shapes():
     weights = {"head.pad": torch.zeros(1, 1, 3), "inner.block_1.mask": torch.zeros(2), "other": torch.zeros(1)}
     found = keys.translate(weights, "file")
     assert found.tensors["pad"].shape == (3,) and found.origin == {"pad": "head.pad"}
-    assert (found.structural, found.unknown) == (["inner.block_1.mask"], ["other"])
+    assert ([*found.structural], found.unknown) == (["inner.block_1.mask"], ["other"])
     assert keys.tensor_to_theirs("pad", found.tensors["pad"]).shape == (1, 1, 3)
     with pytest.raises(CheckpointError, match=r"file: head\.pad and inner\.pad are the same weight"):
         keys.translate(weights | {"inner.pad": torch.zeros(1, 1, 3)}, "file")
