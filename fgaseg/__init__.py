@@ -66,6 +66,7 @@ __all__ = [
     "load_config",
     "open_set",
     "read_image",
+    "register_encoder",
     "train",
 ]
 
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
     from .inference import Result
-    from .model import FGASeg
+    from .model import FGASeg, register_encoder
     from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
 else:
@@ -84,7 +85,7 @@ else:
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
         "inference": ("Result",),
-        "model": ("FGASeg",),
+        "model": ("FGASeg", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),
     }

@@ -17,6 +17,9 @@ from pydantic import (
 
 from .section import Section
 
+# open_clip's ViTs with OpenAI's weights; the list is here because a configuration is read without open_clip
+OPENAI_NAMES: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
+OPENAI_NAMES += tuple(f"{name}-quickgelu" for name in OPENAI_NAMES)
 RELEASED_LOSS: dict[str, Any] = {"seg": "bce", "align": "bce", "aux_heads": 3}
 
 
@@ -47,32 +50,55 @@ def _default_top_k(above: dict[str, Any]) -> int | None:
 
 
 def _default_pretrained(above: dict[str, Any]) -> str | None:
-    return "openai" if above.get("architecture") is None else None
+    if above.get("architecture") is not None:
+        return None
+    return "openai" if above.get("name") in OPENAI_NAMES else "auto"
+
+
+def _positive(values: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(values) <= 0:
+        raise ValueError(f"must be positive; got {list(values)}")
+    return values
 
 
 OddInt = Annotated[PositiveInt, AfterValidator(_odd)]
 
 
+Colour = tuple[float, float, float]
+
+
 class EncoderConfig(Section):
-    """The CLIP image and text towers (open_clip)."""
+    """The image and text towers (open_clip's, or your own). A plain string is short for {name: ...}."""
 
     name: str = "ViT-B-16"
-    """open_clip model name; only a label when `architecture` is given."""
+    """open_clip model name, or that of a registered encoder; only a label when `architecture` is given."""
     architecture: dict[str, Any] | None = None
     """An open_clip model configuration, inline: embed_dim, vision_cfg, text_cfg; null: that of `name`."""
     pretrained: str | None = Field(default_factory=_default_pretrained)
-    """An open_clip tag, a local file, or a saved fgaseg model, whose encoder is taken; null: random weights. Default:
-    openai, with `architecture` null."""
+    """An open_clip tag, a local file, or a saved fgaseg model, whose encoder is taken; null: random weights; auto:
+    openai where `name` has that tag, else its only tag. Default: auto, with `architecture` null."""
     quick_gelu: bool | None = None
     """Use QuickGELU, which OpenAI's weights need; null: as open_clip's model or tag says."""
+    mean: Colour | None = None
+    """Mean of RGB in 0..1 by which pixels are normalised; null: as the weights' tag or the family says."""
+    std: Annotated[Colour, AfterValidator(_positive)] | None = None
+    """Standard deviation, likewise."""
+    dense: Literal["value", "qq", "csa"] | None = None
+    """Dense features from the last attention, of the last block or the pooling head: its value path (value), or
+    self-correlation of its q (qq), or of its q and of its k (csa); null: csa for EVA, else value."""
     guidance_blocks: tuple[NonNegativeInt, NonNegativeInt] | None = None
     """The two visual blocks (0-based) whose outputs guide aggregation and decoder; null: after each of the first two
     thirds, (3, 7) of 12 and (7, 15) of 24."""
     finetune: Literal["attention", "prompt", "full", "none", "scratch"] = "attention"
-    """Which parameters of CLIP train (Table VII): the q and v of attention, prompt tokens, all blocks, none, or
+    """Which parameters of the encoder train (Table VII): the q and v of attention, prompt tokens, all blocks, none, or
     (scratch) everything."""
     prompt_tokens: PositiveInt = 16
     """Learned tokens per visual block, with finetune: prompt."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, data: Any) -> Any:
+        return {"name": data} if isinstance(data, str) else data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -111,7 +137,7 @@ class ModelConfig(Section):
     preset: Literal["paper", "released"] = "paper"
     """Defaults of all fields here: the paper's, or the released code's."""
     encoder: EncoderConfig = EncoderConfig()
-    """The CLIP towers."""
+    """The image and text towers."""
     image_size: PositiveInt = 384
     """Inference resizes a photo's short side (whole) or each window (windows) to this many pixels."""
     template: Annotated[str | tuple[str, ...], AfterValidator(_one_placeholder)] = _by_preset(

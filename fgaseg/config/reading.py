@@ -65,10 +65,13 @@ def apply_overrides(
     return written
 
 
+SHORT = {"encoder": "name"}  # a section that may be written as the value of one of its keys
+
+
 def _set(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for part in path[:-1]:
         if not isinstance(data.get(part), dict):
-            data[part] = {}
+            data[part] = {SHORT[part]: data[part]} if part in SHORT and isinstance(data.get(part), str) else {}
         data = data[part]
     data[path[-1]] = value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -25,6 +25,10 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     """How it is trained."""
 
+    def override(self, *words: str, **values: Any) -> Self:
+        """As of any section; `encoder` is short for `model.encoder`. Raises ConfigError."""
+        return super().override(*map(_in_full, words), **{_in_full(key): value for key, value in values.items()})
+
     def save(self, path: str | Path) -> None:
         """Write every key as YAML, atomically. `load_config(path)` gives an equal object."""
         text = yaml.safe_dump(self.dump(), sort_keys=False, allow_unicode=True)
@@ -36,7 +40,15 @@ def load_config(path: str | Path | None = None, *words: str, **values: Any) -> C
 
         load_config("configs/vitb16.yaml", "model.kernel_size=5", "data.scale=[0.5, 2.0]", **{"train.out": folder})
 
+    `encoder` is short for `model.encoder`, and its name alone for the section: "encoder=ViT-B-16-SigLIP2-384".
+
     Raises ConfigError naming the file or the override, the key, and for an unknown key the nearest valid one.
     """
     data = {} if path is None else read_yaml(Path(path))
+    words, values = tuple(map(_in_full, words)), {_in_full(key): value for key, value in values.items()}
     return Config.read(data, "defaults" if path is None else str(path), apply_overrides(data, words, values))
+
+
+def _in_full(key: str) -> str:
+    """A key, or key=value, with the section of `encoder`."""
+    return f"model.{key}" if key.partition("=")[0].split(".")[0].strip() == "encoder" else key

@@ -22,7 +22,7 @@ from .class_names import read_names
 from .datasets import PairDataset
 from .folders import FolderDataset
 from .from_config import VALIDATION_SCENES, data_sets
-from .images import CLIP_MEAN, CLIP_STD, ImageSource, read_image, to_pixels
+from .images import CLIP_MEAN, CLIP_NORMALIZATION, CLIP_STD, ImageSource, Normalization, read_image, to_pixels
 from .preparation import PrepareReport, prepare
 from .prepared_sets import open_set, open_set_in_folders
 from .scenes import SEEN, UNSEEN, SceneDataset
@@ -31,6 +31,7 @@ from .set_files import SplitFiles, default_root
 __all__ = [
     "BENCHMARK_SETS",
     "CLIP_MEAN",
+    "CLIP_NORMALIZATION",
     "CLIP_STD",
     "SEEN",
     "UNSEEN",
@@ -38,6 +39,7 @@ __all__ = [
     "CheckReport",
     "FolderDataset",
     "ImageSource",
+    "Normalization",
     "PairDataset",
     "PrepareReport",
     "SceneDataset",

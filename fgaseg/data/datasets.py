@@ -14,7 +14,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from .augmentation import augment
 from .class_names import LabelSpace
-from .images import read_image, to_pixels
+from .images import CLIP_NORMALIZATION, Normalization, read_image, to_pixels
 from .label_formats import read_labels
 
 Item = dict[str, Any]  # {"pixels" or "image", "labels", "stem"}
@@ -25,9 +25,12 @@ class EpochDataset(Dataset[Item]):
     """A data set whose training items change from epoch to epoch, as ``set_epoch`` says.
 
     The epoch is kept in shared memory, so that ``set_epoch`` also reaches the persistent workers of a DataLoader.
+
+    normalization  mean and standard deviation of the items' pixels: CLIP's, until the trainer gives the encoder's
     """
 
     names: list[str]
+    normalization: Normalization = CLIP_NORMALIZATION
 
     def __init__(self) -> None:
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -49,7 +52,7 @@ class PairDataset(EpochDataset):
     augmentation  a DataConfig: training items, augmented as it says; None: evaluation items, whole photos
     seed          of the augmentation; item i depends only on (seed, epoch, i), whatever the number of workers
 
-    Training items are {"pixels" float32 [3, crop, crop] CLIP-normalised, "labels" int64 [crop, crop], "stem"}, see
+    Training items are {"pixels" float32 [3, crop, crop] normalised, "labels" int64 [crop, crop], "stem"}, see
     ``augment``; evaluation items are {"image" uint8 [H, W, 3], "labels" int64 [H, W], "stem"}. Reading an item raises
     DataError or ImageError naming the file: unreadable, photo and labels of different size, values without a meaning.
     """
@@ -81,7 +84,8 @@ class PairDataset(EpochDataset):
             return {"image": torch.from_numpy(np.array(image)), "labels": torch.from_numpy(labels), "stem": stem}
         rng = np.random.default_rng([self.seed, self.epoch, index])
         image, labels = augment(image, labels, self.augmentation, rng)
-        return {"pixels": to_pixels(image), "labels": torch.from_numpy(labels), "stem": stem}
+        pixels = to_pixels(image, normalization=self.normalization)
+        return {"pixels": pixels, "labels": torch.from_numpy(labels), "stem": stem}
 
     def _read_labels(self, file: Path) -> np.ndarray:
         labels = read_labels(file)

@@ -23,7 +23,7 @@ class FolderDataset(PairDataset):
 
     config    ``images``, ``labels`` and ``names``; ``train_list`` and ``val_list`` restrict a split to the paths they
               list; ``val_images`` and ``val_labels`` are the validation split's own folders; see DataConfig
-    split     "train": augmented items {"pixels" float32 [3, crop, crop] CLIP-normalised, "labels" int64 [crop, crop],
+    split     "train": augmented items {"pixels" float32 [3, crop, crop] normalised, "labels" int64 [crop, crop],
               "stem"}. "val": whole photos {"image" uint8 [H, W, 3], "labels" int64 [H, W], "stem"}, without those of
               ``train_list`` where the two splits share a folder and ``val_list`` is not given
     seed      of the augmentation; item i depends only on (seed, epoch, i), and ``set_epoch`` sets the epoch

@@ -16,6 +16,8 @@ from ..errors import ImageError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_NORMALIZATION = (CLIP_MEAN, CLIP_STD)
+Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean, standard deviation
 PIXEL_LIMIT = 100_000_000  # larger images are refused or decoded at a reduced size
 
 ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
@@ -172,14 +174,18 @@ def _from_unit_range(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def to_pixels(
-    image: Image.Image | np.ndarray | torch.Tensor, size: tuple[int, int] | None = None, antialias: bool = False
+    image: Image.Image | np.ndarray | torch.Tensor,
+    size: tuple[int, int] | None = None,
+    antialias: bool = False,
+    normalization: Normalization = CLIP_NORMALIZATION,
 ) -> torch.Tensor:
-    """CLIP-normalised pixels of an RGB image: the input of the image encoder.
+    """Normalised pixels of an RGB image: the input of the image encoder.
 
-    image      an RGB PIL image, or uint8 [H, W, 3]
-    size       (height, width) to resize to, bilinear; None keeps the size
-    antialias  off by default, as in the published evaluation protocol
-    returns    float32 [3, height, width], (value / 255 - CLIP mean) / CLIP standard deviation
+    image          an RGB PIL image, or uint8 [H, W, 3]
+    size           (height, width) to resize to, bilinear; None keeps the size
+    antialias      off by default, as in the published evaluation protocol
+    normalization  mean and standard deviation of RGB in 0..1: those of the encoder, `model.normalization`; CLIP's
+    returns        float32 [3, height, width], (value / 255 - mean) / standard deviation
 
     Raises ImageError for other shapes and types.
     """
@@ -190,4 +196,5 @@ def to_pixels(
     pixels = values.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format) / 255
     if size is not None and size != tuple(pixels.shape[1:]):
         pixels = torch.nn.functional.interpolate(pixels[None], size, mode="bilinear", antialias=antialias)[0]
-    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    mean, std = (torch.tensor(values)[:, None, None] for values in normalization)
+    return (pixels - mean) / std

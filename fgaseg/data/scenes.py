@@ -281,7 +281,7 @@ class SceneDataset(EpochDataset):
     length    scenes per epoch
     size      side, or (height, width), in pixels
 
-    Items hold "pixels" float32 [3, H, W] (CLIP-normalised), "labels" int64 [H, W] (indices into ``names``), "stem", and
+    Items hold "pixels" float32 [3, H, W] (normalised), "labels" int64 [H, W] (indices into ``names``), "stem", and
     for evaluation "image" uint8 [H, W, 3]. ``set_epoch`` changes the training scenes; those for evaluation stay the
     same. ``scored`` are the names that a split's mIoU is computed over.
     """
@@ -311,7 +311,7 @@ class SceneDataset(EpochDataset):
         epoch = 0 if evaluation else self.epoch
         image, labels = scene([self.seed, stream, epoch, index], self.size, self.allowed)
         item: Item = {
-            "pixels": to_pixels(image),
+            "pixels": to_pixels(image, normalization=self.normalization),
             "labels": torch.from_numpy(self._label_of[labels]),
             "stem": f"{self.split}-{epoch}-{index}",
         }

@@ -10,11 +10,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from ..data import CLIP_NORMALIZATION
 from ..environment import version
 from ..inference import LONGEST, LONGEST_ASPECT, STRIDE, WINDOW, WINDOWS_SIZE
 from ..model import FGASeg
 
 TRAINING_ONLY = ("preset", "checkpointing", "class_pooling", "t2p", "t2p_text", "t2p_kernel_size")
+RESOLVED_ELSEWHERE = ("pretrained", "name", "mean", "std", "dense")
 # part of the record: a changed word changes every hash
 METRICS = {
     "miou_gt": "mean IoU over the classes that occur in the ground truth",
@@ -44,7 +46,8 @@ def provenance(
     adds the `samples_hash` of its scores, as "pictures" in "data"; `short_hash` of that is printed beside the figures.
     """
     config = {key: value for key, value in model.config.dump().items() if key not in TRAINING_ONLY}
-    encoder = {key: value for key, value in config.pop("encoder").items() if key not in ("pretrained", "name")}
+    encoder = {key: value for key, value in config.pop("encoder").items() if key not in RESOLVED_ELSEWHERE}
+    encoder |= _unlike_clip(model)
     template = config.pop("template")
     return {
         "data": _data(dataset, name, count),
@@ -59,6 +62,16 @@ def provenance(
         "metrics": METRICS,
         "versions": {package: version(package) for package in ("fgaseg", "torch", "open_clip_torch")},
     }
+
+
+def _unlike_clip(model: FGASeg) -> dict[str, Any]:
+    """What the encoder decides where a configuration leaves it open, if it is not what CLIP's ViTs have always had."""
+    found: dict[str, Any] = {} if model.encoder.dense in (None, "value") else {"dense": model.encoder.dense}
+    if model.architecture is None:
+        found["own"] = model.encoder.name
+    if model.normalization != CLIP_NORMALIZATION:
+        found["mean"], found["std"] = map(list, model.normalization)
+    return found
 
 
 def _data(dataset: Any, name: str, count: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..data import to_pixels
+from ..data import Normalization, to_pixels
 from ..kernels import upsample_argmax, upsample_argmax_windows
 from ..kernels.upsample_argmax.reference import averaged_scores
 from ..vocabulary import Vocabulary
@@ -32,6 +32,7 @@ class Segmenter(Protocol):
     """What prediction needs of a model; FGASeg has it."""
 
     config: ModelConfig
+    normalization: Normalization
     mean: Tensor
     std: Tensor
 
@@ -85,7 +86,7 @@ def predict(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> Res
 
 def _whole(model: Segmenter, image: Image.Image) -> Tensor:
     size = input_size(image.height, image.width, model.config.image_size, model.patch)
-    return to_pixels(image, size)[None].to(model.mean)
+    return to_pixels(image, size, normalization=model.normalization)[None].to(model.mean)
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -116,7 +117,7 @@ class Winners:
 
 
 def label(model: Segmenter, pixels: Tensor, vocabulary: Vocabulary, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Labels and the winners' probabilities [B, H, W] at `size` of CLIP-normalised pixels [B, 3, h, w], seen whole.
+    """Labels and the winners' probabilities [B, H, W] at `size` of normalised pixels [B, 3, h, w], seen whole.
 
     No map of a class is ever at that size, and beyond `class_maps_budget` not all of them exist at any.
     """

@@ -1,9 +1,8 @@
 """The network: CLIP's encoders, alignment, supplementation, aggregation and decoder."""
 
 from .class_selection import ClassSelector
-from .clip import run_block
+from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
 from .head import Output
-from .text_encoder import PROMPTS_PER_BATCH
 
-__all__ = ["PROMPTS_PER_BATCH", "ClassSelector", "FGASeg", "Output", "run_block"]
+__all__ = ["PROMPTS_PER_BATCH", "ClassSelector", "FGASeg", "Output", "register_encoder", "run_block"]

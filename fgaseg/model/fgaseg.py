@@ -3,22 +3,25 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..data import CLIP_MEAN, CLIP_STD, ImageSource, read_image
+from ..data import ImageSource, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
 from ..files import atomic_write
 from ..inference import Result, predict
 from ..vocabulary import Vocabulary
 from ..weights import ConversionReport, load_weights, read_released, read_weights, write_released, write_weights
-from .clip import build_clip
+from .encoders import ImageFeatures, build_encoder
 from .head import Head, Output
-from .image_encoder import ImageEncoder, ImageFeatures, guidance_blocks
+from .image_encoder import ImageEncoder
 from .text_encoder import TextEncoder
+
+# embeddings that are parameters of their own: of positions, class tokens, pooling queries
+UNDECAYED = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "attn_pool.latent")
 
 
 class FGASeg(nn.Module):
@@ -34,28 +37,51 @@ class FGASeg(nn.Module):
             open_clip, into the Hugging Face cache) unless `encoder.pretrained` is a local file or None; the head starts
             from random weights and has to be trained. A trained model comes from `from_pretrained`.
 
+    encoder    an encoder of one's own (`fgaseg.register_encoder`) in place of the one that the configuration names
+    tokenizer  a folder with the tokenizer's files, for encoders whose tokenizer is on the Hugging Face Hub
+
     A new model is in training mode, as any nn.Module. Raises EncoderError where the encoder cannot be built.
     """
 
+    clip: Any  # the encoder's weights
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: ModelConfig | None = None):
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        encoder: nn.Module | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+    ):
         super().__init__()
         config = config or ModelConfig()
-        self.clip, architecture = build_clip(config.encoder)
-        visual = self.clip.visual
-        blocks = guidance_blocks(config.encoder, len(visual.transformer.resblocks))
+        if encoder is not None:
+            config = _named_after(encoder, config)
+        self.encoder = build_encoder(config.encoder, encoder, tokenizer)
+        self.clip = self.encoder.module
         self.config = config
-        self.architecture = architecture
-        self.image_encoder = ImageEncoder(visual, blocks)
-        self.text_encoder = TextEncoder(self.clip, config.template, config.first_synonym)
-        channels, width = visual.proj.shape[1], visual.proj.shape[0]
+        self.architecture = self.encoder.architecture
+        self.normalization = (self.encoder.mean, self.encoder.std)
+        self.image_encoder = ImageEncoder(self.encoder)
+        self.text_encoder = TextEncoder(self.encoder, config.template, config.first_synonym)
+        channels = self.encoder.channels
         if channels % config.p2t_heads and config.p2t_layers:
             raise EncoderError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
-        self.head = Head(config, channels, width)
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD), persistent=False)
+        self.head = Head(config, channels, self.encoder.width)
+        self.register_buffer("mean", torch.tensor(self.encoder.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(self.encoder.std), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any nn.Module; BatchNorm in an encoder of open_clip's always uses its stored statistics."""
+        super().train(mode)
+        self.encoder.keep_statistics()
+        return self
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the encoder has OpenAI's activation."""
+        return bool((self.architecture or {}).get("quick_gelu"))
 
     @property
     def patch(self) -> int:
@@ -88,7 +114,7 @@ class FGASeg(nn.Module):
         return self.text_encoder.encode(names, graph=self.training)
 
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
-        """pixels [B, 3, h, w], CLIP-normalised; where the patch does not divide, padded: H = ceil(h / patch)."""
+        """pixels [B, 3, h, w], normalised (`normalization`), padded to whole patches: H = ceil(h / patch)."""
         texts = self._check(pixels, vocabulary)
         return self.head(self.image_encoder(pixels), texts)
 
@@ -108,13 +134,13 @@ class FGASeg(nn.Module):
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
             raise ValueError(
                 f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "
-                "CLIP's mean and standard deviation (model.segment takes photos as they are)"
+                "the encoder's mean and standard deviation (model.segment takes photos as they are)"
             )
         texts = vocabulary.embeddings
-        if texts.shape[-1] != self.clip.visual.proj.shape[1]:
+        if texts.shape[-1] != self.encoder.channels:
             raise VocabularyError(
                 f"vocabulary: its embeddings have {texts.shape[-1]} channels and this model's images "
-                f"{self.clip.visual.proj.shape[1]}; encode the names with this model"
+                f"{self.encoder.channels}; encode the names with this model"
             )
         return texts.to(pixels.device, pixels.dtype)
 
@@ -147,14 +173,14 @@ class FGASeg(nn.Module):
         return self.text_encoder.first_of_equals(vocabulary.names)
 
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW groups: CLIP at lr · factor; no weight decay on norms and embeddings."""
+        """AdamW groups: the encoder at lr · factor; no weight decay on norms and embeddings."""
         undecayed = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
         plain = {id(p) for m in self.modules() if isinstance(m, undecayed)
                  for p in m.parameters(recurse=False)}  # fmt: skip
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                decays = id(parameter) not in plain and not name.endswith(("positional_embedding", "class_embedding"))
+                decays = id(parameter) not in plain and not name.endswith(UNDECAYED)
                 groups.setdefault((name.startswith("clip."), decays), []).append(parameter)
         return [
             {
@@ -166,17 +192,21 @@ class FGASeg(nn.Module):
         ]
 
     def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write CLIP's two towers alone, for `encoder.pretrained` of another model."""
+        """Write the encoder alone, for `encoder.pretrained` of another model."""
         write_weights(path, {key: value.to(dtype) for key, value in self.clip.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json and model.safetensors, each atomically.
+        """Write config.json, model.safetensors and, unless open_clip brings it along, the tokenizer, each atomically.
 
         state_dict  in place of the model's own, where that is sharded over processes
         """
         directory = Path(directory)
         config = self.config.dump()
-        config["encoder"].update(architecture=self.architecture, pretrained=None)
+        encoder = self.encoder
+        config["encoder"].update(
+            architecture=self.architecture, pretrained=None, mean=encoder.mean, std=encoder.std, dense=encoder.dense
+        )
+        encoder.save_tokenizer(directory / "tokenizer")
         write_weights(directory / "model.safetensors", self.state_dict() if state_dict is None else state_dict)
         text = json.dumps({"model_type": "fgaseg", **config}, indent=2) + "\n"
         atomic_write(directory / "config.json", lambda file: file.write(text.encode()))
@@ -187,8 +217,9 @@ class FGASeg(nn.Module):
         The report names what that code would compute differently. Raises CheckpointError for a model that has no
         counterpart there, and OSError.
         """
-        quick_gelu = bool(self.architecture.get("quick_gelu"))
-        return write_released(path, self.state_dict(), self.config, quick_gelu=quick_gelu)
+        if reason := self.encoder.why_not_released():
+            raise CheckpointError(f"model: the released code has no counterpart of its encoder: {reason}")
+        return write_released(path, self.state_dict(), self.config, quick_gelu=self.quick_gelu)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *words: str, **values: Any) -> "FGASeg":
@@ -228,6 +259,14 @@ class FGASeg(nn.Module):
         Raises CheckpointError listing the keys that do not fit; the model is then unchanged.
         """
         load_weights(self, read_weights(path), path)
+
+
+def _named_after(encoder: nn.Module, config: ModelConfig) -> ModelConfig:
+    """The configuration with the name of an encoder of one's own, under which a saved model looks it up."""
+    if config.encoder.architecture is not None:
+        raise EncoderError("encoder: give an encoder of your own or encoder.architecture, not both")
+    name = config.encoder.name if "name" in config.encoder.model_fields_set else type(encoder).__name__
+    return config.override(**{"encoder.name": name, "encoder.pretrained": None})
 
 
 def _read_config(path: Path) -> ModelConfig:

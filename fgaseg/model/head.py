@@ -14,7 +14,7 @@ from .aggregation import AggregationLayer, ClassSums
 from .alignment import P2Tformer, T2PProjector
 from .class_selection import ClassSelector
 from .decoder import Decoder, MapHead
-from .image_encoder import ImageFeatures
+from .encoders import ImageFeatures
 from .packed_maps import DROPPED, ClassMaps, DecodedMaps, PackedMaps
 from .propagation import ChooseClasses, Guidance, MapState, Phase, Propagation, Stage, StageInputs, SumOverClasses
 from .supplement import Fusion, LocalSupplement, MapEmbedding

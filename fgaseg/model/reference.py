@@ -19,25 +19,25 @@ from ..inference import STRIDE, WINDOW, released_views
 from ..kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
 from ..kernels.upsample_argmax.reference import averaged_scores
 from .aggregation import AggregationLayer, ClassAttention, SwinBlock
-from .clip import run_block
 from .decoder import Decoder, LocalUp, SharedGuidanceConv, UpStage
+from .encoders import ImageFeatures, OpenClipEncoder, run_block
+from .encoders.tokenizers import Tokenizer
 from .fgaseg import FGASeg
 from .head import Head, Output
-from .image_encoder import ImageFeatures
 from .packed_maps import DROPPED
 from .supplement import Fusion
 from .text_encoder import TextEncoder
 
 
 def text_tower(encoder: TextEncoder, prompts: list[str]) -> Tensor:
-    """Unit embeddings [N, C] of prompts, all 77 tokens of each."""
-    clip = encoder.clip
-    tokens = encoder.tokenizer(prompts)
-    x = clip.token_embedding(tokens) + clip.positional_embedding
-    for block in clip.transformer.resblocks:
-        x = run_block(block, x, causal=True)
-    x = clip.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=1)]
-    return F.normalize(x @ clip.text_projection, dim=-1)
+    """Unit embeddings [N, C] of prompts, all tokens of each, by one of open_clip's text towers."""
+    tower = cast(OpenClipEncoder, encoder.encoder).text_tower
+    tokens = cast(Tokenizer, tower.tokenizer)(prompts)
+    x = tower.parts.token_embedding(tokens) + tower.parts.positional_embedding
+    for block in tower.blocks:
+        x = run_block(block, x, causal=tower.causal)
+    x = tower.parts.ln_final(x)[torch.arange(len(x)), tower.ends(tokens)]
+    return F.normalize(tower.project(x), dim=-1)
 
 
 def similarity(head: Head, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

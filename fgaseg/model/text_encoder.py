@@ -1,4 +1,4 @@
-"""Class names to embeddings: prompt templates, prompts cut after the longest, and a cache that follows the weights."""
+"""Class names to embeddings: prompt templates, and a cache that follows the weights of the text tower."""
 
 import hashlib
 from collections import OrderedDict
@@ -6,44 +6,35 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from open_clip import SimpleTokenizer
-from open_clip.model import CLIP
 from torch import Tensor
 
-from ..errors import VocabularyError
 from ..vocabulary import Vocabulary, check_names
-from .clip import run_block
+from .encoders import Encoder
 
-PROMPTS_PER_BATCH = 256
 CACHED_VOCABULARIES = 16
 SAMPLES = 256  # values of each weight that are compared before a cached vocabulary is used again
 
 
 class TextEncoder:
-    """CLIP's text tower, read at the end-of-text token. Wraps the tower without owning its weights.
+    """The text tower of an encoder, given class names. Wraps the encoder without owning its weights.
 
     template       a format string with one `{}`, or several: their embeddings are averaged and renormalised
     first_synonym  embed only the part of a name before its first comma
     """
 
-    def __init__(self, clip: CLIP, template: str | Sequence[str], first_synonym: bool = False):
-        self.clip = clip
+    def __init__(self, encoder: Encoder, template: str | Sequence[str], first_synonym: bool = False):
+        self.encoder = encoder
         self.templates = (template,) if isinstance(template, str) else tuple(template)
         self.first_synonym = first_synonym
-        self.tokenizer = SimpleTokenizer(context_length=clip.context_length)
         self._cache: OrderedDict[tuple, Vocabulary] = OrderedDict()
-        if clip.vocab_size < self.tokenizer.vocab_size:
-            raise VocabularyError(
-                f"text tower: its vocabulary of {clip.vocab_size} tokens is smaller than the tokenizer's "
-                f"{self.tokenizer.vocab_size}"
-            )
 
     def encode(self, names: Sequence[str], graph: bool = False) -> Vocabulary:
         """Embed class names, or take them from the cache; with `graph`, record gradients and cache nothing."""
         names = check_names(names)
-        if graph and torch.is_grad_enabled() and any(p.requires_grad for p in self._tower()):
+        if graph and torch.is_grad_enabled() and self.trains():
             return Vocabulary(names, self._embed(names))
-        device = self.clip.positional_embedding.device.type
+        weights = self.encoder.text_weights()
+        device = weights[0].device.type if weights else "cpu"
         # independent of the caller's context: a cached vocabulary may serve training, or be used without autocast
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             key = (names, self.templates, self.first_synonym, self._weights_key())
@@ -68,10 +59,9 @@ class TextEncoder:
         first: dict[str, int] = {}
         return [first.setdefault(self.subject(name), i) for i, name in enumerate(names)]
 
-    def _tower(self) -> list[Tensor]:
-        clip = self.clip
-        own = (clip.token_embedding.weight, clip.positional_embedding, clip.text_projection)
-        return [*own, *clip.transformer.parameters(), *clip.ln_final.parameters()]
+    def trains(self) -> bool:
+        """Whether any weight of the text tower does."""
+        return any(weight.requires_grad for weight in self.encoder.text_weights())
 
     def _weights_key(self) -> tuple:
         """Changes when the tower's weights do, without reading all of them.
@@ -79,8 +69,10 @@ class TextEncoder:
         Version counters and addresses follow optimizers, `load_state_dict`, `to` and every other write that autograd
         sees. Writes through `.data` leave both as they are: samples of every weight are compared for these.
         """
-        weights = self._tower()
+        weights = self.encoder.text_weights()
         seen = tuple((w._version, w.data_ptr()) for w in weights)
+        if not weights:
+            return seen
         samples = torch.cat([w.detach().flatten()[:: max(w.numel() // SAMPLES, 1)] for w in weights])
         values = hashlib.sha256(samples.float().cpu().numpy().tobytes()).digest()
         return str(samples.device), samples.dtype, seen, values
@@ -94,19 +86,5 @@ class TextEncoder:
         return embeddings[torch.tensor([unique[s] for s in subjects], device=embeddings.device)]
 
     def _prompts(self, prompts: list[str]) -> Tensor:
-        """[N, C] unit embeddings; prompts of similar length share a batch, which keeps padding small."""
-        tokens = self.tokenizer(prompts)
-        order = tokens.argmax(dim=1).argsort(stable=True)  # end-of-text has the largest id: argmax is its position
-        parts = [self._run(tokens[i]) for i in order.split(PROMPTS_PER_BATCH)]
-        return torch.cat(parts)[order.argsort().to(parts[0].device)]
-
-    def _run(self, tokens: Tensor) -> Tensor:
-        clip = self.clip
-        end = tokens.argmax(dim=1)
-        length = int(end.max()) + 1  # attention is causal: nothing after the end-of-text token is read
-        tokens, end = (t.to(clip.positional_embedding.device) for t in (tokens[:, :length], end))
-        x = clip.token_embedding(tokens) + clip.positional_embedding[:length]
-        for block in clip.transformer.resblocks:
-            x = run_block(block, x, causal=True)
-        x = clip.ln_final(x[torch.arange(len(x), device=x.device), end])
-        return F.normalize(x @ clip.text_projection, dim=-1)
+        """[N, C] unit embeddings."""
+        return F.normalize(self.encoder.text(prompts), dim=-1)

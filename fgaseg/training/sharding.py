@@ -1,4 +1,4 @@
-"""FSDP for the encoders: each process keeps a shard of CLIP's blocks, of their gradients and of their Adam state.
+"""FSDP for the encoders: each process keeps a shard of the towers' blocks, of their gradients and of their Adam state.
 
 The units are the attention and the MLP of every block of both towers (torch's fully_shard): a process holds a unit
 whole only while it computes with it (autocast's bf16 copies last until the backward pass, as they do without FSDP).
@@ -32,17 +32,17 @@ def shard_encoders(model: FGASeg) -> None:
     # about Linear's 3-D outputs, which nothing here changes in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(model.mean.device.type, (world_size(),))
-    for tower in (model.clip.visual.transformer, model.clip.transformer):
-        units: list[Any] = [
-            fully_shard(part, mesh=mesh) for block in tower.resblocks for part in (block.attn, block.mlp)
-        ]
+    for blocks in model.encoder.towers():
+        parts = [part for block in blocks for part in (block.attn, block.mlp)]
+        units: list[Any] = [fully_shard(part, mesh=mesh) for part in parts]
         for before, unit in zip([units[0], *units], units, strict=False):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # Gloo has no other
             # The default is the unit that ran before, which after an evaluation differs between processes.
             unit.set_modules_to_backward_prefetch([before])
-        for block in tower.resblocks:
-            register_fsdp_forward_method(block.attn, "values")
+        for block in blocks:
+            for method in ("values", "correlated"):
+                register_fsdp_forward_method(block.attn, method)
     # A root without parameters of its own: it starts the units and, unlike them, is not gathered for good.
     fully_shard(model, mesh=mesh, ignored_params=set(unsharded(model.parameters())))
     register_fsdp_forward_method(model, "encode")

@@ -45,8 +45,7 @@ class StepVocabulary:
     def __init__(self, model: FGASeg, names: list[str], config: Config, device: torch.device):
         self.model, self.names, self.device = model, names, device
         self.recipe, self.ignore = config.train, config.data.ignore
-        text = (parameter for name, parameter in model.clip.named_parameters() if not name.startswith("visual."))
-        self.trains = any(parameter.requires_grad for parameter in text)
+        self.trains = model.text_encoder.trains()
         self._frozen: Tensor | None = None
 
     def choose(self, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:

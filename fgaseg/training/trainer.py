@@ -89,6 +89,7 @@ class Trainer:
         self.train_set, self.val_sets = data_sets(config)
         torch.manual_seed(config.train.seed)
         self.model = FGASeg(config.model).to(self.device).train()
+        self.train_set.normalization = self.model.normalization
         self.state, self.scores = TrainingState(), dict[str, Scores]()
         self.store = StateStore(config, self.train_set, self.device)
         self.signals = Signals()
@@ -220,7 +221,7 @@ class Trainer:
     def _warm_start(self) -> None:
         source = self.config.train.init
         assert source is not None
-        report = warm_start(self.model, source, quick_gelu=bool(self.model.architecture.get("quick_gelu")))
+        report = warm_start(self.model, source, quick_gelu=self.model.quick_gelu)
         for line in report.lines(source) if rank() == 0 else ():
             log.info("%s", line)
 

@@ -13,7 +13,7 @@ import fgaseg.model.head
 from fgaseg import FGASeg
 from fgaseg.errors import CheckpointError, ConfigError, VocabularyError
 from fgaseg.model.class_selection import ClassSelector
-from fgaseg.model.image_encoder import ImageFeatures
+from fgaseg.model.encoders import ImageFeatures
 from fgaseg.training.losses import segmentation_losses
 
 SWITCHES = {
@@ -217,7 +217,7 @@ def test_vocabulary_cache_follows_names_template_and_weights():
 
 
 def optimizer_step(model):
-    model.text_encoder.clip.text_projection.grad = torch.ones_like(model.clip.text_projection)
+    model.clip.text_projection.grad = torch.ones_like(model.clip.text_projection)
     torch.optim.SGD([model.clip.text_projection], lr=1e-3).step()
 
 

@@ -12,8 +12,9 @@ import fgaseg.training.losses
 from fgaseg.config import LossConfig
 from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock
 from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
-from fgaseg.model.clip import resized_positions, split_projections
 from fgaseg.model.decoder import SharedGuidanceConv
+from fgaseg.model.encoders.image_tower import resized_positions
+from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.head import Output
 from fgaseg.model.supplement import LocalSupplement
 from fgaseg.training.losses import segmentation_losses

@@ -156,7 +156,7 @@ class Recordings:
         return FGASeg.from_released(self.weights(*case.weights), **switches).to(self.dtype)
 
     def pixels(self, model: FGASeg, height: int = PHOTO, width: int = PHOTO) -> Tensor:
-        """The recorded input [1, 3, S, S], CLIP-normalised and squashed to the model's resolution."""
+        """The recorded input [1, 3, S, S], normalised and squashed to the model's resolution."""
         photo = torch.from_numpy(self.fill.image(height, width)).to(self.dtype)
         photo = (photo / 255 - model.mean[:, None, None]) / model.std[:, None, None]
         side = model.config.image_size

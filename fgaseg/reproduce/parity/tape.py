@@ -108,7 +108,7 @@ def _input(inputs: Any, _: Any) -> Tensor:
 
 def _watch_encoders(tape: Tape, model: FGASeg) -> None:
     tape.watch(model, "clip_in", _input)
-    for i in model.image_encoder.guidance_blocks:  # we do not call a block as a module, but its successor's norm
+    for i in model.encoder.guidance_blocks or ():  # we do not call a block as a module, but its successor's norm
         tape.watch(model.clip.visual.transformer.resblocks[i + 1].ln_1, f"block{i}", _input)
 
 

@@ -1,11 +1,12 @@
-"""CLIP's towers: loading, what is refused, and which weights train."""
+"""Plain CLIP: loading, what is refused, and which weights train."""
 
 import pytest
 import torch
 from tiny import ARCHITECTURE, NAMES, tiny_config, tiny_model
 
-from fgaseg import FGASeg, ModelConfig
+from fgaseg import EncoderConfig, FGASeg
 from fgaseg.errors import CheckpointError, EncoderError
+from fgaseg.model.encoders import OpenClipEncoder
 
 
 def test_finetuning_strategies_train_what_table_seven_says():
@@ -32,15 +33,11 @@ def test_parameter_groups_cover_every_trained_weight_once():
 
 def test_parameter_counts_of_the_paper():
     """Table VII, B/16: 20.4 M with attention tuning, 122.9 M with full tuning (meta device: no memory)."""
-    from fgaseg.model.clip import _instantiate, resolve_architecture, set_finetuning
-
-    config = ModelConfig(encoder={"pretrained": None})
-    with torch.device("meta"):
-        clip = _instantiate(resolve_architecture(config.encoder)[0], "ViT-B-16")
     counts = {}
     for strategy in ("attention", "full"):
-        set_finetuning(clip, strategy)
-        counts[strategy] = sum(p.numel() for p in clip.parameters() if p.requires_grad) / 1e6
+        with torch.device("meta"):
+            encoder = OpenClipEncoder(EncoderConfig(pretrained=None, finetune=strategy))
+        counts[strategy] = sum(p.numel() for p in encoder.module.parameters() if p.requires_grad) / 1e6
     assert counts["attention"] == pytest.approx(20.4, abs=0.06) and counts["full"] == pytest.approx(122.9, abs=0.06)
 
 
@@ -66,7 +63,10 @@ def test_encoder_from_a_local_open_clip_checkpoint(tmp_path):
 ENCODERS = {
     "unknown name": ({"name": "ViT-Q-99", "architecture": None, "pretrained": None}, "knows no model"),
     "neither file nor tag": ({"pretrained": "nowhere.pt"}, "neither a file or folder here nor a tag"),
-    "resnet": ({"name": "RN50", "architecture": None, "pretrained": None}, "not a plain CLIP ViT"),
+    "resnet": (
+        {"name": "RN50", "architecture": None, "pretrained": None},
+        "RN50 is not supported: its image tower is a ModifiedResNet",
+    ),
     "guidance": ({"guidance_blocks": (0, 2)}, "must name two of the first 2 blocks"),
 }
 

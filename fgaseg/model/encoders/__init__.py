@@ -1,0 +1,38 @@
+"""Encoders: one page per family of open_clip's image towers, the text tower, and encoders of one's own."""
+
+from pathlib import Path
+
+from torch import nn
+
+from ...config import EncoderConfig
+from .architecture import is_open_clip
+from .clip_vit import run_block
+from .interface import Encoder, ImageFeatures
+from .open_clip_encoder import OpenClipEncoder
+from .registry import OwnEncoder, register_encoder, registered
+from .text_tower import PROMPTS_PER_BATCH
+
+__all__ = [
+    "PROMPTS_PER_BATCH",
+    "Encoder",
+    "ImageFeatures",
+    "OpenClipEncoder",
+    "build_encoder",
+    "register_encoder",
+    "run_block",
+]
+
+
+def build_encoder(config: EncoderConfig, own: nn.Module | None = None, tokenizer: str | Path | None = None) -> Encoder:
+    """The encoder that a configuration names, with its weights, float32.
+
+    own        one's own instead (`register_encoder`)
+    tokenizer  a folder with the files of the tokenizer, in place of those that open_clip names
+
+    Raises EncoderError, and CheckpointError for a file of weights that does not fit.
+    """
+    if own is None and config.architecture is None and not is_open_clip(config.name):
+        own = registered(config.name)
+    if own is not None:
+        return OwnEncoder(own, config, config.name)
+    return OpenClipEncoder(config, tokenizer)

@@ -1,0 +1,86 @@
+"""Plain CLIP ViTs, the towers of open_clip's own: OpenAI, LAION, DataComp, DFN, MetaCLIP 1 and 2."""
+
+from typing import Any
+
+import torch
+from open_clip.transformer import LayerScale, ResidualAttentionBlock
+from torch import Tensor, nn
+
+from .attention import SelfAttention
+from .image_tower import ImageTower, Unsupported, resized_positions
+
+
+def run_block(block: Any, x: Tensor, causal: bool = False) -> Tensor:
+    """One pre-norm transformer block of open_clip, (N, L, D)."""
+    x = x + block.ls_1(block.attn(block.ln_1(x), causal))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
+
+
+def check_blocks(blocks: Any, tower: str) -> None:
+    """Raise Unsupported for blocks that `run_block` does not compute."""
+    for block in blocks:
+        if type(block) is not ResidualAttentionBlock:
+            raise Unsupported(f"the blocks of its {tower} tower are open_clip's {type(block).__name__}")
+        if any(type(part) not in (nn.Identity, LayerScale) for part in (block.ls_1, block.ls_2)):
+            raise Unsupported(f"the blocks of its {tower} tower scale their outputs in an unknown way")
+
+
+class ClipViT(ImageTower):
+    """open_clip's VisionTransformer with a class token.
+
+    Dense features: `value` runs the last block without attention, its value path and MLP, with the class token's
+    residual in place of a patch's own, as the released code of CAT-Seg and FGAseg does (after MaskCLIP, Zhou et al.,
+    ECCV 2022); `qq` and `csa` are the self-correlation of the last block alone, without residual and MLP (ClearCLIP,
+    Lan et al., ECCV 2024).
+    """
+
+    family = "CLIP ViT"
+
+    def __init__(self, visual: Any):
+        self.visual, self.stack, self.blocks = visual, visual.transformer, visual.transformer.resblocks
+        self.patch = int(visual.patch_size[0])
+        self.width, self.channels = visual.proj.shape
+        self.prefix, self.last = 1, len(self.blocks) - 1
+
+    @staticmethod
+    def check(visual: Any) -> None:
+        """Raise Unsupported for what this page does not compute as open_clip does."""
+        if visual.attn_pool is not None or visual.pool_type != "tok":
+            kind = "attention" if visual.attn_pool is not None else f"pool_type {visual.pool_type!r}"
+            raise Unsupported(f"its image tower pools patches ({kind}); a class token is needed")
+        if not isinstance(visual.patch_dropout, nn.Identity):
+            raise Unsupported("patch_dropout leaves out patches, and every patch gets a label: set it to 0")
+        if visual.output_tokens:
+            raise Unsupported("output_tokens: its image tower returns more than an embedding")
+        if visual.patch_size[0] != visual.patch_size[1]:
+            raise Unsupported(f"it has patches of {tuple(visual.patch_size)}; they must be square")
+        check_blocks(visual.transformer.resblocks, "image")
+
+    def separate(self) -> None:
+        """Give every attention separate q, k and v."""
+        for block in self.blocks:
+            block.attn = SelfAttention(block.attn)
+
+    def attention(self) -> list[Any]:
+        return [block.attn for block in self.blocks]
+
+    def embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        visual = self.visual
+        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        return visual.ln_pre(x + resized_positions(visual.positional_embedding, visual.grid_size, grid))
+
+    def run(self, block: Any, x: Tensor, rotation: Tensor | None) -> Tensor:
+        return run_block(block, x)
+
+    def dense_tokens(self, x: Tensor) -> Tensor:
+        block = self.blocks[-1]
+        if self.dense == "value":
+            x = block.ls_1(block.attn.values(block.ln_1(x))) + x[:, :1]
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        else:
+            x = block.ls_1(block.attn.correlated(block.ln_1(x), self.dense))
+        return self.visual.ln_post(x[:, 1:]) @ self.visual.proj
+
+    def pool(self, x: Tensor) -> Tensor:
+        return self.visual.ln_post(x[:, 0]) @ self.visual.proj
