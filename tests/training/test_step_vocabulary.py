@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import fgaseg.training.step_vocabulary
 from fgaseg import Config, Vocabulary
@@ -41,7 +40,7 @@ def test_every_name_is_embedded_once_in_as_many_batches_everywhere(monkeypatch, 
         encoded.append(some)
         return Vocabulary(tuple(some), torch.tensor([[float(name)] for name in some]))
 
-    model = SimpleNamespace(encode=encode, clip=nn.Linear(1, 1))  # its text tower trains
+    model = SimpleNamespace(encode=encode, text_encoder=SimpleNamespace(trains=lambda: True))
     vocabulary = StepVocabulary(model, [str(i) for i in range(10)], Config(), torch.device("cpu"))
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "PROMPTS_PER_BATCH", 2)
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "world_size", lambda: processes)

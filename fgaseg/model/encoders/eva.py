@@ -10,7 +10,6 @@ from timm.models.eva import EvaAttention, EvaBlock, EvaBlockPostNorm
 from torch import Tensor
 
 from .image_tower import Colour, Unsupported
-from .pooling_head import unsupported
 from .timm_vit import HALF, TimmTower, check_timm_attention, check_trunk
 
 
@@ -56,10 +55,6 @@ class EVA(TimmTower):
             check_timm_attention(block, (EvaAttention, AttentionRope))
         if trunk.rope is not None:
             _check_rotation(trunk.rope)
-        if trunk.attn_pool is None and trunk.global_pool != "token":
-            raise Unsupported(f"its image tower pools patches ({trunk.global_pool or 'not at all'})")
-        if trunk.attn_pool is not None and (why := unsupported(trunk.attn_pool)):
-            raise Unsupported(why)
 
     def separate(self) -> None:
         super().separate()

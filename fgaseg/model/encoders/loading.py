@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, EncoderError
-from ...weights import load_weights, read_weights
+from ...weights import fetch_first, load_weights, read_weights
 from .architecture import tags_of
 
 OTHER_FORMATS = {  # the beginning of a key, and whose it is
@@ -57,11 +58,11 @@ def weights_path(name: str, weights: str, tag: dict[str, Any] | None) -> Path:
     """Where the weights of a tag or a path are, fetched if need be. Raises EncoderError."""
     if tag:
         try:
-            path = Path(open_clip.download_pretrained(tag))
+            path = _fetched(tag)
         except Exception as error:
             raise EncoderError(
                 f"encoder.pretrained: the weights {weights!r} of {name} could not be downloaded "
-                f"({error}); give the path of a local checkpoint file instead"
+                f"({error}); or give the path of a local checkpoint file"
             ) from error
     else:
         path = Path(weights)
@@ -71,6 +72,16 @@ def weights_path(name: str, weights: str, tag: dict[str, Any] | None) -> Path:
             f"encoder.pretrained: {str(path)!r} is neither a file or folder here nor a tag of {name} ({known})"
         )
     return path
+
+
+def _fetched(tag: dict[str, Any]) -> Path:
+    """A tag's file: of the Hugging Face Hub, safetensors where there is one; else from the tag's own address."""
+    repo, _, file = tag.get("hf_hub", "").rpartition("/")
+    if not repo:
+        return Path(open_clip.download_pretrained(tag))
+    if not file:
+        return fetch_first(repo, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME))
+    return fetch_first(repo, (str(Path(file).with_suffix(".safetensors")), file))
 
 
 def load_towers(clip: nn.Module, path: Path) -> None:

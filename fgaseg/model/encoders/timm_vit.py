@@ -17,6 +17,12 @@ HALF = (0.5, 0.5, 0.5)
 def check_trunk(visual: Any) -> None:
     """Raise Unsupported for what is outside the blocks of a timm trunk and would be computed otherwise than here."""
     trunk, embed = visual.trunk, visual.trunk.patch_embed
+    if trunk.attn_pool is None and trunk.global_pool != "token":
+        raise Unsupported(
+            f"its image tower pools patches ({trunk.global_pool}); a class token or a pooling head is needed"
+        )
+    if trunk.attn_pool is not None and (why := unsupported(trunk.attn_pool)):
+        raise Unsupported(why)
     if len(visual.head):
         raise Unsupported("its projection is open_clip's, not timm's (timm_proj)")
     normed = not isinstance(getattr(embed, "norm", nn.Identity()), nn.Identity)
@@ -128,10 +134,6 @@ class TimmViT(TimmTower):
             check_timm_attention(block, (Attention,))
             if any(type(part) not in (nn.Identity, LayerScale) for part in (block.ls1, block.ls2)):
                 raise Unsupported("the blocks of its image tower scale their outputs in an unknown way")
-        if trunk.attn_pool is None and trunk.global_pool != "token":
-            raise Unsupported(f"its image tower pools patches ({trunk.global_pool or 'not at all'})")
-        if trunk.attn_pool is not None and (why := unsupported(trunk.attn_pool)):
-            raise Unsupported(why)
         if trunk.attn_pool is not None and trunk.num_prefix_tokens:
             raise Unsupported("its image tower has a class token beside its pooling head")
 
