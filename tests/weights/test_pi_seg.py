@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from checkpoint_shapes import HEAD, aggregator, clip, linear
 from tiny import NAMES, pixels, tiny_model
 
 from fgaseg import FGASeg
@@ -13,64 +14,6 @@ from fgaseg.weights import PI_SEG_KEYS, RELEASED_KEYS, read_released, to_release
 from fgaseg.weights.warm_start import ADDED
 
 CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False, "fast": False}
-HEAD = "sem_seg_head.predictor."
-
-
-def linear(name: str, inputs: int, outputs: int) -> dict[str, list[int]]:
-    return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}
-
-
-def convolution(name: str, inputs: int, outputs: int, size: int) -> dict[str, list[int]]:
-    return {f"{name}.weight": [outputs, inputs, size, size], f"{name}.bias": [outputs]}
-
-
-def norm(name: str, channels: int) -> dict[str, list[int]]:
-    return {f"{name}.weight": [channels], f"{name}.bias": [channels]}
-
-
-def clip(width: int, layers: int, patch: int, rows: int, channels: int) -> dict[str, list[int]]:
-    """The encoders, as cat_seg/clip/model_vpt.py registers them."""
-    shapes = {
-        "positional_embedding": [77, channels], "text_projection": [channels, channels], "logit_scale": [],
-        "visual.class_embedding": [width], "visual.positional_embedding": [rows, width],
-        "visual.proj": [width, channels], "visual.conv1.weight": [width, 3, patch, patch],
-        "token_embedding.weight": [49408, channels],
-        **norm("visual.ln_pre", width), **norm("visual.ln_post", width), **norm("ln_final", channels),
-    }  # fmt: skip
-    for tower, dim, depth in (("visual.transformer", width, layers), ("transformer", channels, 12)):
-        for n in range(depth):
-            block = f"{tower}.resblocks.{n}"
-            shapes |= {f"{block}.attn.{x}_proj_weight": [dim, dim] for x in "qkv"}
-            shapes |= {f"{block}.attn.in_proj_bias": [3 * dim], **linear(f"{block}.attn.out_proj", dim, dim)}
-            shapes |= linear(f"{block}.mlp.c_fc", dim, 4 * dim) | linear(f"{block}.mlp.c_proj", 4 * dim, dim)
-            shapes |= norm(f"{block}.ln_1", dim) | norm(f"{block}.ln_2", dim)
-    return {f"clip_model.{key}": shape for key, shape in shapes.items()}
-
-
-def layer(name: str) -> dict[str, list[int]]:
-    """One aggregation layer, as cat_seg/Decoder registers it: sptial_agg (sic) and class_agg."""
-    shapes = norm(f"{name}.sptial_agg.guidance_norm", 128)
-    for block in (f"{name}.sptial_agg.block_1", f"{name}.sptial_agg.block_2"):
-        shapes |= norm(f"{block}.norm1", 128) | norm(f"{block}.norm2", 128)
-        shapes |= linear(f"{block}.attn.q", 256, 128) | linear(f"{block}.attn.k", 256, 128)
-        shapes |= linear(f"{block}.attn.v", 128, 128) | linear(f"{block}.attn.proj", 128, 128)
-        shapes |= linear(f"{block}.mlp.fc1", 128, 512) | linear(f"{block}.mlp.fc2", 512, 128)
-    classes = f"{name}.class_agg"
-    shapes |= {f"{classes}.padding_tokens": [1, 1, 128], f"{classes}.padding_guidance": [1, 1, 128]}
-    shapes |= linear(f"{classes}.attention.q", 256, 128) | linear(f"{classes}.attention.k", 256, 128)
-    shapes |= linear(f"{classes}.attention.v", 128, 128)
-    shapes |= linear(f"{classes}.MLP.0", 128, 512) | linear(f"{classes}.MLP.2", 512, 128)
-    shapes |= norm(f"{classes}.norm1", 128) | norm(f"{classes}.norm2", 128)
-    return shapes | {f"{name}.sptial_agg.block_2.attn_mask": [4, 144, 144]}
-
-
-def upsampling(name: str, inputs: int, outputs: int, guidance: int) -> dict[str, list[int]]:
-    conv = f"{name}.conv.double_conv"
-    return {
-        f"{name}.up.weight": [inputs, inputs - guidance, 2, 2], f"{name}.up.bias": [inputs - guidance],
-        f"{conv}.0.weight": [outputs, inputs, 3, 3], f"{conv}.3.weight": [outputs, outputs, 3, 3],
-        **norm(f"{conv}.1", outputs), **norm(f"{conv}.4", outputs),
-    }  # fmt: skip
 
 
 def noise(channels: int) -> dict[str, list[int]]:
@@ -82,18 +25,8 @@ def noise(channels: int) -> dict[str, list[int]]:
 
 def checkpoint(width: int, layers: int, patch: int, rows: int, channels: int) -> dict[str, torch.Tensor]:
     """Every key of a Pi-Seg checkpoint as a meta tensor: configs/vitb_384_*.yaml and configs/vitl_336_*.yaml."""
-    shapes = clip(width, layers, patch, rows, channels) | noise(channels)
-    shapes |= convolution("transformer.conv1", 1, 128, 7)
-    shapes |= convolution("transformer.guidance_projection.0", channels, 128, 3)
-    shapes |= linear("transformer.text_guidance_projection.0", channels, 128)
-    shapes |= convolution("transformer.decoder_guidance_projection.0.0", 256, 32, 3)
-    shapes |= convolution("transformer.decoder_guidance_projection.1.0", 128, 16, 3)
-    shapes |= upsampling("transformer.decoder1", 128, 64, 32) | upsampling("transformer.decoder2", 64, 32, 16)
-    shapes |= convolution("transformer.head", 32, 1, 3)
-    shapes |= layer("transformer.layers.0") | layer("transformer.layers.1")
-    shapes = {HEAD + key: shape for key, shape in shapes.items()}
-    shapes |= {"upsample1.weight": [width, 256, 2, 2], "upsample1.bias": [256]}
-    shapes |= {"upsample2.weight": [width, 128, 4, 4], "upsample2.bias": [128]}
+    shapes = {HEAD + key: shape for key, shape in noise(channels).items()} | clip(width, layers, patch, rows, channels)
+    shapes |= aggregator(width, channels, spatial="sptial_agg", classes="class_agg")
     return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
