@@ -1,8 +1,8 @@
 """FGAseg: open-vocabulary semantic segmentation. A photo and any list of class names; a label for every pixel.
 
-    from fgaseg import FGASeg
+    import fgaseg
 
-    model = FGASeg.from_pretrained("path-or-hub-id")
+    model = fgaseg.load("cat-seg-b16")  # published weights; also a folder, a file, a hub id
     result = model.segment("photo.jpg", ["cat", "sofa", "wooden floor"])
     result.overlay().save("out.png")
 
@@ -63,6 +63,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "kernels",
+    "load",
     "load_config",
     "open_set",
     "read_image",
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
     from .inference import Result
-    from .model import FGASeg, register_encoder
+    from .model import FGASeg, load, register_encoder
     from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
 else:
@@ -85,7 +86,7 @@ else:
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
         "inference": ("Result",),
-        "model": ("FGASeg", "register_encoder"),
+        "model": ("FGASeg", "load", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),
     }

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import add_json, add_model_options, add_words, autocast, check_out, load_model, model_and_overrides
+from .options import (
+    MODEL_HELP,
+    add_json,
+    add_model_options,
+    add_words,
+    autocast,
+    check_out,
+    load_model,
+    model_and_overrides,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,6 +31,7 @@ HELP = """\
 Score a model: on the benchmark sets of the paper, with its Table I and the published figures above yours, or on any
 labelled images. Prints both definitions of mIoU, figures per class, and the hash of each figure's provenance.
 
+  fgaseg eval --data a150 --model cat-seg-b16                      published weights, by the protocol of their figures
   fgaseg eval --data a150,pc59,pas20 --model runs/mine/model --root datasets --window --out runs/mine/eval
   fgaseg eval --data a150 --model runs/mine/model --images DIR --labels DIR      labels prepared in another layout
   fgaseg eval runs/mine/model --images photos --labels labels --names names.txt
@@ -43,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     add_words(parser, "MODEL | key=value",
               "the model (or --model); overrides of its configuration, e.g. class_maps_budget=500")  # fmt: skip
-    parser.add_argument("--model", help="folder that save_pretrained or train wrote, or a hub id")
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--data", metavar="SET[,SET...]", help="sets that `fgaseg data` has prepared: a150, pas20, ...")
     parser.add_argument("--root", type=Path, help="their folder (default: $DETECTRON2_DATASETS, else datasets)")
     views = parser.add_mutually_exclusive_group()

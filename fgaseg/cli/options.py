@@ -8,6 +8,9 @@ from typing import Any
 
 from ..errors import UsageError
 
+DEFAULT_MODEL = "cat-seg-b16"
+MODEL_HELP = "a name of `fgaseg models`, a folder that train or save_pretrained wrote, a checkpoint file, or a hub id"
+
 
 def add_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     """A parser for one command. `text` is shown by its --help; its first sentence is listed by the parser above."""
@@ -69,17 +72,10 @@ def model_and_overrides(model: str | None, words: list[str]) -> tuple[str, list[
 
 
 def load_model(source: str, overrides: list[str], device: str | None) -> Any:
-    """Load a saved model onto a device (None: cuda if there is one), with key=value overrides of its configuration."""
-    import torch
+    """`fgaseg.load` onto a device (None: cuda if there is one), with key=value overrides of the configuration."""
+    from ..model import load
 
-    from ..model import FGASeg
-
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
-    return FGASeg.from_pretrained(source, *overrides).to(chosen)
+    return load(source, *overrides, device=device)
 
 
 def autocast(precision: str, device: str | None) -> Any:

@@ -4,5 +4,21 @@ from .class_selection import ClassSelector
 from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
 from .head import Output
+from .loading import fetch_named, load, usable_device
+from .published import cache_place, converted_folder, here, read_record
 
-__all__ = ["PROMPTS_PER_BATCH", "ClassSelector", "FGASeg", "Output", "register_encoder", "run_block"]
+__all__ = [
+    "PROMPTS_PER_BATCH",
+    "ClassSelector",
+    "FGASeg",
+    "Output",
+    "cache_place",
+    "converted_folder",
+    "fetch_named",
+    "here",
+    "load",
+    "read_record",
+    "register_encoder",
+    "run_block",
+    "usable_device",
+]

@@ -1,6 +1,7 @@
 """FGASeg, what users hold: encoders and head, prediction, loading and saving."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
@@ -11,13 +12,23 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..data import ImageSource, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
-from ..files import atomic_write
 from ..inference import Result, predict
 from ..vocabulary import Vocabulary
-from ..weights import ConversionReport, load_weights, read_released, read_weights, write_released, write_weights
+from ..weights import (
+    ConversionReport,
+    fetch_file,
+    list_files,
+    load_weights,
+    read_released,
+    read_weights,
+    write_released,
+    write_weights,
+)
+from ..weights.sources import check_no_path
 from .encoders import ImageFeatures, build_encoder
 from .head import Head, Output
 from .image_encoder import ImageEncoder
+from .saving import encoder_facts, push_model, save_model
 from .text_encoder import TextEncoder
 
 # embeddings that are parameters of their own: of positions, class tokens, pooling queries
@@ -27,7 +38,7 @@ UNDECAYED = ("positional_embedding", "class_embedding", "pos_embed", "cls_token"
 class FGASeg(nn.Module):
     """Open-vocabulary segmentation: pixels and a vocabulary to one logit map per class.
 
-        model = FGASeg.from_pretrained("path-or-hub-id")
+        model = fgaseg.load("cat-seg-b16")  # or a folder, a file, a hub id
         result = model.segment("photo.jpg", ["cat", "sofa", "wooden floor"])
         result.overlay().save("out.png")
 
@@ -35,7 +46,8 @@ class FGASeg(nn.Module):
 
     config  default: ModelConfig(). Its encoder downloads OpenAI's ViT-B/16 CLIP weights (about 350 MB, through
             open_clip, into the Hugging Face cache) unless `encoder.pretrained` is a local file or None; the head starts
-            from random weights and has to be trained. A trained model comes from `from_pretrained`.
+            from random weights and has to be trained. A trained model comes from `fgaseg.load` or
+            `from_pretrained`.
 
     encoder    an encoder of one's own (`fgaseg.register_encoder`) in place of the one that the configuration names
     tokenizer  a folder with the tokenizer's files, for encoders whose tokenizer is on the Hugging Face Hub
@@ -62,6 +74,7 @@ class FGASeg(nn.Module):
         self.clip = self.encoder.module
         self.config = config
         self.architecture = self.encoder.architecture
+        self.facts: dict[str, Any] = encoder_facts(config.encoder)
         self.normalization = (self.encoder.mean, self.encoder.std)
         self.image_encoder = ImageEncoder(self.encoder)
         self.text_encoder = TextEncoder(self.encoder, config.template, config.first_synonym)
@@ -195,21 +208,47 @@ class FGASeg(nn.Module):
         """Write the encoder alone, for `encoder.pretrained` of another model."""
         write_weights(path, {key: value.to(dtype) for key, value in self.clip.state_dict().items()})
 
-    def save_pretrained(self, directory: str | Path, state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write config.json, model.safetensors and, unless open_clip brings it along, the tokenizer, each atomically.
+    def save_pretrained(
+        self,
+        directory: str | Path,
+        state_dict: Mapping[str, Tensor] | None = None,
+        *,
+        results: str | Path | None = None,
+    ) -> None:
+        """Write config.json, model.safetensors, a model card (README.md) and, unless open_clip brings it along, the
+        tokenizer, each atomically.
 
         state_dict  in place of the model's own, where that is sharded over processes
+        results     the folder that `fgaseg eval` wrote: the card shows its figures with the hashes of their records
+
+        The card says what is known (`facts`) and that the rest is unknown. One that was edited is left as it is.
+        Raises OSError, and CheckpointError for results that are not of these weights.
         """
-        directory = Path(directory)
-        config = self.config.dump()
-        encoder = self.encoder
-        config["encoder"].update(
-            architecture=self.architecture, pretrained=None, mean=encoder.mean, std=encoder.std, dense=encoder.dense
-        )
-        encoder.save_tokenizer(directory / "tokenizer")
-        write_weights(directory / "model.safetensors", self.state_dict() if state_dict is None else state_dict)
-        text = json.dumps({"model_type": "fgaseg", **config}, indent=2) + "\n"
-        atomic_write(directory / "config.json", lambda file: file.write(text.encode()))
+        save_model(self, Path(directory), state_dict, results)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        results: str | Path | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face Hub, and return the address of the commit.
+
+        repo_id   "owner/name"; made if it does not exist
+        private   for a new repository; None: as is usual there
+        token     None: that of `hf auth login` or HF_TOKEN
+        revision  a branch, made if it does not exist; None: main
+
+        `fgaseg.load(repo_id)` then gives the model. A card that was edited there is left as it is. Raises
+        CheckpointError, one line that says what to do.
+        """
+        return push_model(self, repo_id, private=private, token=token, revision=revision,
+                          commit_message=commit_message, create_pr=create_pr, results=results)  # fmt: skip
 
     def save_released(self, path: str | Path) -> ConversionReport:
         """Write a checkpoint that the released FGAseg code (or, without FGAseg's parts, CAT-Seg's) loads, atomically.
@@ -222,19 +261,25 @@ class FGASeg(nn.Module):
         return write_released(path, self.state_dict(), self.config, quick_gelu=self.quick_gelu)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *words: str, **values: Any) -> "FGASeg":
-        """Load what `save_pretrained` wrote, from a folder or a hub id, in evaluation mode.
+    def from_pretrained(cls, source: str | Path, *words: str, revision: str | None = None, **values: Any) -> "FGASeg":
+        """Load what `save_pretrained` wrote, from a folder or a hub id, in evaluation mode; `fgaseg.load` takes more.
 
+        revision       a branch, tag or commit on the hub
         words, values  override the saved ModelConfig, in the form of `ModelConfig.override`: inference="windows", or
                        "inference=windows"
 
         Raises CheckpointError naming the file that is missing, damaged or does not fit, and ConfigError for overrides.
         """
-        directory = Path(source)
+        directory = Path(os.path.expanduser(source))
         if not directory.is_dir():
-            directory = _download(str(source))
-        model = cls(_read_config(directory / "config.json").override(*words, **values))
+            directory = _fetch(str(source), revision)
+        elif revision is not None:
+            raise CheckpointError(f"{source}: is on this disk, where there are no revisions; leave revision out")
+        config, facts = _read_config(directory / "config.json", source)
+        tokenizer = directory / "tokenizer"
+        model = cls(config.override(*words, **values), tokenizer=tokenizer if tokenizer.is_dir() else None)
         model.load_weights(directory / "model.safetensors")
+        model.facts = facts
         return model.eval()
 
     @classmethod
@@ -269,25 +314,40 @@ def _named_after(encoder: nn.Module, config: ModelConfig) -> ModelConfig:
     return config.override(**{"encoder.name": name, "encoder.pretrained": None})
 
 
-def _read_config(path: Path) -> ModelConfig:
-    """The configuration that `save_pretrained` wrote."""
+def _read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The configuration and the facts that `save_pretrained` wrote; errors name `source`."""
     if not path.exists():
         raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a configuration that save_pretrained wrote: {error}") from None
-    if not isinstance(data, dict) or data.pop("model_type", None) != "fgaseg":
-        raise CheckpointError(f"{path}: not an fgaseg model (its model_type is missing or another)")
-    return ModelConfig.from_json(json.dumps(data), str(path))
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=["config.json", "model.safetensors"]))
-    except Exception as error:
+    kind = data.pop("model_type", None) if isinstance(data, dict) else None
+    if kind != "fgaseg":
+        found = "it says no model_type" if kind is None else f"its model_type is {kind!r}"
         raise CheckpointError(
-            f"{source!r} is neither a folder nor a model that could be downloaded from the Hugging Face Hub ({error})"
-        ) from error
+            f"{source}: not an fgaseg model ({found}); a model that save_pretrained wrote is needed. `fgaseg models` "
+            "lists models to begin with; CLIP weights alone are for encoder.pretrained"
+        )
+    facts = data.pop("facts", {})
+    return ModelConfig.from_json(json.dumps(data), str(path)), facts
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    """The folder in the hub's cache of a saved model of one commit; the weights only if the configuration is ours."""
+    check_no_path(repo, repo)
+    path = fetch_file(repo, "config.json", revision=revision)
+    folder, commit = path.parent, path.parent.name
+    config, _ = _read_config(path, repo)
+    fetch_file(repo, "model.safetensors", revision=commit)
+    if ((config.encoder.architecture or {}).get("text_cfg") or {}).get("hf_tokenizer_name"):
+        try:
+            names = list_files(repo, revision=commit)
+        except CheckpointError:
+            if not (folder / "tokenizer").is_dir():
+                raise
+            names = []  # the hub cannot be asked, and they are here
+        for name in names:
+            if name.startswith("tokenizer/"):
+                fetch_file(repo, name, revision=commit)
+    return folder

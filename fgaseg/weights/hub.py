@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ LIBRARY = "fgaseg"  # in the request headers, and the name of our folder in the 
 PAUSES = (1.0, 3.0)  # seconds before asking again, when the hub does not answer or is overloaded
 OVERLOADED = (408, 429, 500, 502, 503, 504)  # statuses that another try may cure
 LOGIN = "`hf auth login`, or HF_TOKEN"
+SHA256 = re.compile("[0-9a-f]{64}")  # the etag of a file in large-file storage; others are of git
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,78 @@ def fetch_file(repo: str, filename: str, *, repo_type: str = "model", revision: 
         _complete_blob(wanted, metadata)
         # what is left to do is to name the blob in the cache, which is huggingface_hub's own affair
         return Path(hf_hub_download(repo, filename, repo_type=repo_type, revision=revision, library_name=LIBRARY))
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that `fetch_to` fetched. `ours` is False for one that was in the hub's cache before."""
+
+    path: Path
+    commit: str
+    sha256: str
+    ours: bool
+
+
+def fetch_to(
+    folder: Path,
+    repo: str,
+    filename: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    sha256: str = "",
+    announce: Callable[[int | None], object] = lambda size: None,
+) -> Fetched:
+    """`fetch_file` into a folder of ours, for a file that is not needed for long; one in the hub's cache is used.
+
+    folder    only one process may fetch to it at a time
+    sha256    what the file's SHA-256 must begin with; another file is refused, before it is fetched where the hub
+              states its sum, and removed
+    announce  called with the size in bytes, if it is known, before anything is fetched
+    """
+    wanted = _Wanted(repo, filename, repo_type, revision)
+    with _explained(wanted):
+        if (path := wanted.cached(revision)) is not None:
+            commit, found = path.parts[path.parts.index("snapshots") + 1], sha256_of(path)
+            if not found.startswith(sha256):
+                path.resolve().unlink()
+            _check_known(wanted, found, sha256)
+            return Fetched(path, commit, found, ours=False)
+        if constants.HF_HUB_OFFLINE:
+            raise errors.LocalEntryNotFoundError("offline")
+        metadata = _metadata(wanted, PAUSES)
+        if SHA256.fullmatch(metadata.etag):
+            _check_known(wanted, metadata.etag, sha256)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / Path(filename).name
+        if path.exists() and sha256_of(path) != metadata.etag:
+            path.unlink()  # of another commit
+        if not path.exists():
+            announce(metadata.size)
+            tag = re.sub(r"\W", "", metadata.etag)[:16]
+            _download(wanted, metadata, folder / f"{path.name}.{tag}.incomplete", path)
+        found = sha256_of(path)
+        if not found.startswith(sha256):
+            path.unlink()
+        _check_known(wanted, found, sha256)
+        return Fetched(path, metadata.commit_hash, found, ours=True)
+
+
+def _check_known(wanted: _Wanted, found: str, known: str) -> None:
+    if not found.startswith(known):
+        raise CheckpointError(
+            f"{wanted}: its SHA-256 begins with {found[:8]}, and that of the file known here with {known[:8]}: it is "
+            "refused; try again, and if its authors have changed it, name a commit that you trust (@<commit>)"
+        )
+
+
+def current_commit(repo: str, filename: str, *, repo_type: str = "model", revision: str | None = None) -> str | None:
+    """The commit that a revision is at now; None if the hub cannot be asked."""
+    wanted = _Wanted(repo, filename, repo_type, revision)
+    with contextlib.suppress(Exception):
+        if not constants.HF_HUB_OFFLINE:
+            return str(_metadata(wanted, ()).commit_hash)
+    return None
 
 
 def fetch_first(repo: str, filenames: Sequence[str], *, repo_type: str = "model", revision: str | None = None) -> Path:
@@ -183,22 +256,25 @@ def _complete_blob(wanted: _Wanted, metadata: Any) -> None:
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
     with locked(Path(constants.HF_HUB_CACHE, ".locks", folder, f"{metadata.etag}.lock"), f"fetching {wanted}"):
-        if blob.exists():
-            return
-        incomplete = blob.with_name(f"{blob.name}.incomplete")
-        with incomplete.open("ab") as file:
-            _receive(wanted, metadata, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if re.fullmatch("[0-9a-f]{64}", metadata.etag) and (found := sha256_of(incomplete)) != metadata.etag:
-            incomplete.unlink()
-            raise CheckpointError(
-                f"{wanted}: what was received has the SHA-256 {found[:8]}…, and the hub states {metadata.etag[:8]}…; "
-                "it was deleted: try again, and if that does not help, look for a proxy or mirror (HF_ENDPOINT) that "
-                "changes files"
-            )
-        os.chmod(incomplete, blob.parent.stat().st_mode & 0o666)
-        os.replace(incomplete, blob)
+        if not blob.exists():
+            log.info("fetching %s%s", wanted, f" ({megabytes(metadata.size)})" if metadata.size else "")
+            _download(wanted, metadata, blob.with_name(f"{blob.name}.incomplete"), blob)
+
+
+def _download(wanted: _Wanted, metadata: Any, incomplete: Path, path: Path) -> None:
+    """Fetch what `incomplete` lacks, check it, and rename it to `path`."""
+    with incomplete.open("ab") as file:
+        _receive(wanted, metadata, file)
+        file.flush()
+        os.fsync(file.fileno())
+    if SHA256.fullmatch(metadata.etag) and (found := sha256_of(incomplete)) != metadata.etag:
+        incomplete.unlink()
+        raise CheckpointError(
+            f"{wanted}: what was received has the SHA-256 {found[:8]}…, and the hub states {metadata.etag[:8]}…; "
+            "it was deleted: try again, and if that does not help, look for a proxy or mirror (HF_ENDPOINT) that "
+            "changes files"
+        )
+    os.replace(incomplete, path)
 
 
 def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
@@ -208,10 +284,9 @@ def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
             file.truncate(0)
         missing, free = metadata.size - file.tell(), shutil.disk_usage(Path(file.name).parent).free
         if missing > free:
-            raise OSError(errno.ENOSPC, f"{_megabytes(missing)} are needed and {_megabytes(free)} are free", file.name)
+            raise OSError(errno.ENOSPC, f"{megabytes(missing)} are needed and {megabytes(free)} are free", file.name)
         if not missing:
             return
-        log.info("fetching %s: %s of %s", wanted, _megabytes(missing), _megabytes(metadata.size))
     # the commit's own address, so that a file that changes meanwhile is not mixed with this one; redirected addresses
     # expire, and the HTTP library keeps the token to itself when it follows to another host
     url = hf_hub_url(wanted.repo, wanted.filename, repo_type=wanted.repo_type, revision=metadata.commit_hash)
@@ -233,8 +308,11 @@ def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
             time.sleep(pauses.pop(0))
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"
+def megabytes(size: int) -> str:
+    """A number of bytes as text: 1 kB, 819 MB, 2.3 GB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 @contextlib.contextmanager
@@ -249,6 +327,11 @@ def _explained(wanted: _Wanted) -> Iterator[None]:
         raise _MissingFile(_offline(wanted) if local else _missing(wanted)) from None
     except Exception as error:
         raise CheckpointError(f"{wanted}: {_reason(error, wanted)}") from error
+
+
+def explained_for(repo: str, revision: str | None = None) -> contextlib.AbstractContextManager[None]:
+    """For other calls of the hub: every failure inside the block becomes a CheckpointError that says what to do."""
+    return _explained(_Wanted(repo, "", "model", revision))
 
 
 def _missing(wanted: _Wanted) -> str:
@@ -266,6 +349,8 @@ def _offline(wanted: _Wanted) -> str:
 
 def _reason(error: Exception, wanted: _Wanted) -> str:
     """What went wrong and what to do about it, for everything but a missing file."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # so uploads wrap their errors
+        error = error.__cause__
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error, wanted)
     if isinstance(error, errors.HFValidationError):
@@ -306,7 +391,7 @@ def _refusal(error: errors.HfHubHTTPError, wanted: _Wanted) -> str:
     if status == 401:
         return f"the token was refused (401): it is wrong or has expired; log in again ({LOGIN}), or unset HF_TOKEN"
     if status == 403:
-        return f"access was refused (403: {_first_line(error)}); use a token that may read {wanted.page} ({LOGIN})"
+        return f"access was refused (403: {_first_line(error)}); use a token that may for {wanted.page} ({LOGIN})"
     if status == 429:
         return f"too many requests (429); wait a few minutes, or log in for a higher limit ({LOGIN})"
     if status in OVERLOADED:

@@ -37,7 +37,9 @@ def test_unknown_arguments(words, hint, capsys):
 
 
 MISTAKES = {
-    "no model": (["segment", "PHOTO", "--model", "nowhere", "--classes", "cat"], "neither a folder"),
+    "no model": (["segment", "PHOTO", "--model", "nowhere", "--classes", "cat"], "no model has this name, and nothing"),
+    "no name": (["models", "cat-seg-b17"], "'cat-seg-b17': no model has this name; did you mean cat-seg-b16"),
+    "fetch what": (["models", "--fetch"], "--fetch: name the models to fetch"),
     "no photo": (["segment", "nothing.jpg", "--model", "MODEL", "--classes", "cat"], "no such file"),
     "empty class": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat,,dog"], "entry 1 is empty"),
     "misspelt key": (["train", "CONFIG", "train.stepz=3"], "train.steps"),
@@ -53,7 +55,7 @@ MISTAKES = {
     "no photos": (["segment", "top_k=1", "--model", "MODEL", "--classes", "cat"], "give the photos"),
     "two models": (["convert", "--model", "MODEL", "MODEL", "--out", "x"], "give one model"),
     "not an override": (["train", "CONFIG", "fast"], "'fast' is not a key=value override"),
-    "no saved model": (["segment", "PHOTO", "--model", "HERE", "--classes", "cat"], "is missing: give the folder of a"),
+    "no saved model": (["segment", "PHOTO", "--model", "HERE", "--classes", "cat"], "give the folder of a"),
 }  # fmt: skip
 
 

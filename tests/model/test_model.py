@@ -323,7 +323,7 @@ def test_save_and_load_give_the_same_logits(tmp_path):
     with torch.no_grad():
         expected, got = (m(pixels(), m.encode(NAMES)).logits for m in (model, again))
     assert torch.equal(expected, got) and not again.training
-    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_broken_saved_models(tmp_path):
@@ -339,7 +339,7 @@ def test_broken_saved_models(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="not an fgaseg model"):
         FGASeg.from_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="neither a folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         FGASeg.from_pretrained(tmp_path / "nowhere")
 
 

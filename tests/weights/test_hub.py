@@ -109,7 +109,7 @@ FAILURES = {
     ),
     "private": ("owner/private", "x", "or it is private: .* log in"),
     "token": ("owner/name", "large.pth", "the token was refused .401.* unset HF_TOKEN"),
-    "403": ("owner/name", "large.pth", "access was refused .403: .*use a token that may read"),
+    "403": ("owner/name", "large.pth", "access was refused .403: .*use a token that may"),
     "404": ("owner/name", "large.pth", "answers 404 .*check the name, and HF_ENDPOINT"),
     "429": ("owner/name", "large.pth", "too many requests"),
     "500": ("owner/name", "large.pth", "answers 500; what has come is kept: try again later"),

@@ -310,7 +310,7 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(tmp_path, capsys):
     wrong = {
         "transformer.extra.weight": ["convert", bad, "--out", str(tmp_path / "out")],
         "thesis.txt": ["convert", bad, "--allow-foreign", "--out", str(mine)],
-        "cannot read weights": ["convert", str(tmp_path / "no.pth"), "--out", str(tmp_path / "out")],
+        "no such file or folder": ["convert", str(tmp_path / "no.pth"), "--out", str(tmp_path / "out")],
         "leave key=value": ["convert", bad, "--to-released", "--out", str(tmp_path / "out"), "top_k=3"],
     }
     for message, command in wrong.items():
