@@ -9,9 +9,10 @@ from ..errors import UsageError
 from .options import add_json, add_words, load_model, model_and_overrides
 
 HELP = """\
-Convert a checkpoint of the released FGAseg code, of CAT-Seg or of Pi-Seg to a folder that FGASeg.from_pretrained loads,
-or an fgaseg model to a checkpoint of the released code. Which code a checkpoint is of, decoder mode, encoder, K and
-depths are inferred from its keys and shapes; the rest is assumed to be as in that code, and listed.
+Convert a checkpoint of the released FGAseg code, of CAT-Seg, of Pi-Seg or of DeCLIP's CAT-Seg to a folder that
+FGASeg.from_pretrained loads, or an fgaseg model to a checkpoint of the released code. Which code a checkpoint is of,
+decoder mode, encoder, K and depths are inferred from its keys and shapes; the rest is assumed to be as in that code,
+and listed.
 
   fgaseg convert model_final.pth --out models/released
   fgaseg convert model_final.pth --out models/released top_k=8      a switch that the keys do not show

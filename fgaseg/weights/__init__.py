@@ -2,7 +2,7 @@
 
 from .hub import fetch_file, fetch_first, list_files, megabytes
 from .hub_upload import upload_folder
-from .key_maps import PI_SEG_KEYS, RELEASED_KEYS, KeyMap
+from .key_maps import DECLIP_KEYS, PI_SEG_KEYS, RELEASED_KEYS, KeyMap
 from .model_card import facts_of, model_card, read_results
 from .model_files import load_weights, read_weights, write_weights
 from .named_models import MODELS, NamedModel, find_named, name_hint
@@ -11,6 +11,7 @@ from .training_state import load_training, remove_leftovers, save_training, set_
 from .warm_start import WarmStartReport, warm_start
 
 __all__ = [
+    "DECLIP_KEYS",
     "MODELS",
     "PI_SEG_KEYS",
     "RELEASED_KEYS",

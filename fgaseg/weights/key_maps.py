@@ -43,6 +43,7 @@ class KeyMap:
     """Translates the keys of another project's state dict to ours and back.
 
     patterns       (their key without prefix, our key), with # for a number and * for the rest of the key
+    fused          (their key, our keys): their tensor holds ours one after the other, in equal parts
     prefixes       that their keys begin with, in order; a file may lack any of them
     unprefixed     beginnings of their keys that never have the prefixes
     structural     patterns of their keys that hold no weight: buffers that are recomputed, or never read
@@ -54,6 +55,7 @@ class KeyMap:
         self,
         patterns: Sequence[tuple[str, str]],
         *,
+        fused: Sequence[tuple[str, tuple[str, ...]]] = (),
         prefixes: tuple[str, ...] = (),
         unprefixed: tuple[str, ...] = (),
         structural: tuple[str, ...] = (),
@@ -62,7 +64,9 @@ class KeyMap:
     ) -> None:
         self.prefixes, self.unprefixed, self.flattened = prefixes, unprefixed, flattened
         self._to_ours = [(key_pattern(theirs), _template(ours)) for theirs, ours in patterns]
-        self._to_theirs = [(key_pattern(ours), _template(theirs)) for theirs, ours in patterns]
+        self._fused = [(key_pattern(theirs), [_template(part) for part in ours]) for theirs, ours in fused]
+        pairs = [*((theirs, part) for theirs, ours in fused for part in ours), *patterns]
+        self._to_theirs = [(key_pattern(ours), _template(theirs)) for theirs, ours in pairs]
         self._structural = [key_pattern(pattern) for pattern in structural]
         self._training_only = [key_pattern(pattern) for pattern in training_only]
 
@@ -77,8 +81,14 @@ class KeyMap:
         return key
 
     def to_ours(self, key: str) -> str | None:
-        """Our key for one of theirs, with or without prefixes; None if we have no such weight."""
-        return _rename(self.bare(key), self._to_ours)
+        """Our key for one of theirs, with or without prefixes; None if we have no such weight, or several for it."""
+        return None if self.parts(key) else _rename(self.bare(key), self._to_ours)
+
+    def parts(self, key: str) -> list[str]:
+        """Our keys for one of theirs that holds several; none for any other."""
+        bare = self.bare(key)
+        found = ((match, parts) for pattern, parts in self._fused if (match := pattern.fullmatch(bare)))
+        return [match.expand(part) for match, parts in found for part in parts]
 
     def to_theirs(self, key: str) -> str | None:
         """Their key, prefixes included, for one of ours; None if they have no such weight."""
@@ -95,7 +105,8 @@ class KeyMap:
 
     def is_known(self, key: str) -> bool:
         """Whether their code has such a key."""
-        return self.is_structural(key) or self.is_training_only(key) or self.to_ours(key) is not None
+        ours = self.to_ours(key) is not None or self.parts(key)
+        return bool(ours) or self.is_structural(key) or self.is_training_only(key)
 
     def tensor_to_ours(self, key: str, tensor: Tensor) -> Tensor:
         return tensor.reshape(-1) if key.endswith(self.flattened) else tensor
@@ -107,18 +118,26 @@ class KeyMap:
         """A whole state dict. Raises CheckpointError, naming `source`, if two of its keys are the same weight."""
         found = Translation()
         for key, tensor in weights.items():
+            pieces: dict[str, Tensor] = {}
             if self.is_structural(key):
                 found.structural[key] = tensor
             elif self.is_training_only(key):
                 found.training_only.append(key)
-            elif (ours := self.to_ours(key)) is None:
+            elif not (pieces := self._pieces(key, tensor)):
                 found.unknown.append(key)
-            elif ours in found.origin:
-                raise CheckpointError(f"{source}: {found.origin[ours]} and {key} are the same weight; remove one")
-            else:
-                found.tensors[ours] = self.tensor_to_ours(ours, tensor)
-                found.origin[ours] = key
+            for ours, piece in pieces.items():
+                if ours in found.origin:
+                    raise CheckpointError(f"{source}: {found.origin[ours]} and {key} are the same weight; remove one")
+                found.tensors[ours], found.origin[ours] = self.tensor_to_ours(ours, piece), key
         return found
+
+    def _pieces(self, key: str, tensor: Tensor) -> dict[str, Tensor]:
+        """One of their weights under our keys; nothing if it is unknown, or cannot be parted."""
+        if parts := self.parts(key):
+            pieces = tensor.chunk(len(parts)) if tensor.ndim else ()
+            return dict(zip(parts, pieces, strict=True)) if len(pieces) == len(parts) else {}
+        ours = self.to_ours(key)
+        return {} if ours is None else {ours: tensor}
 
 
 def _rename(key: str, table: list[tuple[re.Pattern[str], str]]) -> str | None:
@@ -225,6 +244,48 @@ PI_SEG_KEYS = KeyMap(
         "image_vpn.fc_variance.*",
         "text_vpn.mu",
         "text_vpn.var",
+    ),
+    flattened=PAD_TOKENS,
+)
+
+# CAT-Seg on the EVA-02 of DeCLIP, from its code: eva_clip's towers by open_clip's and timm's names
+DECLIP_KEYS = KeyMap(
+    (
+        ("clip_model.logit_scale", "clip.logit_scale"),
+        ("clip_model.text.*", "clip.text.*"),
+        ("clip_model.visual.cls_token", "clip.visual.trunk.cls_token"),
+        ("clip_model.visual.pos_embed", "clip.visual.trunk.pos_embed"),
+        ("clip_model.visual.patch_embed.*", "clip.visual.trunk.patch_embed.*"),
+        ("clip_model.visual.blocks.#.norm#.*", "clip.visual.trunk.blocks.#.norm#.*"),
+        ("clip_model.visual.blocks.#.attn.q_proj.weight", "clip.visual.trunk.blocks.#.attn.q_proj.weight"),
+        ("clip_model.visual.blocks.#.attn.k_proj.weight", "clip.visual.trunk.blocks.#.attn.k_proj.weight"),
+        ("clip_model.visual.blocks.#.attn.v_proj.weight", "clip.visual.trunk.blocks.#.attn.v_proj.weight"),
+        ("clip_model.visual.blocks.#.attn.q_bias", "clip.visual.trunk.blocks.#.attn.q_proj.bias"),
+        ("clip_model.visual.blocks.#.attn.v_bias", "clip.visual.trunk.blocks.#.attn.v_proj.bias"),
+        ("clip_model.visual.blocks.#.attn.inner_attn_ln.*", "clip.visual.trunk.blocks.#.attn.norm.*"),
+        ("clip_model.visual.blocks.#.attn.proj.*", "clip.visual.trunk.blocks.#.attn.proj.*"),
+        ("clip_model.visual.blocks.#.mlp.w1.*", "clip.visual.trunk.blocks.#.mlp.fc1_g.*"),
+        ("clip_model.visual.blocks.#.mlp.w2.*", "clip.visual.trunk.blocks.#.mlp.fc1_x.*"),
+        ("clip_model.visual.blocks.#.mlp.ffn_ln.*", "clip.visual.trunk.blocks.#.mlp.norm.*"),
+        ("clip_model.visual.blocks.#.mlp.w3.*", "clip.visual.trunk.blocks.#.mlp.fc2.*"),
+        ("clip_model.visual.norm.*", "clip.visual.trunk.norm.*"),
+        ("clip_model.visual.head.*", "clip.visual.trunk.head.*"),
+        *(pair for pair in CATSEG if pair[0] != "clip_model.*"),
+    ),
+    fused=[
+        (
+            "clip_model.text.transformer.resblocks.#.attn.in_proj_weight",
+            tuple(f"clip.text.transformer.resblocks.#.attn.{x}_proj_weight" for x in "qkv"),
+        )
+    ],
+    prefixes=PREFIXES,
+    unprefixed=("upsample",),
+    # every block holds the one table of rotary positions
+    structural=(
+        SHIFT_MASK,
+        "clip_model.visual.rope.freqs_*",
+        "clip_model.visual.blocks.#.attn.rope.freqs_*",
+        *CARRIED_ALONG,
     ),
     flattened=PAD_TOKENS,
 )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError
-from .key_maps import PI_SEG_KEYS, RELEASED_KEYS, KeyMap
+from .key_maps import DECLIP_KEYS, PI_SEG_KEYS, RELEASED_KEYS, KeyMap
 
-READABLE = "checkpoints of FGAseg's released code, of CAT-Seg and of Pi-Seg"
+READABLE = "checkpoints of FGAseg's released code, of CAT-Seg, of Pi-Seg and of CAT-Seg on DeCLIP's EVA-02"
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Project:
 
     name   for reports
     keys   the map of its keys
-    mark   a regular expression that a key of its checkpoints matches, and no key of another project's
+    mark   a regular expression that is found in a key of its checkpoints; for CAT-Seg, also of some that build on it
     known  fields of ModelConfig that its code decides, its keys do not show, and the `released` preset has otherwise
     """
 
@@ -29,10 +29,11 @@ class Project:
     known: Mapping[str, Any] = field(default_factory=dict)
 
 
-# its maps are those of the `released` preset's parts: see ConversionReport.kind for which of the two it is
+# CAT-Seg's, and that of FGAseg's released code, which has CAT-Seg's keys and some more
 CAT_SEG = Project("CAT-Seg", RELEASED_KEYS, r"(^|\.)transformer\.layers\.\d+\.swin_block\.")
 # more than 256 classes all enter its aggregation, which pads fewer to 256 as CAT-Seg does
 PI_SEG = Project("Pi-Seg", PI_SEG_KEYS, r"(^|\.)transformer\.layers\.\d+\.sptial_agg\.", {"class_cap": None})
+DECLIP = Project("CAT-Seg on DeCLIP's EVA-02", DECLIP_KEYS, r"(^|\.)clip_model\.visual\.blocks\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def recognise(keys: Iterable[str], source: str) -> Project:
     for foreign in FOREIGN:
         if all(_found(mark, keys) for mark in foreign.marks):
             raise CheckpointError(f"{source}: seems to be {foreign.what}; {foreign.advice}")
-    project = PI_SEG if _found(PI_SEG.mark, keys) else CAT_SEG
+    project = next((one for one in (PI_SEG, DECLIP) if _found(one.mark, keys)), CAT_SEG)
     strange = [key for key in keys if not project.keys.is_known(key)]
     if 2 * len(strange) > len(keys):
         raise CheckpointError(

@@ -1,6 +1,6 @@
 """Checkpoints of the released FGAseg code and of CAT-Seg (the same tree without FGAseg's parts): read and written.
 
-Those of Pi-Seg, the same tree under other names, are read.
+Those of Pi-Seg, the same tree under other names, and of CAT-Seg on DeCLIP's EVA-02 are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .model_files import find_state_dict, load_weights, read_weights
 from .recognition import CAT_SEG, Project, recognise
 from .released_config import config_of
 
-GAMMA = "head.p2t.gamma"
+GAMMA, PATCHES = "head.p2t.gamma", "clip.visual.conv1.weight"
 COUNTER = "num_batches_tracked"  # of BatchNorm, which never reads it with a fixed momentum
 
 
@@ -33,7 +33,7 @@ COUNTER = "num_batches_tracked"  # of BatchNorm, which never reads it with a fix
 class ConversionReport:
     """What became of every key. Keys are given by their names in the released code (or in the file read)."""
 
-    kind: str  # FGAseg, CAT-Seg or Pi-Seg
+    kind: str  # FGAseg, CAT-Seg, Pi-Seg or CAT-Seg on DeCLIP's EVA-02
     mode: str  # fast or no_fast, and cat or add: the released code's four decoder modes
     encoder: str
     kernel_size: int | None  # K of LCS; None: without LCS
@@ -79,7 +79,7 @@ def _listed(switches: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReleasedCheckpoint:
-    """A released, CAT-Seg or Pi-Seg checkpoint as read: build a model from `config`, then `load_into` it."""
+    """A checkpoint as read: build a model from `config`, then `load_into` it."""
 
     source: str  # for messages
     project: Project
@@ -95,7 +95,7 @@ class ReleasedCheckpoint:
         own, given = model.state_dict(), self.weights
         kind = _kind(self.config, self.project)
         fitting = {ours: tensor for ours, tensor in given.tensors.items() if ours in own}
-        foreign = given.unknown + [key for ours, key in given.origin.items() if ours not in own]
+        foreign = list(dict.fromkeys([*given.unknown, *(key for ours, key in given.origin.items() if ours not in own)]))
         absent = {ours: self.project.keys.to_theirs(ours) or ours for ours in own if ours not in fitting}
         misfits = {
             "missing from the file": [key for ours, key in absent.items() if not ours.endswith(COUNTER)],
@@ -108,13 +108,14 @@ class ReleasedCheckpoint:
         }
         if any(misfits.values()):
             title = f"{self.source}: keys that do not fit a model of {kind}"
-            lines = [f"  {len(keys)} {what}: {', '.join(_families(keys))}" for what, keys in misfits.items() if keys]
+            misfits = {what: list(dict.fromkeys(keys)) for what, keys in misfits.items() if keys}
+            lines = [f"  {len(keys)} {what}: {', '.join(_families(keys))}" for what, keys in misfits.items()]
             raise CheckpointError("\n".join([title, *lines]))
         load_weights(model, {**own, **fitting}, self.source)
         return ConversionReport(
             kind,
             **_summary(self.config),
-            mapped=[given.origin[ours] for ours in fitting],
+            mapped=list(dict.fromkeys(given.origin[ours] for ours in fitting)),
             ignored=list(given.structural),
             training_only=given.training_only,
             foreign=foreign,
@@ -124,7 +125,7 @@ class ReleasedCheckpoint:
 
 
 def read_released(source: Mapping[str, Any] | str | Path, *words: str, **values: Any) -> ReleasedCheckpoint:
-    """Read a checkpoint of the released FGAseg code, of CAT-Seg or of Pi-Seg, and infer its configuration.
+    """Read a checkpoint of the released FGAseg code, CAT-Seg, Pi-Seg or DeCLIP's CAT-Seg, and infer its configuration.
 
     source         path (.pth, .safetensors) or the dict that it holds, nested or not
     words, values  override the ModelConfig that was inferred (the rest is as in the `released` preset), in the form of
@@ -172,6 +173,8 @@ def _assumed(config: ModelConfig, project: Project) -> dict[str, Any]:
     if "finetune" not in config.encoder.model_fields_set:
         assumed["encoder.finetune"] = values["encoder"]["finetune"]
     known = {name: value for name, value in project.known.items() if values[name] == value}
+    if config.encoder.architecture is None:  # an encoder that open_clip describes: how it is read is left
+        return assumed | known | {"encoder.dense": values["encoder"]["dense"]}
     return assumed | known | {"encoder.quick_gelu": True, "encoder.head_width": 64}
 
 
@@ -182,10 +185,12 @@ def to_released(
 
     weights     state dict of a model of `config`; the result shares its memory, and adds the windows' shift masks
     quick_gelu  whether the encoders have OpenAI's QuickGELU, as the released code's always have
-    Raises CheckpointError for a model that has no counterpart there (`propagation: false`).
+    Raises CheckpointError for a model that has no counterpart there (`propagation: false`, another encoder).
     """
     if not config.propagation:
         raise CheckpointError("model: propagation is off; the released code always has aggregation and decoder")
+    if PATCHES not in weights:
+        raise CheckpointError("model: its encoder is no plain CLIP ViT; the released code has no counterpart")
     weights = dict(weights)
     if config.p2t_layers and GAMMA not in weights:  # a constant of ours is still a weight of theirs
         channels = weights["clip.visual.proj"].shape[1]
@@ -196,7 +201,7 @@ def to_released(
         if theirs is None:
             raise CheckpointError(f"model: {key} has no counterpart in the released code")
         tensors[theirs] = RELEASED_KEYS.tensor_to_theirs(key, value.detach())
-    masks = shift_masks(config, patch=weights["clip.visual.conv1.weight"].shape[-1])
+    masks = shift_masks(config, patch=weights[PATCHES].shape[-1])
     report = ConversionReport(
         _kind(config),
         **_summary(config),

@@ -1,4 +1,4 @@
-"""The configuration that the keys and shapes of a released FGAseg or CAT-Seg checkpoint imply."""
+"""The configuration that the keys and shapes of a checkpoint of FGAseg's released code or of CAT-Seg's family imply."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from .key_maps import RELEASED_KEYS, KeyMap, Translation, key_pattern
 HEAD_WIDTH = 64  # of all of OpenAI's CLIP models
 GRID = 24  # patches a side in the released training, assumed where no shift mask shows it
 SIZES = {12: "B", 24: "L", 32: "H"}  # of ViTs, by the number of visual blocks
+EVA = "clip.visual.trunk."
+# open_clip's names of EVA-02 by width, blocks, patch and rows of the positional table
+EVA_NAMES = {(768, 12, 16, 197): "EVA02-B-16", (1024, 24, 14, 577): "EVA02-L-14-336"}
 LCS, T2P = "head.lcs.text.weight", "head.t2p.text.weight"
 
 
@@ -38,9 +41,7 @@ def config_of(weights: Translation, source: str | Path, keys: KeyMap, **known: A
     known  fields of ModelConfig that the project's code decides, in place of the preset's
     """
     shapes = _Shapes(weights.tensors, source, keys)
-    encoder = _encoder(shapes)
-    channels = encoder["architecture"]["embed_dim"]
-    patch = encoder["architecture"]["vision_cfg"]["patch_size"]
+    encoder, channels, patch = (_eva if any(key.startswith(EVA) for key in shapes.weights) else _encoder)(shapes)
     data: dict[str, Any] = {
         "preset": "released",
         "encoder": encoder,
@@ -85,7 +86,7 @@ class _Shapes:
     def of(self, key: str, dimensions: int) -> tuple[int, ...]:
         if key not in self.weights:
             raise CheckpointError(
-                f"{self.source}: not a checkpoint of FGAseg's released code, CAT-Seg or Pi-Seg: it has no "
+                f"{self.source}: not a checkpoint of FGAseg's released code or of CAT-Seg's family: it has no "
                 f"{self.name(key)} (with or without {self.keys.prefix})"
             )
         shape = tuple(self.weights[key].shape)
@@ -110,7 +111,22 @@ class _Shapes:
         return max((int(match[1]) for key in self.weights if (match := regex.match(key))), default=-1) + 1
 
 
-def _encoder(shapes: _Shapes) -> dict[str, Any]:
+def _eva(shapes: _Shapes) -> tuple[dict[str, Any], int, int]:
+    """The section `encoder` of an EVA-02 tower, the channels of its embeddings and the side of a patch."""
+    width, _, patch, _ = shapes.of(f"{EVA}patch_embed.proj.weight", 4)
+    size = (width, shapes.count(f"{EVA}blocks.#."), patch, shapes.of(f"{EVA}pos_embed", 3)[1])
+    if size not in EVA_NAMES:
+        raise CheckpointError(
+            f"{shapes.source}: an EVA-02 of width {size[0]}, {size[1]} blocks, patches of {size[2]} and {size[3]} "
+            f"positions is none of {', '.join(EVA_NAMES.values())}"
+        )
+    # its code reads the tower by csa; keys do not show it
+    encoder = {"name": EVA_NAMES[size], "pretrained": None, "dense": "csa"}
+    return encoder, shapes.of(f"{EVA}head.weight", 2)[0], patch
+
+
+def _encoder(shapes: _Shapes) -> tuple[dict[str, Any], int, int]:
+    """The section `encoder` of a plain CLIP ViT, the channels of its embeddings and the side of a patch."""
     width, _, patch, _ = shapes.of("clip.visual.conv1.weight", 4)
     positions = "clip.visual.positional_embedding"
     rows = shapes.of(positions, 2)[0] - 1
@@ -118,12 +134,13 @@ def _encoder(shapes: _Shapes) -> dict[str, Any]:
         raise CheckpointError(
             f"{shapes.source}: {shapes.name(positions)}: {rows} rows besides the class token's are not a square grid"
         )
+    channels = shapes.of("clip.visual.proj", 2)[1]
     context, text_width = shapes.of("clip.positional_embedding", 2)
     layers = shapes.count("clip.visual.transformer.resblocks.#.")
     encoder: dict[str, Any] = {
         "name": f"ViT-{SIZES.get(layers, f'{layers}x{width}')}-{patch}",
         "architecture": {
-            "embed_dim": shapes.of("clip.visual.proj", 2)[1],
+            "embed_dim": channels,
             "quick_gelu": True,
             "vision_cfg": {
                 "image_size": math.isqrt(rows) * patch,
@@ -144,4 +161,4 @@ def _encoder(shapes: _Shapes) -> dict[str, Any]:
     prompts = "clip.visual.transformer.prompt_tokens"
     if prompts in shapes.weights:
         encoder |= {"finetune": "prompt", "prompt_tokens": shapes.of(prompts, 3)[1]}
-    return encoder
+    return encoder, channels, patch

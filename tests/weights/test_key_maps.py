@@ -37,3 +37,20 @@ def test_prefixes_numbers_structural_keys_and_shapes():
     assert keys.tensor_to_theirs("pad", found.tensors["pad"]).shape == (1, 1, 3)
     with pytest.raises(CheckpointError, match=r"file: head\.pad and inner\.pad are the same weight"):
         keys.translate(weights | {"inner.pad": torch.zeros(1, 1, 3)}, "file")
+
+
+def test_a_tensor_that_holds_several_weights_is_parted():
+    keys = KeyMap(
+        (("tower.*", "clip.*"),),
+        fused=[("tower.#.qkv", ("clip.#.q", "clip.#.k", "clip.#.v"))],
+        prefixes=("head.",),
+    )
+    weights = {"head.tower.3.qkv": torch.arange(6.0).reshape(6, 1), "tower.3.bias": torch.zeros(2)}
+    found = keys.translate(weights, "file")
+    assert [x.tolist() for x in found.tensors.values()] == [[[0], [1]], [[2], [3]], [[4], [5]], [0, 0]]
+    assert set(found.origin) == {"clip.3.q", "clip.3.k", "clip.3.v", "clip.3.bias"}
+    assert found.origin["clip.3.k"] == "head.tower.3.qkv" and keys.to_theirs("clip.3.k") == "head.tower.3.qkv"
+    assert keys.parts("tower.3.qkv") == ["clip.3.q", "clip.3.k", "clip.3.v"] and not keys.parts("tower.3.bias")
+    assert keys.is_known("tower.3.qkv") and keys.to_ours("tower.3.qkv") is None
+    for broken in (torch.tensor(1.0), torch.zeros(2, 1)):  # no three parts
+        assert keys.translate({"tower.3.qkv": broken}, "file").unknown == ["tower.3.qkv"]

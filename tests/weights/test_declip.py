@@ -1,0 +1,228 @@
+"""The published EVA-02 head (CAT-Seg on DeCLIP): made-up checkpoints with the keys that its public code registers."""
+
+import math
+import re
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from checkpoint_shapes import HEAD, Shapes, aggregator, convolution, linear, norm
+from open_clip import factory, tokenize
+from timm.models import _registry as registry
+from tiny import pixels
+from torch import Tensor
+
+from fgaseg import FGASeg
+from fgaseg.errors import CheckpointError
+from fgaseg.weights import read_released, released_config, to_released
+from fgaseg.weights.recognition import DECLIP
+
+CLIP = f"{HEAD}clip_model."
+NAMES = ["cat", "wooden floor", "a much longer name of a thing"]
+
+
+def eva(width: int, hidden: int, layers: int, patch: int, rows: int, channels: int, texts: int, depth: int) -> Shapes:
+    """The encoders, as eva_clip/eva_vit_model.py and eva_clip/transformer.py register them."""
+    shapes = {
+        "logit_scale": [], "visual.cls_token": [1, 1, width], "visual.pos_embed": [1, rows, width],
+        **convolution("visual.patch_embed.proj", 3, width, patch), **norm("visual.norm", width),
+        **linear("visual.head", width, channels), "text.positional_embedding": [77, texts],
+        "text.text_projection": [texts, channels], "text.token_embedding.weight": [49408, texts],
+        **norm("text.ln_final", texts),
+    }  # fmt: skip
+    rope = {f"rope.freqs_{wave}": [rows - 1, 64] for wave in ("cos", "sin")}
+    shapes |= {f"visual.{key}": shape for key, shape in rope.items()}
+    for n in range(layers):
+        block = f"visual.blocks.{n}"
+        shapes |= norm(f"{block}.norm1", width) | norm(f"{block}.norm2", width)
+        shapes |= {f"{block}.attn.{x}_proj.weight": [width, width] for x in "qkv"}
+        shapes |= {f"{block}.attn.{x}_bias": [width] for x in "qv"}
+        shapes |= {f"{block}.attn.{key}": shape for key, shape in rope.items()}
+        shapes |= norm(f"{block}.attn.inner_attn_ln", width) | linear(f"{block}.attn.proj", width, width)
+        shapes |= linear(f"{block}.mlp.w1", width, hidden) | linear(f"{block}.mlp.w2", width, hidden)
+        shapes |= norm(f"{block}.mlp.ffn_ln", hidden) | linear(f"{block}.mlp.w3", hidden, width)
+    for n in range(depth):
+        block = f"text.transformer.resblocks.{n}"
+        shapes |= norm(f"{block}.ln_1", texts) | norm(f"{block}.ln_2", texts)
+        shapes |= {f"{block}.attn.in_proj_weight": [3 * texts, texts], f"{block}.attn.in_proj_bias": [3 * texts]}
+        shapes |= linear(f"{block}.attn.out_proj", texts, texts)
+        shapes |= linear(f"{block}.mlp.c_fc", texts, 4 * texts) | linear(f"{block}.mlp.c_proj", 4 * texts, texts)
+    return {CLIP + key: shape for key, shape in shapes.items()}
+
+
+BASE = {**eva(768, 2048, 12, 16, 197, 512, 512, 12), **aggregator(768, 512)}
+LARGE = {**eva(1024, 2730, 24, 14, 577, 768, 768, 12), **aggregator(1024, 768)}
+NARROW = {**eva(128, 341, 3, 16, 17, 64, 64, 2), **aggregator(128, 64)}
+
+
+@pytest.mark.parametrize(
+    "shapes, name, image", [(BASE, "EVA02-B-16", 384), (LARGE, "EVA02-L-14-336", 336)], ids=["B", "L"]
+)
+def test_full_size_keys_and_shapes(shapes, name, image):
+    read = read_released({key: torch.empty(shape, device="meta") for key, shape in shapes.items()})
+    config = read.config
+    assert (config.encoder.name, config.encoder.dense, config.image_size) == (name, "csa", image)
+    assert (config.class_cap, config.pad_classes, config.window, config.inference) == (256, 256, 12, "windows")
+    with torch.device("meta"):
+        model = FGASeg(config)
+    own = {key: value.shape for key, value in model.state_dict().items()}
+    assert own == {key: value.shape for key, value in read.weights.tensors.items()}
+    assert not read.weights.unknown and model.encoder.guidance_blocks == ((3, 7) if name.endswith("B-16") else (7, 15))
+
+
+@pytest.fixture
+def narrow(monkeypatch) -> dict[str, Tensor]:
+    """A small EVA-02, known to timm and open_clip for the time of a test, and a checkpoint of it."""
+
+    def create(pretrained: bool = False, **values):
+        sizes = {"embed_dim": 128, "depth": 3, "num_heads": 2, "img_size": 64}
+        return timm.models.eva.eva02_base_patch16_clip_224(pretrained, **{**sizes, **values})
+
+    vision = {"image_size": 64, "timm_model_name": "eva02_narrow", "timm_pool": "token", "timm_proj": None}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+    description = {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text, "custom_text": True}
+    monkeypatch.setitem(registry._model_entrypoints, "eva02_narrow", create)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "EVA02-narrow", description)
+    monkeypatch.setitem(released_config.EVA_NAMES, (128, 3, 16, 17), "EVA02-narrow")
+    torch.manual_seed(3)
+    weights = {key: torch.randn(shape) / math.sqrt(shape[-1] if len(shape) > 1 else 4) for key, shape in NARROW.items()}
+    return {key: x + 1 if re.search(r"(norm\d?|ln(_\w+)?)\.weight$", key) else x for key, x in weights.items()}
+
+
+def affine(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+
+def normed(w: dict[str, Tensor], name: str, x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+
+def turned(x: Tensor, grid: int) -> Tensor:
+    """Rotary positions on the patches of [B, heads, 1 + grid², d], as the code makes them for any grid."""
+    d = x.shape[-1] // 2
+    angles = (torch.arange(grid) / grid * 16)[:, None] / 10000 ** (torch.arange(0, d, 2) / d)
+    angles = angles.double().repeat_interleave(2, dim=-1)
+    table = torch.cat([angles[:, None].expand(-1, grid, -1), angles[None].expand(grid, -1, -1)], dim=-1).flatten(0, 1)
+    patches = x[:, :, 1:]
+    half = torch.stack([-patches[..., 1::2], patches[..., 0::2]], dim=-1).flatten(-2)
+    return torch.cat([x[:, :, :1], patches * table.cos() + half * table.sin()], dim=2)
+
+
+def published_images(w: dict[str, Tensor], x: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """V_I and the outputs of the first two of three blocks, [B, N, .], as the published branch computes them."""
+    grid = x.shape[-1] // 16
+    x = F.conv2d(x, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=16).flatten(2).mT
+    table = w["pos_embed"][:, 1:].mT.unflatten(2, (4, 4))
+    table = F.interpolate(table, (grid, grid), mode="bicubic", align_corners=False).flatten(2).mT
+    x = torch.cat([w["cls_token"].expand(len(x), -1, -1), x], dim=1)
+    x = x + torch.cat([w["pos_embed"][:, :1], table], dim=1)
+    outputs = []
+    for n in range(3):
+        b = f"blocks.{n}"
+        y = normed(w, f"{b}.norm1", x, 1e-6)
+        q, k, v = (
+            F.linear(y, w[f"{b}.attn.{name}_proj.weight"], w.get(f"{b}.attn.{name}_bias"))
+            .unflatten(2, (2, -1))
+            .transpose(1, 2)
+            for name in "qkv"
+        )
+        if n < 2:
+            attention = (turned(q, grid) @ turned(k, grid).mT / 8).softmax(-1)
+        else:
+            attention = (scale * q @ q.mT).softmax(-1) + (scale * k @ k.mT).softmax(-1)
+        y = normed(w, f"{b}.attn.inner_attn_ln", (attention @ v).transpose(1, 2).flatten(2), 1e-6)
+        y = affine(w, f"{b}.attn.proj", y)
+        if n == 2:
+            break
+        x = x + y
+        y = normed(w, f"{b}.norm2", x, 1e-6)
+        y = normed(w, f"{b}.mlp.ffn_ln", F.silu(affine(w, f"{b}.mlp.w1", y)) * affine(w, f"{b}.mlp.w2", y), 1e-6)
+        x = x + affine(w, f"{b}.mlp.w3", y)
+        outputs.append(x[:, 1:])
+    dense = affine(w, "head", normed(w, "norm", y[:, 1:], 1e-6))
+    return F.normalize(dense, dim=-1), outputs[0], outputs[1]
+
+
+def published_texts(w: dict[str, Tensor], names: list[str]) -> Tensor:
+    tokens = tokenize([f"A photo of a {name} in the scene" for name in names])
+    x = w["token_embedding.weight"][tokens] + w["positional_embedding"]
+    mask = torch.full((77, 77), float("-inf"), dtype=x.dtype).triu(1)
+    for n in range(2):
+        b = f"transformer.resblocks.{n}"
+        y = F.linear(normed(w, f"{b}.ln_1", x, 1e-5), w[f"{b}.attn.in_proj_weight"], w[f"{b}.attn.in_proj_bias"])
+        q, k, v = (part.unflatten(2, (2, -1)).transpose(1, 2) for part in y.chunk(3, dim=-1))
+        y = ((q @ k.mT / math.sqrt(32) + mask).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + affine(w, f"{b}.attn.out_proj", y)
+        y = F.gelu(affine(w, f"{b}.mlp.c_fc", normed(w, f"{b}.ln_2", x, 1e-5)))
+        x = x + affine(w, f"{b}.mlp.c_proj", y)
+    x = normed(w, "ln_final", x, 1e-5)[torch.arange(len(x)), tokens.argmax(-1)] @ w["text_projection"]
+    return F.normalize(x, dim=-1)
+
+
+@torch.no_grad()
+def test_encoders_compute_what_the_published_code_computes(narrow):
+    model = FGASeg.from_released(narrow).double()
+    doubles = {key.removeprefix(CLIP): value.double() for key, value in narrow.items()}
+    visual = {key.removeprefix("visual."): x for key, x in doubles.items()}
+    image = pixels(2, 96, 96).double()
+    found = model.image_encoder(image)
+    for got, expected in zip(found, published_images(visual, image), strict=True):
+        assert torch.allclose(got.flatten(2).mT, expected, rtol=0, atol=1e-6)  # tables of positions are float32
+    scaled = published_images(visual, image, scale=1 / 8)[0]
+    assert (found.embedding.flatten(2).mT - scaled).abs().max() > 1e-3  # the other public version of csa
+    texts = published_texts({key.removeprefix("text."): x for key, x in doubles.items()}, NAMES)
+    assert torch.allclose(model.encode(NAMES).embeddings, texts, rtol=0, atol=1e-6)
+
+
+def test_it_converts_saves_and_says_what_is_assumed(narrow, tmp_path):
+    read = read_released({"model": narrow, "iteration": 1})
+    model = FGASeg(read.config).eval()
+    report = read.load_into(model)
+    assert report.kind == "CAT-Seg on DeCLIP's EVA-02" and report.assumed["encoder.dense"] == "csa"
+    assert len(report.mapped) + len(report.ignored) == len(narrow) and not report.foreign
+    assert "encoder.quick_gelu" not in report.assumed and any("rope" in key for key in report.ignored)
+    model.save_pretrained(tmp_path / "model")
+    again = FGASeg.from_pretrained(tmp_path / "model")
+    image = pixels(1, 64, 64)
+    with torch.no_grad():
+        one, two = (m(image, m.encode(NAMES)).logits for m in (model, again))
+    assert torch.equal(one, two) and one.isfinite().all() and one.std() > 0
+    with pytest.raises(CheckpointError, match="no plain CLIP ViT"):
+        to_released(model.state_dict(), model.config, quick_gelu=False)
+    assert read_released(narrow, "encoder.dense=qq").config.encoder.dense == "qq"
+
+
+@pytest.mark.parametrize(
+    "key, shape, words",
+    [
+        (
+            "visual.blocks.0.attn.relative_position_bias_table",
+            [3, 3],
+            "1 unknown to CAT-Seg on DeCLIP's EVA-02: .*bias_table",
+        ),
+        ("text.transformer.resblocks.0.attn.in_proj_weight", [], "1 unknown to .*in_proj_weight"),
+        ("text.transformer.resblocks.1.attn.in_proj_weight", [192, 8], r"of another shape: .*in_proj_weight \[64, 8\]"),
+        ("visual.blocks.2.mlp.w1.weight", None, "1 missing from the file: .*blocks.2.mlp.w1.weight"),
+        ("text.transformer.resblocks.1.attn.in_proj_weight", None, "1 missing from the file: .*1.attn.in_proj_weight"),
+    ],
+)
+def test_what_does_not_fit_is_named(narrow, key, shape, words):
+    narrow.pop(CLIP + key, None)
+    if shape is not None:
+        narrow[CLIP + key] = torch.zeros(shape)
+    with pytest.raises(CheckpointError, match="(?s)" + words):
+        FGASeg.from_released(narrow)
+
+
+def test_another_size_of_tower_is_refused(narrow, monkeypatch):
+    monkeypatch.delitem(released_config.EVA_NAMES, (128, 3, 16, 17))
+    with pytest.raises(CheckpointError, match="an EVA-02 of width 128, 3 blocks.* is none of EVA02-B-16"):
+        read_released(narrow)
+
+
+def test_every_key_goes_there_and_back(narrow):
+    keys = DECLIP.keys
+    for key in FGASeg(read_released(narrow).config).state_dict():
+        theirs = keys.to_theirs(key)
+        assert theirs in narrow and key in (keys.parts(theirs) or [keys.to_ours(theirs)])
