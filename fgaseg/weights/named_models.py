@@ -116,6 +116,18 @@ MODELS: dict[str, NamedModel] = {
             **PI_SEG,
         ),
         NamedModel(
+            "declip-eva-b16",
+            "CAT-Seg on DeCLIP's EVA02-CLIP B/16 at 384: the best published figures at this size",
+            "xiaomoguhzz/CATSeg_DeCLIP_EVA-B_DINOv2-B_csa_0.05_2.0",
+            licence="none found, neither for the weights nor for the code",
+            trained_on="COCO-Stuff (171 classes), on top of an EVA02-CLIP that DeCLIP trained on COCO's images",
+            published=dict(zip(BENCHMARKS[:5], (15.20, 21.47, 36.57, 60.89, 96.68), strict=True)),
+            published_in="the README of the CAT-Seg branch of github.com/xiaomoguhz/DeCLIP, which says that the file "
+            "was trained again after the first one was lost",
+            verified="its file name is not known here: the repository's list of files is asked; of two public versions "
+            f"of its dense features, that of its own branch is computed; {NOT_RUN}",
+        ),
+        NamedModel(
             "clip-b16",
             "no training: cosines of OpenAI's CLIP ViT-B/16, a baseline with coarse outlines",
             "timm/vit_base_patch16_clip_224.openai",

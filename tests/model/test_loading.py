@@ -87,7 +87,7 @@ def test_other_spellings_of_a_name(published, catseg, source):
 MISTAKES = {
     "cat-seg-b6": r"'cat-seg-b6': no model has this name, and nothing here does; did you mean cat-seg-b16",
     "catseg": "did you mean cat-seg",
-    "sam3": r"known names are cat-seg-b16, cat-seg-l14, pi-seg-v1, pi-seg-v2, clip-b16, clip-l14",
+    "sam3": r"known names are cat-seg-b16, cat-seg-l14, pi-seg-v1, pi-seg-v2, declip-eva-b16, clip-b16, clip-l14",
     "hamacojr/CAT-Seg": "is CAT-Seg of 2023, with a second image backbone .* use its successor, cat-seg-b16 or cat-seg",
     "hamacojr/CAT-Seg/model_final_base.pth": "CAT-Seg of 2023",
     "https://huggingface.co/hamacojr/CAT-Seg/blob/main/model_final_large.pth": "CAT-Seg of 2023",

@@ -1,5 +1,6 @@
 """The published EVA-02 head (CAT-Seg on DeCLIP): made-up checkpoints with the keys that its public code registers."""
 
+import io
 import math
 import re
 
@@ -13,9 +14,10 @@ from timm.models import _registry as registry
 from tiny import pixels
 from torch import Tensor
 
+import fgaseg
 from fgaseg import FGASeg
 from fgaseg.errors import CheckpointError
-from fgaseg.weights import read_released, released_config, to_released
+from fgaseg.weights import MODELS, read_released, released_config, to_released
 from fgaseg.weights.recognition import DECLIP
 
 CLIP = f"{HEAD}clip_model."
@@ -191,6 +193,15 @@ def test_it_converts_saves_and_says_what_is_assumed(narrow, tmp_path):
     with pytest.raises(CheckpointError, match="no plain CLIP ViT"):
         to_released(model.state_dict(), model.config, quick_gelu=False)
     assert read_released(narrow, "encoder.dense=qq").config.encoder.dense == "qq"
+
+
+def test_its_name_fetches_converts_and_loads(narrow, hub):
+    data = io.BytesIO()
+    torch.save({"model": narrow, "iteration": 80000}, data)
+    hub.add(MODELS["declip-eva-b16"].repo, {"README.md": b"#", "model_final.pth": data.getvalue()})
+    model, direct = fgaseg.load("declip-eva-b16"), FGASeg.from_released(narrow)
+    assert all(torch.equal(value, direct.state_dict()[key]) for key, value in model.state_dict().items())
+    assert model.config.encoder.dense == "csa" and model.config.inference == "windows"
 
 
 @pytest.mark.parametrize(

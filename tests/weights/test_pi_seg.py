@@ -1,5 +1,6 @@
 """Checkpoints of Pi-Seg: made up, with the keys and shapes that its public code registers."""
 
+import io
 import re
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 from checkpoint_shapes import HEAD, aggregator, clip, linear
 from tiny import NAMES, pixels, tiny_model
 
+import fgaseg
 from fgaseg import FGASeg
 from fgaseg.cli import main
 from fgaseg.errors import CheckpointError
-from fgaseg.weights import PI_SEG_KEYS, RELEASED_KEYS, read_released, to_released, warm_start, write_weights
+from fgaseg.weights import MODELS, PI_SEG_KEYS, RELEASED_KEYS, read_released, to_released, warm_start, write_weights
 from fgaseg.weights.warm_start import ADDED
 
 CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False, "fast": False}
@@ -144,3 +146,13 @@ def test_the_command_converts_it_and_a_training_starts_from_it(tmp_path, capsys)
     assert any("text_vpn" in key for key in report.skipped) and not any(
         "sptial_agg.block_1" in k for k in report.skipped
     )
+
+
+def test_its_name_fetches_converts_and_loads(hub):
+    model, weights = narrow()
+    data = io.BytesIO()
+    torch.save({"model": renamed(weights), "iteration": 40000}, data)
+    hub.add(MODELS["pi-seg-v2"].repo, {"README.md": b"#", "any_name.pth": data.getvalue()})
+    loaded = fgaseg.load("pi-seg-v2")
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
+    assert loaded.config.class_cap is None and loaded.config.pad_classes == 256
