@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,16 @@ class Foreign:
     marks   regular expressions; each is found in a key of such a checkpoint
     what    it seems to be
     advice  what to do instead
+    absent  a regular expression that is found in none of its keys
     """
 
     marks: tuple[str, ...]
     what: str
     advice: str = f"only {READABLE}, and models saved by fgaseg, are read"
+    absent: str | None = None
+
+    def fits(self, keys: Sequence[str]) -> bool:
+        return all(_found(mark, keys) for mark in self.marks) and not (self.absent and _found(self.absent, keys))
 
 
 MASKS = "proposes masks and classifies them, which is another architecture"
@@ -63,6 +68,7 @@ FOREIGN = (
         (CAT_SEG.mark, r"^backbone\."),
         "the CAT-Seg of 2023, with a second image backbone (Swin or ResNet) that this model does not have",
         "take the later weights: the models cat-seg-b16 and cat-seg-l14",
+        absent=r"^upsample1\.",  # in its place the backbone guides the decoder
     ),
     Foreign((r"\bclip_model_remote\.",), "an RSKT-Seg model, with a second CLIP that this model does not have"),
     Foreign((r"^side_adapter_network\.",), f"a SAN model; SAN {MASKS}"),
@@ -86,6 +92,11 @@ FOREIGN = (
         "to train a head on such an encoder, take it from open_clip: model.encoder.name and model.encoder.pretrained",
     ),
     Foreign(
+        (r"^visual\.blocks\.",),
+        "an EVA-CLIP alone, by the names of its original code and without a segmentation head",
+        "to train a head on it, take it from open_clip: model.encoder.name=EVA02-B-16, or another of its EVA models",
+    ),
+    Foreign(
         (r"^(model\.)?visual\.",),
         "an image-text encoder (CLIP) alone, without a segmentation head",
         "to train a head on it, give the file as model.encoder.pretrained and its open_clip name as model.encoder.name",
@@ -107,16 +118,18 @@ def recognise(keys: Iterable[str], source: str) -> Project:
             f"{source}: an fgaseg model already (its keys begin with clip. and head.); FGASeg.from_pretrained reads it"
         )
     for foreign in FOREIGN:
-        if all(_found(mark, keys) for mark in foreign.marks):
+        if foreign.fits(keys):
             raise CheckpointError(f"{source}: seems to be {foreign.what}; {foreign.advice}")
-    project = next((one for one in (PI_SEG, DECLIP) if _found(one.mark, keys)), CAT_SEG)
-    strange = [key for key in keys if not project.keys.is_known(key)]
+    project = next((one for one in (PI_SEG, DECLIP, CAT_SEG) if _found(one.mark, keys)), None)
+    if project is not None:
+        return project
+    strange = [key for key in keys if not CAT_SEG.keys.is_known(key)]
     if 2 * len(strange) > len(keys):
         raise CheckpointError(
             f"{source}: {len(strange)} of its {len(keys)} keys are unknown here, such as {', '.join(strange[:3])}; "
             f"only {READABLE}, and models saved by fgaseg, are read"
         )
-    return project
+    return CAT_SEG
 
 
 def _found(pattern: str, keys: Iterable[str]) -> bool:

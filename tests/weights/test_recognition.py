@@ -26,7 +26,7 @@ STRANGERS = {
     ),
     "EVA-CLIP": (
         ["visual.blocks.0.attn.q_bias", "visual.cls_token", "text.ln_final.weight", "logit_scale"],
-        "alone.*encoder",
+        "EVA-CLIP alone.*model.encoder.name=EVA02-B-16",
     ),
     "CLIP of transformers": (
         [
@@ -99,6 +99,21 @@ def test_catseg_of_2023_is_refused_with_an_explanation(backbone):
     with pytest.raises(CheckpointError, match="CAT-Seg of 2023, with a second image backbone.*cat-seg-b16") as caught:
         FGASeg.from_released(weights)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_catseg_with_a_backbone_besides_can_be_read_without_it():
+    weights = catseg_weights() | {key: torch.zeros(2) for key in RESNET}
+    read = read_released(weights)
+    with pytest.raises(CheckpointError, match="3 unknown to CAT-Seg: backbone.stem.conv1.weight"):
+        read.load_into(tiny_model(**CATSEG))
+    assert read.load_into(tiny_model(**CATSEG), allow_foreign=True).foreign == RESNET
+
+
+def test_copies_of_the_weights_beside_them_can_be_left_aside():
+    weights = catseg_weights()
+    weights |= {f"{name}.{key}": x for name in ("ema", "teacher") for key, x in weights.items()}
+    report = read_released(weights).load_into(tiny_model(**CATSEG), allow_foreign=True)
+    assert 2 * (len(report.mapped) + len(report.ignored)) == len(report.foreign)
 
 
 def test_rskt_seg_is_refused_although_most_of_its_keys_are_known():
