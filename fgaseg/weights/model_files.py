@@ -118,7 +118,10 @@ def read_torch(path: str | Path) -> Any:
         elif refused := re.search(r"GLOBAL (\S+)", text):
             reason = f"holds the Python object {refused[1]}, which could run code: refused, and none of it was run"
         elif "TorchScript" in text:
-            reason = "is a TorchScript archive, not a state dict"
+            reason = (
+                "is a TorchScript archive, which can run code: refused (OpenAI's CLIP files are such; "
+                "model.encoder.pretrained=openai fetches their weights)"
+            )
         else:
             reason = f"damaged, truncated or not a torch.save file ({type(error).__name__})"
         raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, preferably safetensors") from None

@@ -106,7 +106,7 @@ def test_foreign_files_are_named(tmp_path):
         "list.pt": "not a state dict",
         "mixed.pt": "'epoch' is of type int",
         "module.pt": "torch.nn.modules.linear.Linear",
-        "script.pt": "TorchScript",
+        "script.pt": "TorchScript archive, which can run code: refused .*pretrained=openai",
         "page.pt": "neither a safetensors nor a torch.save file",
         "empty.pt": "empty",
         "archive.pt": "not a torch.save file",
