@@ -284,7 +284,7 @@ class FGASeg(nn.Module):
 
     @classmethod
     def from_released(cls, source: str | Path | Mapping[str, Any], *words: str, **values: Any) -> "FGASeg":
-        """Load a checkpoint of the released FGAseg code or of CAT-Seg, in evaluation mode.
+        """Load a checkpoint of the released FGAseg code or of CAT-Seg's family, in evaluation mode.
 
         source         a file (.pth, .safetensors), or the state dict that it holds
         words, values  override the ModelConfig that keys, shapes and, for the rest, the `released` preset give, in the

@@ -33,8 +33,8 @@ def load(
         model = fgaseg.load("runs/mine/model", inference="windows")
 
     source         a name that `fgaseg models` lists; a folder that `save_pretrained` or a training wrote; a checkpoint
-                   of the released FGAseg code or of CAT-Seg (.pth, .safetensors); a hub id "owner/name", a checkpoint
-                   there ("owner/name/file.pth"), or its address. What exists on this disk comes first
+                   of the released FGAseg code or of CAT-Seg's family (.pth, .safetensors); a hub id "owner/name", a
+                   checkpoint there ("owner/name/file.pth"), or its address. What exists on this disk comes first
     device         None: cuda where there is one, else the CPU
     revision       a branch, tag or commit on the hub; also "name@revision"
     words, values  override the model's configuration, in the form of `ModelConfig.override`
