@@ -1,5 +1,6 @@
 """Small models of every family of encoders, built through open_clip's own classes, and a tokenizer made on the fly."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ from timm.models import eva, is_model, register_model, vision_transformer, visio
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import nn
 
-from fgaseg import ModelConfig
-from fgaseg.config import EncoderConfig
+from fgaseg import EncoderConfig, FGASeg, ModelConfig
 from fgaseg.model.encoders import OpenClipEncoder
+from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.encoders.open_clip_encoder import instantiate
 
 CHANNELS, WIDTH, SIDE, PATCH = 24, 32, 32, 8
@@ -142,28 +143,38 @@ def fill(module: nn.Module, seed: int = 0) -> None:
                     value.add_(noise * 0.3)
 
 
-def open_clip_model(family: str, seed: int = 0) -> nn.Module:
+def open_clip_model(family: str, seed: int = 0) -> Any:
     """open_clip's own model of a family, in evaluation mode, with random weights."""
     torch.manual_seed(seed)
-    model = instantiate(ENCODERS[family], family)
+    model = instantiate(deepcopy(ENCODERS[family]), family)
     fill(model, seed)
     return model.eval()
 
 
-def encoder_config(family: str, **switches: Any) -> EncoderConfig:
-    return EncoderConfig(name=family, architecture=ENCODERS[family], **switches)
+def encoder_section(family: str, tokenizer: Path, **switches: Any) -> dict[str, Any]:
+    """The `encoder` section of a configuration: the family's small model, random weights, all of it training."""
+    architecture = deepcopy(ENCODERS[family])
+    if "hf_tokenizer_name" in architecture["text_cfg"]:
+        architecture["text_cfg"]["hf_tokenizer_name"] = str(tokenizer)
+    return {"name": family, "architecture": architecture, "finetune": "scratch", **switches}
 
 
-def small_config(family: str, **switches: Any) -> ModelConfig:
-    encoder = {"name": family, "architecture": ENCODERS[family], "finetune": "none", **switches.pop("encoder", {})}
+def small_encoder(family: str, tokenizer: Path, weights: dict[str, Any] | None = None, **switches: Any) -> Any:
+    """Our encoder of a family, in evaluation mode and float64, with random weights or open_clip's."""
+    encoder = OpenClipEncoder(EncoderConfig(**encoder_section(family, tokenizer, **switches)))
+    fill(encoder.module)
+    if weights is not None:
+        encoder.module.load_state_dict(split_projections(weights))
+    encoder.module.double().eval()
+    return encoder
+
+
+def small_model(family: str, tokenizer: Path, encoder: dict[str, Any] | None = None, **switches: Any) -> FGASeg:
+    """A model on a small encoder, in evaluation mode."""
     sizes = {"image_size": 64, "hidden": 32, "guidance_channels": (16, 16), "guidance_hidden": (16, 8),
              "decoder_channels": (32, 16), "window": 4}  # fmt: skip
-    return ModelConfig(encoder=encoder, **{**sizes, **switches})
-
-
-def small_encoder(family: str, tokenizer: Path, weights: Path | None = None, **switches: Any) -> OpenClipEncoder:
-    """Our encoder of a family, with the weights of a file."""
-    pretrained = None if weights is None else str(weights)
-    encoder = OpenClipEncoder(encoder_config(family, pretrained=pretrained, **switches), tokenizer)
-    encoder.module.eval()
-    return encoder
+    section = encoder_section(family, tokenizer, **(encoder or {}))
+    torch.manual_seed(0)
+    model = FGASeg(ModelConfig(encoder=section, **{**sizes, **switches}))
+    fill(model.clip)
+    return model.eval()
