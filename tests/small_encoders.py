@@ -16,6 +16,8 @@ from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.encoders.open_clip_encoder import instantiate
 
 CHANNELS, WIDTH, SIDE, PATCH = 24, 32, 32, 8
+SIZES = {"image_size": 64, "hidden": 32, "guidance_channels": (16, 16), "guidance_hidden": (16, 8),
+         "decoder_channels": (32, 16), "window": 4}  # fmt: skip
 WORDS = ["a", "photo", "of", "cat", "dog", "red", "blue", "star", "ring", "wooden", "floor", "thing", "name", "much",
          "longer", "the", "others", "have", "class", "than"]  # fmt: skip
 SPECIAL = ["<pad>", "</s>", "<unk>", "<s>"]
@@ -171,10 +173,8 @@ def small_encoder(family: str, tokenizer: Path, weights: dict[str, Any] | None =
 
 def small_model(family: str, tokenizer: Path, encoder: dict[str, Any] | None = None, **switches: Any) -> FGASeg:
     """A model on a small encoder, in evaluation mode."""
-    sizes = {"image_size": 64, "hidden": 32, "guidance_channels": (16, 16), "guidance_hidden": (16, 8),
-             "decoder_channels": (32, 16), "window": 4}  # fmt: skip
     section = encoder_section(family, tokenizer, **(encoder or {}))
     torch.manual_seed(0)
-    model = FGASeg(ModelConfig(encoder=section, **{**sizes, **switches}))
+    model = FGASeg(ModelConfig(encoder=section, **{**SIZES, **switches}))
     fill(model.clip)
     return model.eval()

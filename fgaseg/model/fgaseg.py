@@ -74,7 +74,7 @@ class FGASeg(nn.Module):
         self.clip = self.encoder.module
         self.config = config
         self.architecture = self.encoder.architecture
-        self.facts: dict[str, Any] = encoder_facts(config.encoder)
+        self.facts: dict[str, Any] = encoder_facts(self.encoder)
         self.normalization = (self.encoder.mean, self.encoder.std)
         self.image_encoder = ImageEncoder(self.encoder)
         self.text_encoder = TextEncoder(self.encoder, config.template, config.first_synonym)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..config import EncoderConfig, ModelConfig
+from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..files import atomic_write
 from ..weights import model_card, read_results, upload_folder, write_weights
@@ -88,7 +88,7 @@ def _write(path: Path, text: str) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def encoder_facts(config: EncoderConfig) -> dict[str, Any]:
+def encoder_facts(encoder: Encoder) -> dict[str, Any]:
     """Which published weights the encoder starts from, if it is known."""
-    tag = plain_tag(config.pretrained)
-    return {"encoder": {"name": config.name, "pretrained": tag}} if tag else {}
+    tag = plain_tag(encoder.weights)
+    return {"encoder": {"name": encoder.name, "pretrained": tag}} if tag else {}

@@ -28,6 +28,7 @@ class Encoder(ABC):
     patch            side of a patch in pixels
     channels, width  C of the joint space, D of the guidance maps
     mean, std        of RGB in 0..1, by which pixels are normalised
+    weights          the tag or path that its weights were read from; None: neither
     architecture     open_clip's description of the towers, which a saved model carries; None: there is none
     dense            the rule of the dense features; None: the encoder's own
     guidance_blocks  the two blocks whose outputs are the guidance; None: the encoder's own choice
@@ -40,6 +41,7 @@ class Encoder(ABC):
     width: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    weights: str | None = None
     architecture: dict[str, Any] | None = None
     dense: str | None = None
     guidance_blocks: tuple[int, int] | None = None

@@ -35,7 +35,7 @@ class OpenClipEncoder(Encoder):
 
     def __init__(self, config: EncoderConfig, tokenizer: str | Path | None = None):
         request = resolve(config)
-        self.name, self.architecture = config.name, request.architecture
+        self.name, self.weights, self.architecture = config.name, request.weights, request.architecture
         family = family_of(request.architecture, config.name)
         self.module = instantiate(request.architecture, config.name)
         path = weights_path(config.name, request.weights, request.tag) if request.weights else None
