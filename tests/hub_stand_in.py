@@ -1,5 +1,6 @@
 """A hub on the loopback address, as far as huggingface_hub asks one: metadata, files by redirect and range, uploads."""
 
+import base64
 import hashlib
 import json
 import re
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 LARGE = 1000  # bytes from which a file is kept in large-file storage, behind a redirect to another host
 PIECE = 1 << 16
@@ -22,6 +25,7 @@ class Repo:
     commit: str = "a" * 40
     private: bool = False
     gated: bool = False
+    branches: set[str] = field(default_factory=lambda: {"main", "v1"})  # all at the one commit
     readers: set[str] = field(default_factory=set)  # tokens that a private or gated repository lets in
 
 
@@ -138,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.allowed(name)
         if repo is None:
             return
-        if revision not in ("main", "v1", repo.commit):
+        if revision not in (*repo.branches, repo.commit):
             return self.refuse(404, "RevisionNotFound", "Invalid rev id")
         content = repo.files.get(filename)
         if content is None:
@@ -203,21 +207,28 @@ class Handler(BaseHTTPRequestHandler):
         prefix = {"models": "", "spaces": "spaces/", "datasets": "datasets/"}.get(kind)
         if path == "repos/create":
             return self.create()
+        if path == "validate-yaml":
+            header = yaml.safe_load(json.loads(self.body)["content"].split("---")[1])
+            errors = [] if isinstance(header, dict) else [{"message": "no header"}]
+            return self.reply(200, {"errors": errors, "warnings": []})
         if path == "whoami-v2":
             user = self.hub.tokens.get(self.token() or "")
             return self.reply(200, {"name": user, "type": "user"}) if user else self.refuse(401, "", "Invalid token")
-        match = re.fullmatch(r"([^/]+/[^/]+)(?:/(tree|revision|preupload|commit)/([^/]+))?(?:/.*)?", rest)
+        match = re.fullmatch(r"([^/]+/[^/]+)(?:/(tree|revision|preupload|commit|branch)/([^/]+))?(?:/.*)?", rest)
         if prefix is None or not match:
             return self.reply(404)
         repo = self.allowed(prefix + match[1])
         if repo is None:
             return
-        if match[2] in ("tree", "revision") and match[3] not in ("main", "v1", repo.commit):
+        if match[2] in ("tree", "revision") and match[3] not in (*repo.branches, repo.commit):
             return self.refuse(404, "RevisionNotFound", "Invalid rev id")
         if match[2] == "tree":
             entries = [{"type": "file", "path": name, "size": content_size(content), "oid": "b" * 40}
                        for name, content in repo.files.items()]  # fmt: skip
             return self.reply(200, entries)
+        if match[2] == "branch":
+            repo.branches.add(match[3])
+            return self.reply(200, {})
         if match[2] == "preupload":
             return self.preupload()
         if match[2] == "commit":
@@ -234,7 +245,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(403, "", "You don't have the rights to create a model under this namespace")
         if name in self.hub.repos:
             return self.reply(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
-        self.hub.add(name, {}, private=bool(asked.get("private")), readers={self.token() or ""})
+        self.hub.add(
+            name, {}, private=asked.get("private") or asked.get("visibility") == "private", readers={self.token() or ""}
+        )
         self.reply(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def preupload(self) -> None:
@@ -251,8 +264,6 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, {"transfer": "basic", "objects": objects})
 
     def commit(self, repo: Repo, name: str) -> None:
-        import base64
-
         if self.token() not in self.hub.tokens:
             return self.refuse(401, "", "Invalid username or password.")
         for line in self.body.decode().splitlines():

@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from ..data import CLIP_NORMALIZATION
 from ..environment import version
@@ -28,7 +29,12 @@ METRICS = {
 
 def weights_hash(model: FGASeg) -> str:
     """SHA-256 of the model's weights as safetensors: for float32 weights, of the file that `save_pretrained` writes."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return state_hash(model.state_dict())
+
+
+def state_hash(state_dict: Mapping[str, Tensor]) -> str:
+    """`weights_hash` of a model with these weights."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
     return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
 
 

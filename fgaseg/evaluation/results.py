@@ -126,6 +126,13 @@ def evaluate_with_provenance(
     return result
 
 
+def record_hash(
+    model: FGASeg, dataset: LabelledImages, name: str, scores: Scores, count: int | None, weights: str
+) -> str:
+    """The hash of the record that `evaluate_with_provenance` makes of scores that `evaluate` gave."""
+    return short_hash(_with_samples(provenance(model, dataset, name, count, weights), scores.samples_hash))
+
+
 def _with_samples(record: dict[str, Any], samples_hash: str) -> dict[str, Any]:
     return record | {"data": record["data"] | {"pictures": samples_hash}}
 

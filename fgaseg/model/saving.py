@@ -80,7 +80,7 @@ def push_model(
             revision=revision,
             message=commit_message or "Upload of a model with fgaseg",
             create_pr=create_pr,
-            keeps=lambda text: None if is_ours(text) else CARD,
+            keeps=lambda text: CARD if text and not is_ours(text) else None,
         )
 
 

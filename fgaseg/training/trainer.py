@@ -26,6 +26,7 @@ from ..model import FGASeg
 from ..weights import remove_leftovers, warm_start
 from .batches import BatchSource, make_loader
 from .callbacks import Callback, Event, as_callback
+from .card import result_facts, training_facts
 from .finite import FiniteCheck
 from .gradients import GradientComputer
 from .metrics import Speed, peak_memory_mb
@@ -298,5 +299,8 @@ class Trainer:
             skipped=list(state.skipped.values()),
         )
         weights = whole_state(self.model.state_dict())
+        if rank() == 0:
+            self.model.facts["training"] = training_facts(self.config, self.train_set, world_size())
+            self.model.facts["results"] = result_facts(self.model, self.scores, self.val_sets, self.config, weights)
         write_on_main(lambda: write_results(summary, self.model, weights, self.store.folder), self.device)
         return summary

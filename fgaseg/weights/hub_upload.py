@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, errors
+from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
 
 from ..errors import CheckpointError
 from .hub import LIBRARY, LOGIN, explained_for
@@ -46,8 +46,11 @@ def upload_folder(
                 ) from error
             raise
         kept = keeps(_card(api, repo, revision))
-        done = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, commit_message=message,
-                                 create_pr=create_pr, ignore_patterns=kept)  # fmt: skip
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        names = [(file.relative_to(folder).as_posix(), file) for file in files]
+        # not upload_folder, which may make several commits of them and tries for minutes to reach a hub that is down
+        operations = [CommitOperationAdd(name, file) for name, file in names if name != kept]
+        done = api.create_commit(repo, operations, commit_message=message, revision=revision, create_pr=create_pr)
         return str(done.pr_url or done.commit_url)
 
 

@@ -122,7 +122,7 @@ def _configuration(config: ModelConfig) -> str:
     defaults, values = ModelConfig(preset=config.preset).dump(), config.dump()
     changed = {key: value for key, value in values.items() if value != defaults[key]}
     encoder = changed.get("encoder", {})
-    for key in ("architecture", "pretrained"):
+    for key in ("architecture", "pretrained", "mean", "std", "dense"):  # spelled out when the model is saved
         encoder.pop(key, None)
     text = yaml.safe_dump({"preset": config.preset, **changed}, sort_keys=False).strip()
     return f"The preset, and what differs from it; `config.json` holds everything.\n\n```yaml\n{text}\n```"
