@@ -44,10 +44,9 @@ class FGASeg(nn.Module):
 
     Underneath, `model(pixels, model.encode(names)).logits` is [B, T, 4H, 4W] before any sigmoid or softmax.
 
-    config  default: ModelConfig(). Its encoder downloads OpenAI's ViT-B/16 CLIP weights (about 350 MB, through
-            open_clip, into the Hugging Face cache) unless `encoder.pretrained` is a local file or None; the head starts
-            from random weights and has to be trained. A trained model comes from `fgaseg.load` or
-            `from_pretrained`.
+    config  default: ModelConfig(). Its encoder fetches OpenAI's ViT-B/16 CLIP weights from the Hugging Face Hub, unless
+            `encoder.pretrained` is a local file or None; the head starts from random weights and has to be trained. A
+            trained model comes from `fgaseg.load` or `from_pretrained`.
 
     encoder    an encoder of one's own (`fgaseg.register_encoder`) in place of the one that the configuration names
     tokenizer  a folder with the tokenizer's files, for encoders whose tokenizer is on the Hugging Face Hub
