@@ -11,7 +11,7 @@ import fgaseg
 from fgaseg import errors
 
 HEAVY = ("PIL", "accelerate", "einops", "huggingface_hub", "numpy", "open_clip", "pydantic", "rich", "safetensors",
-         "tensorboard", "torch", "torchvision", "triton", "yaml")  # fmt: skip
+         "tensorboard", "timm", "torch", "torchvision", "transformers", "triton", "yaml")  # fmt: skip
 
 
 @pytest.mark.parametrize("statement", ["import fgaseg; dir(fgaseg); fgaseg.FGASegError", "import fgaseg.__main__"])

@@ -12,6 +12,9 @@ Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a nam
   fgaseg train configs/vitb16.yaml data.images=photos data.labels=labels data.names=names.txt --out runs/mine
   torchrun --nproc-per-node 8 -m fgaseg train configs/vitb16.yaml ...      many GPUs; the batch is shared among them
 
+encoder=NAME chooses another encoder (encoder=ViT-B-16-SigLIP2-384), one of open_clip's ViTs or one of your own: a
+module with five attributes that an installed package registers (docs/guides/own_encoder.md).
+
 Every key of the YAML file can be overridden as section.key=value. Interrupted (Ctrl-C, SIGTERM, a crash), the same
 command resumes from the last checkpoint and ends with the same weights. The model is left in <out>/model.
 """
