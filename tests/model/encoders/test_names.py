@@ -3,6 +3,7 @@
 import open_clip
 import pytest
 import torch
+from small_encoders import fill
 
 from fgaseg import EncoderConfig, FGASeg, ModelConfig, load_config
 from fgaseg.config.model import OPENAI_NAMES
@@ -10,6 +11,7 @@ from fgaseg.data import CLIP_MEAN, CLIP_STD
 from fgaseg.errors import ConfigError, EncoderError
 from fgaseg.model.encoders import open_clip_encoder
 from fgaseg.model.encoders.architecture import resolve
+from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.encoders.open_clip_encoder import OpenClipEncoder, family_of, instantiate
 
 HALF = (0.5, 0.5, 0.5)
@@ -91,6 +93,27 @@ def test_full_size(name, monkeypatch):
     assert read[0] == read[1] > 1e6
     features = ours.image(torch.empty(2, 3, 3 * ours.patch, 5 * ours.patch, device="meta"))
     assert [tuple(x.shape) for x in features] == [(2, n, 3, 5) for n in (ours.channels, ours.width, ours.width)]
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ViT-M-16-alt", "ViT-B-16-SigLIP", "MobileCLIP2-B", "EVA02-B-16", "PE-Core-S-16-384"])
+def test_full_size_embeddings_equal_those_of_open_clip(name, monkeypatch):
+    """One of every family at its own size, with random weights, in float32."""
+    monkeypatch.setattr(open_clip_encoder, "Tokenizer", lambda *_: None)
+    ours = OpenClipEncoder(EncoderConfig(name=name, pretrained=None))
+    theirs = instantiate(ours.architecture, name).eval()
+    fill(theirs)
+    ours.module.eval().load_state_dict(split_projections(theirs.state_dict()))
+    generator = torch.Generator().manual_seed(0)
+    side = theirs.visual.image_size
+    side = side if isinstance(side, int) else side[0]
+    pixels = torch.randn(2, 3, side, side, generator=generator)
+    tokens = torch.randint(3, theirs.vocab_size, (3, theirs.context_length), generator=generator)
+    for got, expected in ((ours.image_tower.pooled(pixels), theirs.encode_image(pixels)),
+                          (ours.text_tower.run(tokens), theirs.encode_text(tokens))):  # fmt: skip
+        assert expected.std(0).min() > 0  # images and texts differ
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
 # ---- what a name decides
