@@ -195,16 +195,19 @@ def test_value_path_of_mobileclip_has_the_class_tokens_residual(tokenizer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["EVA-02", "PE-Core", "PE-Core bigG"])
-def test_rotary_positions_at_another_size_equal_those_of_timm(family, tokenizer):
-    """timm's trunk, set to that size, has the same features of the whole image but for its own resize of positions."""
+@pytest.mark.parametrize("family", [f for f in ENCODERS if not f.startswith(("plain", "worldwide"))])
+def test_positions_at_another_size_are_those_of_timm(family, tokenizer):
+    """Rotary ones are computed for the grid; tables are resized as plain CLIP's, without antialiasing."""
     theirs, ours = pair(family, tokenizer)
-    size, trunk = (24, 56), theirs.visual.trunk
-    ours.module.visual.trunk.pos_embed.zero_()
-    trunk.pos_embed.zero_()
-    trunk.set_input_size(size)
+    size, grid, trunk = (24, 56), (3, 7), theirs.visual.trunk
+    first = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+    square = trunk.pos_embed[0, first:].float().unflatten(0, (4, 4)).permute(2, 0, 1)[None]
+    resized = F.interpolate(square, grid, mode="bicubic")[0].flatten(1).T
+    table = torch.cat([trunk.pos_embed[0, :first], resized])[None]
+    trunk.float().set_input_size(size)
+    trunk.double().pos_embed = torch.nn.Parameter(table)
     pixels = rand(2, 3, *size)
-    same(ours.image_tower.pooled(pixels), theirs.encode_image(pixels), rtol=1e-6, atol=1e-6)  # cached in float32
+    same(ours.image_tower.pooled(pixels), theirs.encode_image(pixels), rtol=1e-6, atol=1e-6)
     assert not torch.allclose(ours.image_tower.pooled(pixels), ours.image_tower.pooled(pixels.flip(2)))
 
 

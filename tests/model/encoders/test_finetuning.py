@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from small_encoders import ENCODERS, small_encoder, small_model
+from small_encoders import ENCODERS, open_clip_model, small_encoder, small_model
 from tiny import NAMES, pixels
 
 from fgaseg.errors import EncoderError
+from fgaseg.model.encoders.loading import split_projections
 from fgaseg.training.losses import segmentation_losses
 
 POOLED = ("SigLIP", "SigLIP, no projection", "PE-Core", "PE-Core bigG")
@@ -85,6 +86,28 @@ def test_prompt_tokens_of_every_block_that_runs_matter_and_leave_again(family, t
         assert after.shape == before.shape
         assert torch.equal(after, before) == (index == LAST and family not in POOLED), index
         prompts.copy_(kept)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ENCODERS)
+def test_prompt_tokens_stand_between_class_token_and_patches(family, tokenizer):
+    """By open_clip's own blocks; rotary positions are those of the patches, as before."""
+    theirs = open_clip_model(family)
+    ours = small_encoder(family, tokenizer, finetune="prompt", prompt_tokens=2, guidance_blocks=(0, 1))
+    weights = split_projections(theirs.double().state_dict())
+    ours.module.load_state_dict({**ours.module.state_dict(), **weights})
+    photo = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tower = ours.image_tower
+    x, first = tower.embed(photo, (4, 4)), tower.prefix
+    trunk = getattr(theirs.visual, "trunk", None)
+    rope = getattr(trunk, "rope", None)
+    given = {} if rope is None else {"rope": rope.get_embed()}
+    for i, kept in enumerate(ours.image(photo)[1:]):
+        block = theirs.visual.transformer.resblocks[i] if trunk is None else trunk.blocks[i]
+        block.attn.num_prefix_tokens = first + 2
+        x = block(torch.cat([x[:, :first], tower.stack.prompt_tokens[i][None], x[:, first:]], dim=1), **given)
+        x = torch.cat([x[:, :first], x[:, first + 2 :]], dim=1)
+        torch.testing.assert_close(kept.flatten(2).mT, x[:, first:], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["MobileCLIP2-B", "SigLIP", "EVA-02", "PE-Core"])

@@ -9,6 +9,7 @@ from fgaseg import EncoderConfig, FGASeg, ModelConfig
 from fgaseg.errors import CheckpointError, EncoderError
 from fgaseg.model.encoders import OpenClipEncoder, loading
 from fgaseg.model.encoders.loading import split_projections
+from fgaseg.model.encoders.open_clip_encoder import instantiate
 
 PHOTO = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 PROMPTS = ["a red star", "dog"]
@@ -38,6 +39,15 @@ def test_files_of_open_clip_fill_every_weight(family, tokenizer, tmp_path):
     half = encoder(family, tokenizer, tmp_path / "half.safetensors")
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
     torch.testing.assert_close(half.image_tower.pooled(PHOTO), theirs.encode_image(PHOTO), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_random_weights_are_open_clips(family, tokenizer):
+    torch.manual_seed(3)
+    ours = OpenClipEncoder(EncoderConfig(**encoder_section(family, tokenizer))).module.state_dict()
+    torch.manual_seed(3)
+    theirs = split_projections(instantiate(ENCODERS[family], family).state_dict())
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_open_clips_older_form_without_a_text_module(tokenizer, tmp_path):
