@@ -17,6 +17,7 @@ from ..vocabulary import Vocabulary
 from ..weights import (
     ConversionReport,
     fetch_file,
+    find_named,
     list_files,
     load_weights,
     read_released,
@@ -334,6 +335,8 @@ def _read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str,
 
 def _fetch(repo: str, revision: str | None) -> Path:
     """The folder in the hub's cache of a saved model of one commit; the weights only if the configuration is ours."""
+    if find_named(repo) is not None:
+        raise CheckpointError(f"{repo!r} is a name for fgaseg.load")
     check_no_path(repo, repo)
     path = fetch_file(repo, "config.json", revision=revision)
     folder, commit = path.parent, path.parent.name

@@ -19,6 +19,7 @@ from ..weights.hub import LIBRARY, Fetched, current_commit, fetch_to, list_files
 from ..weights.named_models import NamedModel
 from ..weights.sources import CHECKPOINTS
 from .fgaseg import FGASeg
+from .saving import save_model
 
 RECORD = "source.json"  # beside the converted weights: where they are from, and the sums of both
 
@@ -135,7 +136,7 @@ def _convert(model: NamedModel, fetched: Fetched, folder: Path) -> None:
     checkpoint.load_into(network)
     del checkpoint  # memory
     network.facts = facts_of(model, fetched.commit, fetched.sha256)
-    network.save_pretrained(folder)
+    save_model(network, folder, load_from=model.name)
     record = {
         "name": model.name,
         "repo": model.repo,

@@ -291,7 +291,7 @@ def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
     # expire, and the HTTP library keeps the token to itself when it follows to another host
     url = hf_hub_url(wanted.repo, wanted.filename, repo_type=wanted.repo_type, revision=metadata.commit_hash)
     headers = {**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity"}
-    pauses = list(PAUSES)
+    pauses = list(PAUSES[:1])  # http_get has tried again itself
     while True:
         start = file.seek(0, os.SEEK_END)
         try:
@@ -302,7 +302,7 @@ def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
             if not _may_pass(error):
                 raise
             if file.tell() > start:
-                pauses = list(PAUSES)
+                pauses = list(PAUSES[:1])
             if not pauses:
                 raise
             time.sleep(pauses.pop(0))
