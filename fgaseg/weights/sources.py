@@ -71,6 +71,7 @@ def _published(source: str, repo: str, kind: str, file: str, revision: str | Non
         raise CheckpointError(f"{source!r} holds several models; give {' or '.join(model.name for model in known)}")
     if known and not known[0].file:
         return HubSource(known[0].repo, revision, replace(known[0], file=file))
+    kind = known[0].repo_type if known else kind
     if file or kind == "space":
         name = f"{'' if kind == 'model' else 'spaces/'}{repo}{file and '/'}{file}"
         return HubSource(repo, revision, NamedModel(name, "", repo, kind, file, verified="nothing"))

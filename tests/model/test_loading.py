@@ -95,6 +95,7 @@ MISTAKES = {
     "https://huggingface.co/hamacojr/CAT-Seg/blob/main/model_final_large.pth": "CAT-Seg of 2023",
     "hamacojr/CAT-Seg-weights": "holds several models; give cat-seg-b16 or cat-seg-l14",
     "spaces/hamacojr/CAT-Seg-weights/model_huge.pth": "model_huge.pth: no such file there; .*/tree/main lists",
+    "hamacojr/CAT-Seg-weights/model_giant.pth": "model_giant.pth: no such file there; .*/spaces/hamacojr/CAT-Seg-w",
     "openai/clip": r"openai/clip: not an fgaseg model .its model_type is 'clip'.; .*`fgaseg models` lists",
     "someone/else": r"someone/else/config.json: no such file there; .*/someone/else/tree/main lists",
     "no/body": "no/body/config.json: there is no model of this name at http.*, or it is private",
