@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ import open_clip
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from torch import Tensor, nn
 
+from ...data import CLIP_MEAN, CLIP_STD
 from ...errors import CheckpointError, EncoderError
 from ...weights import fetch_first, load_weights, read_weights
 from .architecture import tags_of
+from .image_tower import Colour
 
 OTHER_FORMATS = {  # the beginning of a key, and whose it is
     "vision_model.": "the keys of transformers",
@@ -82,6 +85,19 @@ def _fetched(tag: dict[str, Any]) -> Path:
     if not file:
         return fetch_first(repo, (HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME))
     return fetch_first(repo, (str(Path(file).with_suffix(".safetensors")), file))
+
+
+def saved_normalization(path: Path) -> tuple[Colour | None, Colour | None]:
+    """Mean and standard deviation of a saved fgaseg model's pixels, given its folder or weights; None: it is none."""
+    folder = path.parent if path.name == "model.safetensors" else path
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        encoder = saved["encoder"] if saved["model_type"] == "fgaseg" else None
+    except (OSError, ValueError, KeyError, TypeError):
+        encoder = None
+    if not isinstance(encoder, dict):
+        return None, None
+    return tuple(encoder.get("mean") or CLIP_MEAN), tuple(encoder.get("std") or CLIP_STD)
 
 
 def load_towers(clip: nn.Module, path: Path) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ...config import EncoderConfig
 from ...data import CLIP_MEAN, CLIP_STD
 from ...errors import EncoderError
-from .architecture import resolve
+from .architecture import Request, resolve
 from .clip_vit import ClipViT
 from .eva import EVA, PerceptionEncoder
 from .image_tower import ImageTower, Unsupported
 from .interface import Encoder, ImageFeatures
-from .loading import load_towers, weights_path
+from .loading import load_towers, saved_normalization, weights_path
 from .text_tower import TextTower
 from .timm_vit import SigLIP, TimmViT
 from .tokenizers import Tokenizer
@@ -53,8 +53,7 @@ class OpenClipEncoder(Encoder):
         tower.choose(config.dense, config.guidance_blocks)
         self.patch, self.channels, self.width = tower.patch, tower.channels, tower.width
         self.dense, self.guidance_blocks = tower.dense, tower.guidance_blocks
-        mean, std = tower.normalization
-        self.mean, self.std = request.mean or mean, request.std or std
+        self._choose_normalization(config, request, path)
         self._choose_trained(config)
         self.keep_statistics()
 
@@ -99,6 +98,12 @@ class OpenClipEncoder(Encoder):
                 f"encoder: the text tower gives {text} channels and the image tower {image}; the two towers must come "
                 "from one CLIP"
             )
+
+    def _choose_normalization(self, config: EncoderConfig, request: Request, path: Path | None) -> None:
+        """As given, else as a saved model whose encoder is taken, else as the weights' tag, else as the family."""
+        saved = (None, None) if path is None else saved_normalization(path)
+        sources = ((config.mean, config.std), saved, (request.mean, request.std), self.image_tower.normalization)
+        self.mean, self.std = (next(filter(None, values)) for values in zip(*sources, strict=True))
 
     def _choose_trained(self, config: EncoderConfig) -> None:
         """Which weights train (Table VII): attention (q, v), prompt, full (all blocks), none, scratch (everything)."""

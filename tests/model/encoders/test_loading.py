@@ -6,6 +6,7 @@ import torch
 from small_encoders import ENCODERS, SIZES, encoder_section, open_clip_model, small_encoder
 
 from fgaseg import EncoderConfig, FGASeg, ModelConfig
+from fgaseg.data import CLIP_MEAN, CLIP_STD
 from fgaseg.errors import CheckpointError, EncoderError
 from fgaseg.model.encoders import OpenClipEncoder, loading
 from fgaseg.model.encoders.loading import split_projections
@@ -99,6 +100,18 @@ def test_an_encoder_saved_alone_or_in_a_model_is_read_again(tokenizer, tmp_path)
         ours = encoder("PE-Core", tokenizer, source)
         for key, value in model.clip.state_dict().items():
             assert torch.equal(ours.module.state_dict()[key], value), key
+
+
+def test_an_encoder_taken_from_a_saved_model_keeps_its_pixels(tokenizer, tmp_path):
+    section = encoder_section("plain CLIP", tokenizer, mean=(0.1, 0.2, 0.3))
+    FGASeg(ModelConfig(encoder=section, **SIZES)).save_pretrained(tmp_path)
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        assert encoder("plain CLIP", tokenizer, source).mean == (0.1, 0.2, 0.3)
+        assert encoder("plain CLIP", tokenizer, source).std == CLIP_STD
+    given = encoder_section("plain CLIP", tokenizer, pretrained=str(tmp_path), mean=(0.5, 0.5, 0.5))
+    assert OpenClipEncoder(EncoderConfig(**given)).mean == (0.5, 0.5, 0.5)
+    (tmp_path / "config.json").write_text("{")
+    assert encoder("plain CLIP", tokenizer, tmp_path).mean == CLIP_MEAN
 
 
 @pytest.mark.parametrize(
