@@ -19,9 +19,9 @@ class TrainConfig(Section):
 
     out: Path = Path("runs/fgaseg")
     """Folder for checkpoints, logs, summary.json and the final model."""
-    init: Path | None = None
-    """Start from these weights, a saved model's or CAT-Seg's; parts that it lacks start from random weights. null: from
-    the pretrained encoder alone."""
+    init: str | None = None
+    """Start from these weights, anything that fgaseg.load takes: a published model's name (cat-seg-b16), a saved model,
+    a checkpoint of CAT-Seg; parts that it lacks start from random weights. null: from the pretrained encoder alone."""
     steps: PositiveInt = 80_000
     """Number of optimizer steps."""
     batch: PositiveInt = 8

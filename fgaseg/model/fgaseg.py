@@ -272,7 +272,7 @@ class FGASeg(nn.Module):
         """
         directory = Path(os.path.expanduser(source))
         if not directory.is_dir():
-            directory = _fetch(str(source), revision)
+            directory = fetch_saved(str(source), revision)
         elif revision is not None:
             raise CheckpointError(f"{source}: is on this disk, where there are no revisions; leave revision out")
         config, facts = _read_config(directory / "config.json", source)
@@ -333,7 +333,7 @@ def _read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str,
     return ModelConfig.from_json(json.dumps(data), str(path)), facts
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
+def fetch_saved(repo: str, revision: str | None) -> Path:
     """The folder in the hub's cache of a saved model of one commit; the weights only if the configuration is ours."""
     if find_named(repo) is not None:
         raise CheckpointError(f"{repo!r} is a name for fgaseg.load")

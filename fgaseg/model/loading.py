@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, UsageError
 from ..weights.named_models import NamedModel, find_named
 from ..weights.sources import CHECKPOINTS, parse_source
-from .fgaseg import FGASeg
+from .fgaseg import FGASeg, fetch_saved
 from .published import converted_folder
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,19 @@ def fetch_named(model: NamedModel) -> None:
         FGASeg(ModelConfig(**model.config))  # the encoder fetches its own
     else:
         converted_folder(model)
+
+
+def local_weights(source: str | Path) -> Path:
+    """The file or folder of the weights of anything that `load` takes, fetched if need be. Raises CheckpointError."""
+    path = Path(os.path.expanduser(source))
+    if str(source).strip() and path.exists():
+        return _model_folder(path) if path.is_dir() else path
+    found = parse_source(str(source), None)
+    if found.named is None:
+        return fetch_saved(found.repo, found.revision)
+    if found.named.config:
+        raise CheckpointError(f"{source}: is an encoder alone, without a head to start from; use encoder.pretrained")
+    return converted_folder(found.named, found.revision)
 
 
 def usable_device(device: str | torch.device | None) -> str | torch.device:

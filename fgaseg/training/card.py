@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,7 @@ def training_facts(config: Config, train_set: Any, processes: int) -> dict[str, 
     chosen = {key: recipe[key] for key in RECIPE} | {key: data[key] for key in AUGMENTATION}
     chosen["finetune"] = config.model.encoder.finetune
     if config.train.init is not None:
-        chosen["init"] = config.train.init.name
+        chosen["init"] = Path(config.train.init).name  # where it was is nobody else's business
     kind = "drawn scenes" if config.data.scenes else f"{config.data.set or 'own photos'}"
     return {
         "data": f"{kind}, {len(train_set):,} images, {len(train_set.names)} classes",

@@ -22,7 +22,7 @@ from ..data import data_sets
 from ..distributed import any_process, rank, sum_over_processes, use_global_batch_norm, world_size
 from ..errors import Interrupted, ProcessLostError, TrainingError
 from ..evaluation import Scores
-from ..model import FGASeg
+from ..model import FGASeg, local_weights
 from ..weights import remove_leftovers, warm_start
 from .batches import BatchSource, make_loader
 from .callbacks import Callback, Event, as_callback
@@ -222,7 +222,10 @@ class Trainer:
     def _warm_start(self) -> None:
         source = self.config.train.init
         assert source is not None
-        report = warm_start(self.model, source, quick_gelu=self.model.quick_gelu)
+        encoder = self.model.encoder
+        traits = {"quick_gelu": self.model.quick_gelu, "dense": encoder.dense, "mean": list(encoder.mean),
+                  "std": list(encoder.std)}  # fmt: skip
+        report = warm_start(self.model, local_weights(source), encoder=traits)
         for line in report.lines(source) if rank() == 0 else ():
             log.info("%s", line)
 

@@ -70,6 +70,8 @@ PI_SEG: dict[str, Any] = {
     "verified": f"its file names are not known here: the repository's list of files is asked; {NOT_RUN}",
 }
 BASELINE = {"p2t_layers": 0, "lcs": False, "t2p": False, "propagation": False}
+# qq: ClearCLIP's, published for weights that were not fine-tuned; the released head's rule, value, was trained with it
+UNTRAINED = {"pretrained": "openai", "finetune": "none", "dense": "qq"}
 OPENAI: dict[str, Any] = {
     "files": ("open_clip_model.safetensors", "open_clip_pytorch_model.bin"),
     "licence": "MIT (OpenAI's CLIP)",
@@ -131,7 +133,7 @@ MODELS: dict[str, NamedModel] = {
             "clip-b16",
             "no training: cosines of OpenAI's CLIP ViT-B/16, a baseline with coarse outlines",
             "timm/vit_base_patch16_clip_224.openai",
-            config=BASELINE | {"encoder": {"name": "ViT-B-16", "pretrained": "openai", "finetune": "none"}},
+            config=BASELINE | {"encoder": {"name": "ViT-B-16"} | UNTRAINED},
             base_model="openai/clip-vit-base-patch16",
             **OPENAI,
         ),
@@ -139,8 +141,7 @@ MODELS: dict[str, NamedModel] = {
             "clip-l14",
             "no training: cosines of OpenAI's CLIP ViT-L/14 at 336, a baseline with coarse outlines",
             "timm/vit_large_patch14_clip_336.openai",
-            config=BASELINE
-            | {"image_size": 336, "encoder": {"name": "ViT-L-14-336", "pretrained": "openai", "finetune": "none"}},
+            config=BASELINE | {"image_size": 336, "encoder": {"name": "ViT-L-14-336"} | UNTRAINED},
             base_model="openai/clip-vit-large-patch14-336",
             **OPENAI,
         ),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
-from .key_maps import PAD_TOKENS
+from .key_maps import PAD_TOKENS, Translation
 from .model_files import load_weights, read_weights
 from .recognition import recognise
+from .released_config import EVA
 
 # P2Tformer, T2P branch, LCS with its embedding and fusions, auxiliary heads: what FGAseg adds to CAT-Seg
 ADDED = re.compile(r"head\.(p2t|t2p|lcs|embed_local|fuse|aux_heads|decoder\.(fuse\d|local_up))\.")
@@ -46,33 +49,53 @@ def _families(keys: list[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".#", key) for key in keys))
 
 
-def warm_start(model: nn.Module, source: str | Path, *, quick_gelu: bool) -> WarmStartReport:
+def warm_start(model: nn.Module, source: str | Path, *, encoder: Mapping[str, Any]) -> WarmStartReport:
     """Fill an FGASeg from a saved model, or a checkpoint of CAT-Seg, Pi-Seg or the released code (.pth, .safetensors).
 
-    quick_gelu  whether the model's encoders have QuickGELU; warns where a released checkpoint meets one that has not
+    encoder  what the model's encoder does beside its weights: quick_gelu, dense, mean, std. Warns where the weights are
+             of an encoder that does otherwise
+
     Weights of P2Tformer, T2P branch, LCS and auxiliary heads may be absent and keep their value; pad tokens of the file
     are skipped where the model has none. Anything else that does not fit is a CheckpointError naming the keys, and
     nothing is changed.
     """
     given, own = read_weights(source), model.state_dict()
     released = not any(key in own for key in given)
-    tensors, origin = _translated(given, source) if released else (dict(given), {key: key for key in given})
+    found = _translated(given, source) if released else Translation(dict(given), {key: key for key in given})
+    tensors = dict(found.tensors)
     for key in [key for key in tensors if key not in own and key.endswith(PAD_TOKENS)]:
         del tensors[key]  # pad tokens of a model that pads
     fresh = [key for key in own if key not in tensors and ADDED.match(key)]
     load_weights(model, tensors | {key: own[key] for key in fresh}, source)
-    if released and not quick_gelu:
+    theirs = _released_encoder(tensors) if released else _saved_encoder(Path(source))
+    if different := {key: value for key, value in theirs.items() if key in encoder and encoder[key] != value}:
+        words = " ".join(f"model.encoder.{key}={json.dumps(value)}" for key, value in different.items())
         warnings.warn(
-            f"{source}: its encoders were trained with QuickGELU and this configuration's have the plain one; "
-            "set model.encoder.quick_gelu=true",
+            f"{source}: its weights are of an encoder that does otherwise than this configuration's; set {words}",
             stacklevel=2,
         )
-    taken = {origin[key] for key in tensors}
+    taken = {found.origin[key] for key in tensors}
     return WarmStartReport([key for key in own if key in tensors], fresh, [key for key in given if key not in taken])
 
 
-def _translated(weights: Mapping[str, Tensor], source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Under our keys, and for each of these the key in the file; unknown keys as they are: the model refuses them."""
+def _translated(weights: Mapping[str, Tensor], source: str | Path) -> Translation:
+    """Under our keys; unknown keys as they are: the model refuses them."""
     found = recognise(weights, str(source)).keys.translate(weights, str(source))
     unknown = {key: weights[key] for key in found.unknown}
-    return {**found.tensors, **unknown}, {**found.origin, **{key: key for key in unknown}}
+    return Translation({**found.tensors, **unknown}, {**found.origin, **{key: key for key in unknown}})
+
+
+def _released_encoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the encoder of a released checkpoint does beside its weights."""
+    eva = any(key.startswith(EVA) for key in weights)  # DeCLIP's
+    return {"quick_gelu": not eva, "dense": "csa" if eva else "value"}
+
+
+def _saved_encoder(folder: Path) -> dict[str, Any]:
+    """What the encoder of a saved model does beside its weights; nothing is known of a file without its folder."""
+    try:
+        encoder = json.loads((folder / "config.json").read_text())["encoder"]
+        found = {"quick_gelu": bool((encoder["architecture"] or {}).get("quick_gelu"))}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return found | {key: encoder[key] for key in ("dense", "mean", "std") if encoder.get(key) is not None}

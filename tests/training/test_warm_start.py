@@ -1,15 +1,18 @@
 """Training that starts from the weights of a file."""
 
+import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
+from catseg import catseg_file, catseg_model
 from runs import TINY_MODEL, configure, initial, weights
 
 from fgaseg import FGASeg, ModelConfig
 from fgaseg.errors import CheckpointError
 from fgaseg.training import train
-from fgaseg.weights import to_released
+from fgaseg.weights import MODELS, to_released
 
 
 def test_starting_from_weights(uninterrupted, data, tmp_path):
@@ -23,6 +26,27 @@ def test_starting_from_weights(uninterrupted, data, tmp_path):
     with pytest.raises(CheckpointError, match="not in the model") as caught:
         train(config, progress=False)
     assert str(out / "model") in str(caught.value)
+
+
+def test_a_name_and_a_hub_id_are_fetched(hub, data, tmp_path, monkeypatch):
+    published = catseg_model()
+    given = published.state_dict()
+    hub.add("spaces/hamacojr/CAT-Seg-weights", {"model_base.pth": catseg_file(published)})
+    monkeypatch.setitem(MODELS, "cat-seg-b16", replace(MODELS["cat-seg-b16"], sha256=""))
+    switches = ["train.steps=1", "train.eval_every=0", "train.lr=1e-12", "model.pad_classes=256",
+                "model.aggregation_layers=2", f"model.encoder.architecture={json.dumps(published.architecture)}"]  # fmt: skip
+    for size in ("guidance_channels", "guidance_hidden", "decoder_channels"):
+        switches.append(f"model.{size}={json.dumps(getattr(published.config, size))}")
+    for name in ("cat-seg-b16", "spaces/hamacojr/CAT-Seg-weights/model_base.pth"):
+        out = tmp_path / name.rpartition("/")[2]
+        train(configure(data, out, [f"train.init={name}", *switches]), progress=False)
+        got = weights(out)
+        assert all(torch.allclose(value, given[key], atol=1e-6) for key, value in got.items()
+                   if key in given and "running" not in key)  # fmt: skip
+        assert json.loads((out / "model/config.json").read_text())["facts"]["training"]["recipe"]["init"] == out.name
+    for name, words in (("cat-seg-b1", "did you mean cat-seg-b16"), ("clip-b16", "encoder alone")):
+        with pytest.raises(CheckpointError, match=words):
+            train(configure(data, tmp_path / "no", [f"train.init={name}", *switches]), progress=False)
 
 
 def catseg(path):
@@ -40,7 +64,7 @@ def test_a_catseg_checkpoint_fills_what_it_has_and_the_rest_starts_fresh(data, t
     config = configure(data, tmp_path / "out", [f"train.init={tmp_path / 'catseg.pth'}", "train.steps=1",
                                                 "train.eval_every=0", "train.lr=1e-12"])  # fmt: skip
     caplog.set_level(logging.INFO, "fgaseg")
-    with pytest.warns(UserWarning, match="QuickGELU"):
+    with pytest.warns(UserWarning, match="model.encoder.quick_gelu=true"):
         train(config)
     said = [line for line in caplog.messages if "catseg.pth: " in line]
     assert len(said) == 3 and "taken from it" in said[0] and "clip.visual" in said[0]

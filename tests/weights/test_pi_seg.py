@@ -1,11 +1,11 @@
 """Checkpoints of Pi-Seg: made up, with the keys and shapes that its public code registers."""
 
 import io
-import re
 
 import pytest
 import torch
-from checkpoint_shapes import HEAD, aggregator, clip, linear
+from checkpoint_shapes import HEAD, aggregator, clip
+from pi_seg import noise, pi_seg_names
 from tiny import NAMES, pixels, tiny_model
 
 import fgaseg
@@ -16,13 +16,6 @@ from fgaseg.weights import MODELS, PI_SEG_KEYS, RELEASED_KEYS, read_released, to
 from fgaseg.weights.warm_start import ADDED
 
 CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False, "fast": False}
-
-
-def noise(channels: int) -> dict[str, list[int]]:
-    """Generators of noise, as cat_seg/pini_vpn.py registers them."""
-    parts = ("cross_attn.fc_q", "cross_attn.fc_k", "cross_attn.fc_v", "fc_mean", "fc_variance")
-    shapes = {key: shape for part in parts for key, shape in linear(f"image_vpn.{part}", channels, channels).items()}
-    return shapes | {"text_vpn.mu": [1, 1, 1, channels], "text_vpn.var": [1, 1, 1, channels]}
 
 
 def checkpoint(width: int, layers: int, patch: int, rows: int, channels: int) -> dict[str, torch.Tensor]:
@@ -66,17 +59,10 @@ def narrow(**switches) -> tuple[FGASeg, dict[str, torch.Tensor]]:
     return model, to_released(model.state_dict(), model.config, quick_gelu=True)[0]
 
 
-def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A CAT-Seg state dict by Pi-Seg's names, with the weights of its noise."""
-    names = {key: re.sub(r"(layers\.\d+)\.attention\.", r"\1.class_agg.", key) for key in weights}
-    tensors = {name.replace(".swin_block.", ".sptial_agg."): weights[key] for key, name in names.items()}
-    return tensors | {HEAD + key: torch.rand(shape) for key, shape in noise(64).items()}
-
-
 @torch.no_grad()
 def test_the_same_weights_by_either_name_give_the_same_logits(tmp_path):
     _, weights = narrow()
-    torch.save({"model": renamed(weights), "iteration": 40000}, tmp_path / "pi.pth")
+    torch.save({"model": pi_seg_names(weights), "iteration": 40000}, tmp_path / "pi.pth")
     torch.save({"model": weights}, tmp_path / "cat.pth")
     models, reports = [], []
     for file in ("pi.pth", "cat.pth"):
@@ -92,13 +78,13 @@ def test_the_same_weights_by_either_name_give_the_same_logits(tmp_path):
 
 
 def test_the_report_names_what_is_left_out_and_assumed():
-    read = read_released(renamed(narrow()[1]))
+    read = read_released(pi_seg_names(narrow()[1]))
     report = read.load_into(FGASeg(read.config))
     lines = report.lines()
     assert lines[0].startswith("Pi-Seg, no_fast, ViT-3x64-16") and "only training uses them" in "\n".join(lines)
     assert "text_vpn.mu" in "\n".join(lines) and "assumed, as in the code of Pi-Seg" in lines[-1]
     assert "class_cap=null" in lines[-1] and report.assumed["pad_classes"] == 256
-    again = read_released(renamed(narrow()[1]), "class_cap=300")
+    again = read_released(pi_seg_names(narrow()[1]), "class_cap=300")
     assert again.config.class_cap == 300 and "class_cap" not in again.load_into(FGASeg(again.config)).assumed
 
 
@@ -122,7 +108,7 @@ def test_every_key_goes_there_and_back():
     ],
 )
 def test_what_does_not_fit_is_named(key, words):
-    weights = renamed(narrow()[1])
+    weights = pi_seg_names(narrow()[1])
     if "missing" in words:
         del weights[HEAD + key]
     else:
@@ -134,13 +120,13 @@ def test_what_does_not_fit_is_named(key, words):
 
 def test_the_command_converts_it_and_a_training_starts_from_it(tmp_path, capsys):
     model, weights = narrow()
-    write_weights(tmp_path / "pi.safetensors", renamed(weights))
+    write_weights(tmp_path / "pi.safetensors", pi_seg_names(weights))
     assert main(["convert", str(tmp_path / "pi.safetensors"), "--out", str(tmp_path / "model")]) == 0
     assert "Pi-Seg" in capsys.readouterr().out
     converted = FGASeg.from_pretrained(tmp_path / "model").state_dict()
     assert all(torch.equal(value, converted[key]) for key, value in model.state_dict().items())
     fresh = tiny_model(seed=9, encoder=model.config.encoder.dump(), preset="released", window=12, image_size=384)
-    report = warm_start(fresh, tmp_path / "pi.safetensors", quick_gelu=True)
+    report = warm_start(fresh, tmp_path / "pi.safetensors", encoder={"quick_gelu": True})
     assert all(torch.equal(fresh.state_dict()[key], model.state_dict()[key]) for key in report.loaded)
     assert report.fresh and all(ADDED.match(key) for key in report.fresh)
     assert any("text_vpn" in key for key in report.skipped) and not any(
@@ -151,7 +137,7 @@ def test_the_command_converts_it_and_a_training_starts_from_it(tmp_path, capsys)
 def test_its_name_fetches_converts_and_loads(hub):
     model, weights = narrow()
     data = io.BytesIO()
-    torch.save({"model": renamed(weights), "iteration": 40000}, data)
+    torch.save({"model": pi_seg_names(weights), "iteration": 40000}, data)
     hub.add(MODELS["pi-seg-v2"].repo, {"README.md": b"#", "any_name.pth": data.getvalue()})
     loaded = fgaseg.load("pi-seg-v2")
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())

@@ -81,7 +81,7 @@ STRANGERS = {
 @pytest.mark.parametrize("keys, words", STRANGERS.values(), ids=STRANGERS)
 def test_strangers_are_named_in_one_line(keys, words, tmp_path):
     write_weights(tmp_path / "x.safetensors", {key: torch.zeros(2) for key in keys})
-    for read in (read_released, lambda file: warm_start(tiny_model(), file, quick_gelu=True)):
+    for read in (read_released, lambda file: warm_start(tiny_model(), file, encoder={"quick_gelu": True})):
         with pytest.raises(CheckpointError, match=f"x.safetensors: .*{words}") as caught:
             read(tmp_path / "x.safetensors")
         assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400

@@ -1,8 +1,10 @@
 """A warm start takes what a file has, and leaves the rest of the model as it was initialised."""
 
+import re
+
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import ARCHITECTURE, tiny_model
 
 from fgaseg.errors import CheckpointError
 from fgaseg.weights import read_weights, to_released, warm_start, write_weights
@@ -27,8 +29,8 @@ def test_catseg_weights_are_taken_and_added_parts_stay_as_they_were(catseg):
     source, given = catseg
     model = tiny_model(seed=1)
     before = state(model)
-    with pytest.warns(UserWarning, match="QuickGELU"):
-        report = warm_start(model, source, quick_gelu=False)
+    with pytest.warns(UserWarning, match="does otherwise.*model.encoder.quick_gelu=true"):
+        report = warm_start(model, source, encoder={"quick_gelu": False, "dense": "value"})
     after = model.state_dict()
     assert all(torch.equal(after[key], given[key]) for key in report.loaded)
     assert all(torch.equal(after[key], before[key]) for key in report.fresh)
@@ -43,9 +45,26 @@ def test_a_saved_model_is_taken_whole_and_without_a_warning(tmp_path, recwarn):
     saved = tiny_model(seed=3)
     saved.save_pretrained(tmp_path)
     model = tiny_model(seed=1)
-    report = warm_start(model, tmp_path, quick_gelu=False)
+    report = warm_start(model, tmp_path, encoder={"quick_gelu": False})
     assert not report.fresh and not report.skipped and not recwarn.list
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in saved.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "saved, words",
+    [
+        ({"dense": "qq"}, 'model.encoder.dense="qq"'),
+        ({"mean": (0.5, 0.5, 0.5)}, "model.encoder.mean=[0.5, 0.5, 0.5]"),
+        ({"architecture": {**ARCHITECTURE, "quick_gelu": True}}, "model.encoder.quick_gelu=true"),
+    ],
+)
+def test_weights_of_an_encoder_that_does_otherwise_are_warned_of(tmp_path, saved, words):
+    tiny_model(encoder=saved).save_pretrained(tmp_path)
+    model = tiny_model(seed=1)
+    encoder = model.encoder
+    traits = {"quick_gelu": False, "dense": encoder.dense, "mean": list(encoder.mean), "std": list(encoder.std)}
+    with pytest.warns(UserWarning, match=re.escape(f"set {words}") + "$"):
+        warm_start(model, tmp_path, encoder=traits)
 
 
 @pytest.mark.parametrize("change, words", [("remove", "missing from the file: head.decoder.head"),
@@ -65,5 +84,5 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(catseg, change, words
     model = tiny_model(seed=1)
     before = state(model)
     with pytest.raises(CheckpointError, match=words):
-        warm_start(model, source, quick_gelu=True)
+        warm_start(model, source, encoder={"quick_gelu": True})
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
