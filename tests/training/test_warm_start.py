@@ -33,8 +33,8 @@ def test_a_name_and_a_hub_id_are_fetched(hub, data, tmp_path, monkeypatch):
     given = published.state_dict()
     hub.add("spaces/hamacojr/CAT-Seg-weights", {"model_base.pth": catseg_file(published)})
     monkeypatch.setitem(MODELS, "cat-seg-b16", replace(MODELS["cat-seg-b16"], sha256=""))
-    switches = ["train.steps=1", "train.eval_every=0", "train.lr=1e-12", "model.pad_classes=256",
-                "model.aggregation_layers=2", f"model.encoder.architecture={json.dumps(published.architecture)}"]  # fmt: skip
+    switches = ["train.steps=1", "train.eval_every=0", "train.lr=1e-12", "model.aggregation_layers=2"]
+    switches += ["model.pad_classes=256", f"model.encoder.architecture={json.dumps(published.architecture)}"]
     for size in ("guidance_channels", "guidance_hidden", "decoder_channels"):
         switches.append(f"model.{size}={json.dumps(getattr(published.config, size))}")
     for name in ("cat-seg-b16", "spaces/hamacojr/CAT-Seg-weights/model_base.pth"):
