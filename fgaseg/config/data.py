@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .section import Section
 
 
 class DataConfig(Section):
-    """The data sets for training and validation: a folder of photos, a folder of label PNGs and a file of class names;
-    or a benchmark set that `fgaseg data prepare` has prepared; or procedurally drawn scenes."""
+    """The data sets for training and validation: a folder of photos, a folder of label images and a file of class
+    names; or a benchmark set that `fgaseg data prepare` has prepared; or procedurally drawn scenes."""
 
     images: Path | None = None
     """Folder of training photos."""
     labels: Path | None = None
-    """Folder of label PNGs, whose pixel values index `names`. A photo and a label with the same stem are a pair."""
+    """Folder of label images, whose values index `names`; or a JSON file of COCO annotations. A photo and a label with
+    the same stem are a pair."""
     names: Path | None = None
-    """Class names, one per line or as a JSON list."""
+    """Class names, one per line or as a JSON list; null: the names of `label_map`, or of the COCO file."""
+    label_map: str | dict[str, Any] | None = None
+    """Names of the values or colours in label images: a YAML, JSON, CSV or labelmap.txt file, a preset such as
+    cityscapes, or a mapping such as {0: background, 255: crack}; null: value n is the n-th name."""
+    image_suffix: str | None = None
+    """End of the stems of photos that labels do not share, such as _leftImg8bit; with a *, the whole stem."""
+    label_suffix: str | None = None
+    """The same of labels, such as _gtFine_labelIds, _mask or mask_*; photos and labels may then share a folder."""
+    rotate_labels: bool | None = None
+    """Labels were drawn on photos as stored, before their EXIF orientation is applied; null: where the sizes say so."""
     train_list: Path | None = None
     """File of the stems or file names to train on, one per line; null: every pair."""
     val_list: Path | None = None
@@ -36,8 +46,9 @@ class DataConfig(Section):
     """Folder of the benchmark sets; null: $DETECTRON2_DATASETS, or ./datasets."""
     val_count: PositiveInt | None = None
     """Score the first so many validation photos only; null: all of them (drawn scenes: 100)."""
-    ignore: Annotated[int, Field(ge=0, le=65535)] = 255
-    """Label value of pixels that are neither trained on nor scored."""
+    ignore: int | tuple[int, ...] = 255
+    """Values, one or a list, of pixels that are neither trained on nor scored. Names begin after those from 0 on:
+    with [0, 255] the first is that of value 1."""
     crop: PositiveInt = 384
     """Side of the training crop, and of a drawn scene, in pixels."""
     short_edge: PositiveInt | None = None
@@ -53,6 +64,30 @@ class DataConfig(Section):
     scenes: bool = False
     """Train and score on procedurally drawn scenes."""
 
+    @field_validator("label_map", mode="before")
+    @classmethod
+    def _text_keys(cls, value: Any) -> Any:
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _check_ignore(cls, value: Any) -> Any:
+        values = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= 65535 for one in values):
+            raise ValueError(f"give a label value from 0 to 65535, or a list of them; got {value!r}")
+        return value
+
+    @property
+    def void_values(self) -> tuple[int, ...]:
+        """The values in label images that are neither trained on nor scored."""
+        return (self.ignore,) if isinstance(self.ignore, int) else self.ignore
+
+    @property
+    def void(self) -> int:
+        """The label that stands for all of them once the images are read; no class has it."""
+        largest = max(self.void_values, default=0)
+        return largest if largest >= 255 else 65535
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.scale[0] > self.scale[1]:
@@ -61,6 +96,6 @@ class DataConfig(Section):
             raise ValueError(
                 f"set: {self.set} and {'images' if self.images else 'scenes'} are two training sets: give one"
             )
-        if self.set and self.ignore != 255:
+        if self.set and self.void_values != (255,):
             raise ValueError(f"ignore: {self.set} ignores label 255; got {self.ignore}")
         return self

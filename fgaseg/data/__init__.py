@@ -3,21 +3,27 @@
 images.py          opening and decoding image files; the pixels that the network takes
 label_formats.py   how labels are stored: a reader for every format
 class_names.py     files of class names; what the values in label images mean
+label_maps.py      files that name the values or colours in label images, and presets of them
+label_spaces.py    the same for a configuration's own folders, from names, label map, ignored values and COCO categories
+coco.py            COCO annotations as labels
 datasets.py        photo/label pairs as items for training and evaluation
 augmentation.py    random scale, crop, flip and colour jitter
-folders.py         folders of photos and label images, paired by path
+pairing.py         which photo and which labels belong together
+folders.py         a user's own photos and labels as a data set
+label_survey.py    what label files hold
+label_suspicions.py  what looks wrong about it, why, and how it is cured
 scenes.py          the drawn scenes of `fgaseg demo`
 benchmark_sets.py  which folders and classes each benchmark set has, and what its labels mean
 set_files.py       finding the files of a benchmark set below a root folder
 preparation.py     `fgaseg data prepare`: published labels to those that are scored
-checks.py          `fgaseg data check`: files that are missing, unreadable or inconsistent
+checks.py          `fgaseg data check`, and what training begins with: files that are missing, unreadable or wrong
 prepared_sets.py   opening a prepared benchmark set
 from_config.py     the data sets that a configuration names
 workers.py         applying a function to many files in worker processes
 """
 
 from .benchmark_sets import BENCHMARK_SETS
-from .checks import CheckReport, check, check_folders
+from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import read_names
 from .datasets import PairDataset
 from .folders import FolderDataset
@@ -46,6 +52,7 @@ __all__ = [
     "SplitFiles",
     "check",
     "check_folders",
+    "check_labels",
     "data_sets",
     "default_root",
     "open_set",

@@ -17,13 +17,13 @@ def augment(
 
     image     RGB, H x W
     labels    int64 [H, W]
-    config    ``crop``, ``short_edge``, ``scale``, ``flip``, ``color_jitter`` and ``ignore`` are used
+    config    ``crop``, ``short_edge``, ``scale``, ``flip``, ``color_jitter`` and ``void`` are used
     rng       the only source of randomness: the same state gives the same result
     returns   RGB image of crop x crop, labels int64 [crop, crop]
 
     The shorter side is resized to ``short_edge`` (``crop`` if None) times a factor drawn uniformly from ``scale``:
     bilinear for the image, nearest for the labels. Where the resized photo is smaller than the crop, it is padded on
-    the right and below: the image with grey 128, the labels with ``ignore``.
+    the right and below: the image with grey 128, the labels with ``void``.
     """
     crop = config.crop
     short = (config.short_edge or crop) * rng.uniform(*config.scale)
@@ -44,7 +44,7 @@ def augment(
         image = _jitter_colours(image, rng)
     padded = Image.new("RGB", (crop, crop), (_PADDING, _PADDING, _PADDING))
     padded.paste(image)
-    filled = np.full((crop, crop), config.ignore, np.int64)
+    filled = np.full((crop, crop), config.void, np.int64)
     filled[: out[1], : out[0]] = labels
     return padded, filled
 

@@ -1,12 +1,14 @@
 """`fgaseg data check`: are the files of a data set there, can they be read, and do they fit together?
 
-One check of a photo and its labels (``check_sample``) and one report (``CheckReport``) serve benchmark sets, as
-published and as prepared, and a user's own folders.
+One report (``CheckReport``) serves benchmark sets, as published and as prepared, and a user's own folders.
+``check_labels`` is the part of it that training and evaluation begin with.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,22 +17,30 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from ..config import DataConfig
 from ..errors import DataError, ImageError
 from .benchmark_sets import BenchmarkSet, find_set, find_splits
 from .class_names import LabelSpace
-from .folders import find_pairs
+from .datasets import Labels
+from .folders import FolderDataset, split_folders
 from .images import open_image, read_image
-from .label_formats import read_labels
+from .label_formats import describe, read_labels
+from .label_spaces import is_coco, open_label_space
+from .label_survey import LabelFacts, LabelSurvey, inspect_pair, survey
+from .label_suspicions import Finding, findings
+from .pairing import PairNames, find_pairs
 from .preparation import decode_unrotated, shrink
 from .set_files import SplitFiles, require_root
 from .workers import run_tasks
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A photo and its labels, in those forms that exist. A user's own folders have the scored form alone."""
+    """A photo and its labels of a benchmark set, in those forms that exist."""
 
     photo: Path | None  # as published
     labels: Any  # as published: what BenchmarkSet.read takes
@@ -79,6 +89,10 @@ class CheckReport:
     values: list[int] | None = None  # smallest and largest label value, as published or else as prepared
     missing: list[str] = field(default_factory=list)  # what is not there, and the archive that it comes from
     problems: dict[str, list[str]] = field(default_factory=dict)  # kind: what is wrong, file by file
+    shares: dict[str, float] = field(default_factory=dict)  # of all pixels, by class; own folders
+    void: float | None = None  # share of the pixels that are not scored
+    unnamed: dict[str, float] = field(default_factory=dict)  # share of the pixels of each value without a name
+    warnings: list[str] = field(default_factory=list)  # what is suspicious
     state: str = ""  # "absent", "wrong", "incomplete", "not prepared" or "ready"
 
     def check_samples(
@@ -92,12 +106,33 @@ class CheckReport:
         """Add what ``check_sample`` finds in each sample."""
         tasks = [(sample, label_space, benchmark) for sample in samples]
         title = f"checking {self.set} {self.split}"
-        for findings in run_tasks(check_sample, tasks, workers, title, progress):
-            for kind, text in findings.problems:
-                self.problems.setdefault(kind, []).append(text)
-            if findings.values:
-                values = [*findings.values, *(self.values or [])]
-                self.values = [min(values), max(values)]
+        for found in run_tasks(check_sample, tasks, workers, title, progress):
+            self.add(found)
+
+    def add(self, found: Findings) -> None:
+        """Add what was found in one sample."""
+        for kind, text in found.problems:
+            self.problems.setdefault(kind, []).append(text)
+        if found.values:
+            values = [*found.values, *(self.values or [])]
+            self.values = [min(values), max(values)]
+
+    def add_shares(self, survey: LabelSurvey, label_space: LabelSpace) -> None:
+        """Add the share of the pixels of each class, of void, and of each value without a name."""
+        labels, missing = survey.by_label(label_space)
+        pixels = max(survey.pixels, 1)
+        self.shares = {name: labels.get(label, 0) / pixels for label, name in enumerate(label_space.classes)}
+        self.void = labels.get(label_space.ignore, 0) / pixels
+        order = sorted(missing, key=lambda value: -missing[value])
+        self.unnamed = {describe(value): missing[value] / pixels for value in order}
+
+    def add_findings(self, found: Sequence[Finding]) -> None:
+        """Add what is suspicious; what is surely wrong, and not yet listed file by file, is a problem."""
+        for one in found:
+            if one.sure and not one.listed:
+                self.problems.setdefault("labels that cannot be right", []).append(one.text)
+            else:
+                self.warnings.append(one.text)
 
     def check_count(self, hint: str = "") -> None:
         """Add a problem if the set is not whole."""
@@ -146,42 +181,110 @@ def check(
 
 def check_folders(
     images: str | os.PathLike[str],
-    labels: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
     *,
     names: str | os.PathLike[str] | None = None,
-    ignore: int = 255,
+    ignore: int | Sequence[int] = 255,
+    label_map: str | dict[str, Any] | None = None,
+    image_suffix: str | None = None,
+    label_suffix: str | None = None,
+    rotate_labels: bool | None = None,
     set_name: str | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> CheckReport:
-    """Read the photos and label images in two folders of any layout; the labels are values that are scored.
+    """Read the photos and labels of a user's own folders, and say what is wrong or suspicious about them.
 
-    names     file of class names; None: the classes, and the ignored value, are those of the benchmark set
-    ignore    label value that is not scored, with ``names``
-    set_name  a benchmark set: that as many pairs are there as it has is checked too
+    The arguments from ``labels`` to ``rotate_labels`` are the keys of DataConfig.
+
+    names     file of class names; None: those of ``label_map``, of the COCO file ``labels``, or of the set
+    set_name  a benchmark set whose prepared labels the folders hold: that as many pairs are there is checked too
     workers   processes; 0: this one
     progress  show a progress bar
 
-    Raises DataError where nothing can be paired, or neither names nor a set are given.
+    Raises DataError where nothing can be paired, or nothing says what the values in the labels mean.
     """
-    benchmark = find_set(set_name) if set_name else None
-    if names is not None:
-        label_space = LabelSpace.from_file(names, ignore)
-    elif benchmark is not None:
-        label_space = benchmark.label_space
-    else:
-        raise DataError("check_folders: give a file of names, or the name of the set whose classes the labels have")
-    pairs, skipped = find_pairs(images, labels)
+    config = DataConfig.read(
+        {"images": images, "labels": labels, "names": names, "ignore": ignore, "label_map": label_map,
+         "image_suffix": image_suffix, "label_suffix": label_suffix, "rotate_labels": rotate_labels},
+        "check_folders",
+    )  # fmt: skip
+    benchmark = find_set(set_name) if set_name and names is None and label_map is None else None
+    photos, source = split_folders(config, "val")
+    if benchmark is None and names is None and label_map is None and not is_coco(source):
+        raise DataError(
+            "check_folders: give a file of names, a label map, or the name of the set whose classes the labels have"
+        )
+    label_space = benchmark.label_space if benchmark else open_label_space(config, source)
+    pairs, skipped = find_pairs(photos, source, names=PairNames.parse(image_suffix, label_suffix))
     count = len(pairs)
-    expected = benchmark.splits["val"].count if benchmark else count
+    expected = find_set(set_name).splits["val"].count if set_name else count
     report = CheckReport(set_name or str(images), "val", expected, count, count, count, count)
     if skipped:
         report.problems["left out"] = skipped
     report.check_count()
-    samples = [Sample(None, None, photo, label) for _, photo, label in pairs]
-    report.check_samples(samples, label_space, None, workers, progress)
+    tasks = [(photo, label, label_space, rotate_labels) for _, photo, label in pairs]
+    survey = LabelSurvey(count)
+    for found, facts in run_tasks(check_pair, tasks, workers, f"checking {report.set}", progress):
+        report.add(found)
+        survey.add(facts)
+    if benchmark is None:
+        report.add_shares(survey, label_space)
+        report.add_findings(findings(survey, label_space, config))
     report.conclude()
     return report
+
+
+def check_pair(
+    photo: Path, source: Labels, label_space: LabelSpace, rotated: bool | None
+) -> tuple[Findings, LabelFacts]:
+    """Read a photo and its labels, and compare them."""
+    found = Findings()
+    found.read(read_image, photo)
+    facts = inspect_pair(photo, source, label_space, rotated)
+    if facts.unreadable and ("unreadable", facts.unreadable) not in found.problems:
+        found.add("unreadable", facts.unreadable)
+    if facts.problem:
+        found.add("sizes that differ" if facts.counts else "unreadable", facts.problem)
+    stored = np.array(list(facts.counts), np.int64)
+    if stored.size:
+        labels, missing = label_space.labels(stored)
+        found.values = int(labels.min()), int(labels.max())
+        if wrong := sorted(stored[missing].tolist()):
+            found.add("values that are not a class", f"{source}: [{', '.join(map(describe, wrong))}]")
+    return found, facts
+
+
+def check_labels(
+    dataset: FolderDataset,
+    title: str,
+    *,
+    seconds: float | None = None,
+    count: int | None = None,
+    training: bool = False,
+) -> None:
+    """Before labels are used: log the share of each class, warn of what is suspicious, and refuse what is surely wrong.
+
+    title     of the data set in messages
+    seconds   read label files for about so long, all only where something seems wrong; None: read all
+    count     of the first so many items; None: all
+    training  the labels are trained on, and unreadable files are the trainer's concern
+
+    Raises DataError, or ImageError for a file that cannot be read.
+    """
+    read = survey(dataset, seconds, count)
+    found = findings(read, dataset.label_space, dataset.config, training)
+    if not read.complete and any(one.sure for one in found):
+        read = survey(dataset, known=read)
+        found = findings(read, dataset.label_space, dataset.config, training)
+    log.info("%s: %s", title, read.summary(dataset.label_space))
+    for one in found:
+        if not one.sure:
+            warnings.warn(f"{title}: {one.text}", stacklevel=2)
+    if read.unreadable and not training:
+        raise ImageError(read.unreadable[0])
+    if wrong := [*read.problems, *(one.text for one in found if one.sure)]:
+        raise DataError(f"{title}: {wrong[0]}")
 
 
 def check_sample(sample: Sample, label_space: LabelSpace, benchmark: BenchmarkSet | None) -> Findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from .label_formats import COLOURS, UNPAINTED, describe
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
@@ -52,13 +54,15 @@ def _json_names(file: Path, text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """What the values in the label images of a data set mean.
+    """What the stored values in the label images of a data set mean (see ``label_formats``).
 
     prompts   the T class names that the model is given
-    classes   the S <= T classes that are scored; label value v is classes[v]
-    ignore    the label value of pixels that are neither trained on nor scored
+    classes   the S <= T classes that are scored; label v is classes[v]
+    ignore    the label of pixels that are neither trained on nor scored
     class_of  the class of each prompt, T numbers in 0..S-1; None: prompt i is class i
     origin    where the classes come from, for error messages
+    label_of  the label of each stored value that has one; None: the stored value v is the label v
+    others    the label of all further stored values; None: they are errors
     """
 
     prompts: list[str]
@@ -66,19 +70,66 @@ class LabelSpace:
     ignore: int
     class_of: list[int] | None
     origin: str
+    label_of: dict[int, int] | None = None
+    others: int | None = None
 
-    @classmethod
-    def from_file(cls, file: str | os.PathLike[str], ignore: int) -> LabelSpace:
-        """Every name of a names file is a prompt and a class. Raises DataError, also if ``ignore`` is a class."""
-        names = read_names(file)
-        if ignore < len(names):
-            raise DataError(
-                f"{file}: label {ignore} is {names[ignore]!r} and cannot be ignored too: "
-                "set data.ignore to a value that no class has, such as 65535"
-            )
-        return cls(names, names, ignore, None, f"the names of {file}")
+    @functools.cached_property
+    def named(self) -> list[int]:
+        """The stored values that have a label, ascending; none where values are labels."""
+        return sorted(self.label_of or ())
 
     def undefined(self, labels: np.ndarray) -> list[int]:
         """The values of ``labels`` (int64, any shape) that are neither a class nor ``ignore``, ascending."""
         outside = labels[(labels < 0) | (labels >= len(self.classes))]
         return np.unique(outside[outside != self.ignore]).tolist()
+
+    def labels(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of stored values (int64, any shape), and a mask of the pixels whose value has no label."""
+        if self.label_of is None:
+            return stored, ((stored < 0) | (stored >= len(self.classes))) & (stored != self.ignore)
+        keys = np.array(self.named, np.int64)
+        values = np.array([self.label_of[key] for key in self.named], np.int64)
+        index = np.searchsorted(keys, stored).clip(max=len(keys) - 1)
+        missing = keys[index] != stored
+        labels = np.where(missing, self.ignore if self.others is None else self.others, values[index])
+        return labels, missing & (self.others is None)
+
+    def decode(self, stored: np.ndarray, source: object) -> np.ndarray:
+        """The labels of stored values. Raises DataError naming ``source`` and a value that has no label."""
+        labels, missing = self.labels(stored)
+        if missing.any():
+            values, counts = np.unique(stored[missing], return_counts=True)
+            raise DataError(f"{source}: {self.explain_missing(int(values[0]), int(counts[0]) / stored.size)}")
+        return labels
+
+    def explain_missing(self, stored: int, share: float) -> str:
+        """What is wrong with a stored value that has no label, of which ``share`` of the pixels are."""
+        pixels = f"{percent(share)} of the pixels"
+        if self.label_of is None and stored < COLOURS:
+            return (
+                f"holds label {stored} ({pixels}), but labels are 0 to {len(self.classes) - 1} ({self.origin}) or "
+                f"{self.ignore} (ignored): correct the file, the names or data.ignore, or give data.label_map"
+            )
+        what = f"the {'colour' if stored >= COLOURS else 'value'} {describe(stored)} ({pixels})"
+        return (
+            f"{what} has no name in {self.origin}{self._nearest(stored)}: add it there, with the name null if it is "
+            "void, or give all further values one name: {others: null}"
+        )
+
+    def _nearest(self, stored: int) -> str:
+        """The named colour nearest to one that has no name: often the file was resized or compressed."""
+        colours = [key for key in self.named if COLOURS <= key < UNPAINTED]
+        if not COLOURS <= stored < UNPAINTED or not colours:
+            return ""
+        parts = [np.array([key >> shift & 255 for shift in (16, 8, 0)]) for key in (stored, *colours)]
+        apart = [int(np.abs(part - parts[0]).max()) for part in parts[1:]]
+        label = (self.label_of or {})[nearest := colours[int(np.argmin(apart))]]
+        name = "void" if label == self.ignore else self.classes[label]
+        why = "; resized or JPEG-compressed labels have such colours" if min(apart) <= 16 else ""
+        return f" (the nearest is {describe(nearest)}, {name}{why})"
+
+
+def percent(share: float) -> str:
+    """A share as text: 12 %, 1.3 %, 0.004 %."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"

@@ -8,17 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..config import DataConfig
 from ..errors import DataError
 from .augmentation import augment
 from .class_names import LabelSpace
-from .images import CLIP_NORMALIZATION, Normalization, read_image, to_pixels
-from .label_formats import read_labels
+from .coco import CocoLabels
+from .images import CLIP_NORMALIZATION, Normalization, orientation, read_image, to_pixels, turn_upright
+from .label_formats import read_stored
 
 Item = dict[str, Any]  # {"pixels" or "image", "labels", "stem"}
-Pair = tuple[str, Path, Path]  # stem, photo, label image
+Labels = Path | CocoLabels  # of one photo: a label image, or annotations
+Pair = tuple[str, Path, Labels]  # stem, photo, labels
 
 
 class EpochDataset(Dataset[Item]):
@@ -47,10 +50,11 @@ class PairDataset(EpochDataset):
     """Pairs of a photo and a label image, as items for training or for evaluation.
 
     name          of the data set, for the record of an evaluation
-    pairs         (stem, photo, label image) of each item
+    pairs         (stem, photo, labels) of each item, the labels being an image or annotations
     label_space   what the label values mean; its ``prompts`` become the attribute ``names``
     augmentation  a DataConfig: training items, augmented as it says; None: evaluation items, whole photos
     seed          of the augmentation; item i depends only on (seed, epoch, i), whatever the number of workers
+    rotated       labels were drawn on photos before their EXIF orientation is applied; None: where the sizes say so
 
     Training items are {"pixels" float32 [3, crop, crop] normalised, "labels" int64 [crop, crop], "stem"}, see
     ``augment``; evaluation items are {"image" uint8 [H, W, 3], "labels" int64 [H, W], "stem"}. Reading an item raises
@@ -64,22 +68,20 @@ class PairDataset(EpochDataset):
         label_space: LabelSpace,
         augmentation: DataConfig | None = None,
         seed: int = 0,
+        rotated: bool | None = None,
     ) -> None:
         super().__init__()
         self.name, self.pairs, self.label_space = name, list(pairs), label_space
         self.names, self.classes, self.class_of = label_space.prompts, label_space.classes, label_space.class_of
         self.ignore = label_space.ignore
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.seed, self.rotated = augmentation, seed, rotated
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Item:
-        stem, photo, label = self.pairs[index]
-        image, labels = read_image(photo), self._read_labels(label)
-        if image.size != labels.shape[::-1]:
-            sizes = f"{image.width}x{image.height} (upright) and {labels.shape[1]}x{labels.shape[0]}"
-            raise DataError(f"{photo} and {label} differ in size, {sizes}: every pixel of a photo needs a label")
+        stem = self.pairs[index][0]
+        image, labels = self.read_pair(index)
         if self.augmentation is None:
             return {"image": torch.from_numpy(np.array(image)), "labels": torch.from_numpy(labels), "stem": stem}
         rng = np.random.default_rng([self.seed, self.epoch, index])
@@ -87,11 +89,29 @@ class PairDataset(EpochDataset):
         pixels = to_pixels(image, normalization=self.normalization)
         return {"pixels": pixels, "labels": torch.from_numpy(labels), "stem": stem}
 
-    def _read_labels(self, file: Path) -> np.ndarray:
-        labels = read_labels(file)
-        if wrong := self.label_space.undefined(labels):
-            raise DataError(
-                f"{file}: holds label {wrong[0]}, but labels are 0 to {len(self.classes) - 1} "
-                f"({self.label_space.origin}) or {self.ignore} (ignored): correct the file, the names or data.ignore"
-            )
-        return labels
+    def read_pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """The whole upright photo of an item, RGB, and its labels int64 [H, W]."""
+        _, photo, source = self.pairs[index]
+        image, stored = read_image(photo), read_source(source, self.label_space)
+        stored = upright_labels(stored, photo, image.size, self.rotated)
+        if image.size != stored.shape[::-1]:
+            sizes = f"{image.width}x{image.height} (upright) and {stored.shape[1]}x{stored.shape[0]}"
+            raise DataError(f"{photo} and {source} differ in size, {sizes}: every pixel of a photo needs a label")
+        return image, self.label_space.decode(stored, source)
+
+
+def read_source(source: Labels, label_space: LabelSpace) -> np.ndarray:
+    """The stored values of labels, int64 [H, W]: see ``label_formats``. Raises DataError or ImageError naming them."""
+    return read_stored(source, label_space.named) if isinstance(source, Path) else source.paint()[0]
+
+
+def upright_labels(stored: np.ndarray, photo: Path, size: tuple[int, int], rotated: bool | None) -> np.ndarray:
+    """Labels [H, W] turned as the photo was, where they were drawn on it before its EXIF orientation was applied.
+
+    size      (width, height) of the upright photo
+    rotated   whether they were; None: where only the photo as stored has the size of the labels
+    """
+    if rotated is False or (rotated is None and size == stored.shape[::-1]):
+        return stored
+    turned = turn_upright(stored, orientation(photo))
+    return turned if size == turned.shape[::-1] else stored

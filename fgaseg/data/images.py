@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 
 from ..errors import ImageError
@@ -84,6 +84,27 @@ def load_pixels(image: Image.Image, name: str | os.PathLike[str]) -> None:
         image.load()
     except Exception as error:  # as in open_image: every reader has its own types
         raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
+
+
+def orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1, which is upright, where it has none. Raises ImageError."""
+    with open_image(path) as image:
+        try:
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception as error:  # of a PNG the whole file is read
+            raise ImageError(f"{path}: is truncated or corrupt ({error}): fetch or copy it again") from error
+    return value if value in range(2, 9) else 1
+
+
+def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Values [H, W] of a grid of pixels, turned as ``read_image`` turns a photo of that EXIF orientation."""
+    if orientation in (5, 6, 7, 8):
+        values = values.T
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return np.ascontiguousarray(values)
 
 
 def _open_any_size(file: Path) -> Image.Image:

@@ -1,41 +1,132 @@
 """How labels are stored: one reader for every format that the data sets use.
 
     format                                                    reader               used by
-    grey or palette image, value = label                      read_labels          own folders, prepared sets, VOC, ...
+    grey or palette image, value = label                      read_labels          prepared sets, VOC, ...
+    the same, or colours                                      read_stored          own folders
     RGB image of ADE20K 2021 (``_seg.png``)                   read_ade_segments    a847 as published
     MATLAB file with a ``LabelMap``                           read_label_map       pc459 as published
     COCO run lengths in one JSON file                         read_run_lengths     pc59 as published
 
-Which set uses which format, and what its values mean, is in ``benchmark_sets.py``.
+Which set uses which format, and what its values mean, is in ``benchmark_sets.py``; COCO's annotations of own folders
+are in ``coco.py``.
+
+A *stored* value is what a pixel of a label image holds before it has a meaning, one number for all kinds of files: the
+value of a grey image, the index of a palette image, ``colour(r, g, b)``, or ``UNPAINTED``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import DataError
 from ..kernels import decode_runs
 from .images import PIXEL_LIMIT, load_pixels, open_image
 
+COLOURS = 1 << 32  # stored colours count from here on, beyond all values
+UNPAINTED = COLOURS + (1 << 24)  # transparent pixels, and pixels outside all annotations of a COCO file
+
+
+def colour(red: int, green: int, blue: int) -> int:
+    """The stored value of a colour."""
+    return COLOURS + (red << 16) + (green << 8) + blue
+
+
+def describe(stored: int) -> str:
+    """A stored value as people write it: "7", "0,0,142" or "unpainted"."""
+    if stored == UNPAINTED:
+        return "unpainted"
+    if stored < COLOURS:
+        return str(stored)
+    return ",".join(str(stored >> shift & 255) for shift in (16, 8, 0))
+
 
 def read_labels(path: str | os.PathLike[str]) -> np.ndarray:
-    """The values of a label image, int64 [H, W]: 8 or 16-bit grey, or palette indices. EXIF is not applied.
+    """The values of a label image, int64 [H, W]: grey, or palette indices. EXIF is not applied.
 
-    Raises ImageError if the file cannot be read, DataError if it is a colour image; both name the file.
+    A colour image whose three channels are equal is grey. Raises ImageError if the file cannot be read, DataError if it
+    has colours or transparency; both name the file.
+    """
+    values = read_stored(path)
+    if (values >= COLOURS).any():
+        raise DataError(f"{path}: is partly transparent: a label image has one value per pixel")
+    return values
+
+
+def read_stored(path: str | os.PathLike[str], named: Collection[int] = ()) -> np.ndarray:
+    """The stored values of a label image, int64 [H, W]. EXIF is not applied.
+
+    named   the stored values that have a name. Where colours are among them, palette images are read by colour (by
+            index, if that alone gives names to all pixels), and grey images as grey colours if no values are
+
+    Fully transparent pixels are UNPAINTED. Raises ImageError if the file cannot be read, DataError if it has colours
+    and none are named, or is of another kind; both name the file.
     """
     with open_image(path) as image:
-        if image.mode not in ("L", "P", "1", "I") and not image.mode.startswith("I;16"):
-            raise DataError(
-                f"{path}: is a {image.mode} image: a label image has one value per pixel, 8 or 16-bit grey or a palette"
-            )
         load_pixels(image, path)
-        return np.asarray(image).astype(np.int64)
+        by_colour = any(COLOURS <= one < UNPAINTED for one in named)
+        if image.mode == "P":
+            return _palette_values(image, named) if by_colour else _whole_numbers(np.asarray(image), path)
+        if image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16"):
+            values = _whole_numbers(np.asarray(image), path)
+            only_colours = by_colour and not any(one < COLOURS for one in named)
+            return COLOURS + values * 0x010101 if only_colours else values
+        if image.mode in ("RGB", "RGBA", "LA", "PA"):
+            return _colour_values(np.asarray(image.convert("RGBA")), by_colour, image.mode, path)
+    raise DataError(f"{path}: is a {image.mode} image: a label image is grey, RGB or RGBA, or has a palette")
+
+
+def read_palette(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """The colours of a palette image, as stored values [N] by index; None for other images."""
+    with open_image(path) as image:
+        return _palette(image) if image.mode == "P" else None
+
+
+def _palette(image: Image.Image) -> np.ndarray:
+    colours = np.array(image.getpalette("RGB") or [], np.int64).reshape(-1, 3)
+    stored: np.ndarray = COLOURS + (colours @ np.array([1 << 16, 1 << 8, 1]))
+    return stored
+
+
+def _palette_values(image: Image.Image, named: Collection[int]) -> np.ndarray:
+    indices = np.asarray(image).astype(np.int64)
+    palette = _palette(image)
+    used = np.unique(indices)
+    if used.max() < len(palette) and set(palette[used].tolist()) <= set(named):
+        return palette[indices]
+    if set(used.tolist()) <= set(named) or used.max() >= len(palette):
+        return indices
+    return palette[indices]
+
+
+def _whole_numbers(values: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    if values.dtype.kind == "f" and not (values == np.round(values)).all():
+        raise DataError(f"{path}: holds fractions: a label image holds whole numbers")
+    return values.astype(np.int64)
+
+
+def _colour_values(rgba: np.ndarray, by_colour: bool, mode: str, path: str | os.PathLike[str]) -> np.ndarray:
+    """Stored values of an image uint8 [H, W, 4]; grey ones are values where no colours are asked for."""
+    parts = rgba.astype(np.int64)
+    painted = parts[..., 3] > 0
+    if not by_colour:
+        grey = (parts[..., 0] == parts[..., 1]) & (parts[..., 1] == parts[..., 2])
+        if not (grey | ~painted).all():
+            raise DataError(
+                f"{path}: is a {mode} image: a label image has one value per pixel, 8 or 16-bit grey or a palette; say "
+                "which colour has which name with data.label_map (--label-map)"
+            )
+        stored = parts[..., 0]
+    else:
+        stored = COLOURS + (parts[..., 0] << 16) + (parts[..., 1] << 8) + parts[..., 2]
+    return np.where(painted, stored, UNPAINTED)
 
 
 def read_ade_segments(file: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from ..config import DataConfig
 from ..errors import DataError
 from .benchmark_sets import BenchmarkSet, find_set, shorten
 from .datasets import PairDataset
-from .folders import find_pairs
+from .pairing import find_pairs
 from .set_files import SplitFiles, default_root
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import DataConfig
-from ..data import FolderDataset, default_root, open_set
+from ..data import FolderDataset, check_labels, default_root, open_set
 from ..distributed import rank, sum_over_processes, world_size
 from ..errors import DataError
 from ..progress import track
@@ -24,6 +24,7 @@ from .scores import ConfusionMatrix, Scores
 from .state import EvalState, sample_hash
 
 READ_AHEAD = 4
+SECONDS_OF_LABELS = 1.0  # looked at before an evaluation
 
 log = logging.getLogger(__name__)
 
@@ -127,13 +128,20 @@ def evaluate(
 
 
 def open_validation_set(data: DataConfig) -> LabelledImages:
-    """The one validation set of a configuration: `val_set`, or the validation split of its folders."""
+    """The one validation set of a configuration: `val_set`, or the validation split of its folders.
+
+    Labels in folders are looked at for a second (`check_labels`): DataError where they are surely wrong.
+    """
     if data.scenes:
         raise DataError(
             'data.scenes: the scenes have two validation sets: evaluate on SceneDataset("seen", 100) or '
             'SceneDataset("unseen", 100)'
         )
-    return open_set(data.val_set, data.root or default_root()) if data.val_set else FolderDataset(data, "val")
+    if data.val_set:
+        return open_set(data.val_set, data.root or default_root())
+    dataset = FolderDataset(data, "val")
+    check_labels(dataset, "labels", seconds=SECONDS_OF_LABELS)
+    return dataset
 
 
 def run_evaluation(

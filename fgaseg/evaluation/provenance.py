@@ -125,7 +125,9 @@ def files_state(dataset: Any) -> str:
     From sizes and modification times of the files in `dataset.pairs`, not their location; without `pairs`, from the
     length alone.
     """
-    stats = [(stem, [file.stat() for file in files]) for stem, *files in getattr(dataset, "pairs", [])]
+    pairs = getattr(dataset, "pairs", [])
+    # the labels of a photo may be a part of a COCO file
+    stats = [(stem, [getattr(file, "file", file).stat() for file in files]) for stem, *files in pairs]
     return _hash([len(dataset), [(stem, [(s.st_size, s.st_mtime_ns) for s in files]) for stem, files in stats]])
 
 

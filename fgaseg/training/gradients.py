@@ -53,7 +53,7 @@ class GradientComputer:
             with autocast(self.device, self.config.train.amp):
                 out = self.model(some_pixels, vocabulary)
             losses = segmentation_losses(
-                out, some_labels, self.config.model.loss, self.config.data.ignore, sum_over_processes, labels
+                out, some_labels, self.config.model.loss, self.config.data.void, sum_over_processes, labels
             )
             self.optimizer.backward(losses["loss"])
             for name, value in losses.items():

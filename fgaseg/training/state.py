@@ -26,6 +26,7 @@ FREE_ON_RESUME = {
     "train.accumulate", "train.fsdp", "train.skip_unreadable", "train.pictures",
     "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
     "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
+    "data.image_suffix", "data.label_suffix",
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class StepVocabulary:
 
     def __init__(self, model: FGASeg, names: list[str], config: Config, device: torch.device):
         self.model, self.names, self.device = model, names, device
-        self.recipe, self.ignore = config.train, config.data.ignore
+        self.recipe, self.ignore = config.train, config.data.void
         self.trains = model.text_encoder.trains()
         self._frozen: Tensor | None = None
 

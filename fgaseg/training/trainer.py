@@ -29,6 +29,7 @@ from .callbacks import Callback, Event, as_callback
 from .card import result_facts, training_facts
 from .finite import FiniteCheck
 from .gradients import GradientComputer
+from .label_check import check_before_training
 from .metrics import Speed, peak_memory_mb
 from .optimizer import Optimizer
 from .processes import check_batch, deterministic, join_processes, opening, write_on_main
@@ -212,6 +213,8 @@ class Trainer:
             self.state = self.store.restore(content, self.optimizer)
         self.store.check_shared(self.state.step)
         left = self.state.step < self.config.train.steps
+        if left:
+            check_before_training(self.train_set, self.val_sets, self.config.data.val_count, self.device)
         pinned = self.device.type == "cuda"
         loader = make_loader(self.train_set, self.config, self.state.step, pinned) if left else ()
         self.batches = BatchSource(loader, self.config, self.state.skipped, self.device)

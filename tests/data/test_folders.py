@@ -120,14 +120,15 @@ def test_label_out_of_range_names_file_value_and_range(tmp_path):
     Image.fromarray(np.full((40, 56), 3, np.uint8)).save(tmp_path / "labels" / "p2.png")
     data = FolderDataset(config, "train")
     with pytest.raises(
-        DataError, match=r"p2\.png: holds label 3, .* 0 to 2 .*names\.txt.* or 255 \(ignored\): correct"
+        DataError,
+        match=r"p2\.png: holds label 3 \(100 % of .*\), .* 0 to 2 .*names\.txt.* or 255 \(ignored\): correct",
     ):
         data[2]
 
 
 def test_colour_image_as_label_is_an_error(tmp_path):
     config = make_folder(tmp_path)
-    Image.new("RGB", (56, 40)).save(tmp_path / "labels" / "p1.png")
+    Image.new("RGB", (56, 40), "red").save(tmp_path / "labels" / "p1.png")
     with pytest.raises(DataError, match=r"p1\.png: is a RGB image: a label image has one value per pixel"):
         FolderDataset(config, "val")[1]
 
