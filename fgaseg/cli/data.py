@@ -5,14 +5,16 @@ import itertools
 import json
 import os
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import add_command, add_json, check_out
+from .options import add_command, add_json, add_label_options, check_out, label_values
 
 if TYPE_CHECKING:
+    from ..config import DataConfig
     from ..data import CheckReport, PrepareReport
 
 HELP = """\
@@ -35,6 +37,11 @@ values that do not fit.
   fgaseg data check a150 --root datasets --json
   fgaseg data check a150 --images DIR --labels DIR      labels prepared in another layout (SAN, MAFT, FC-CLIP, mmseg)
   fgaseg data check --images DIR --labels DIR --names names.txt       your own data
+  fgaseg data check --images DIR --labels annotations.json --picture sheet.png
+  fgaseg data check --images DIR --label-suffix _mask --label-map labelmap.txt
+
+Of your own data the share of each class is shown, and what looks wrong, with its likely cause and the option that
+cures it; --picture draws five photos with their labels.
 """
 
 PREPARE = """\
@@ -46,9 +53,15 @@ converted is reported, the others are converted, and the exit status is 1.
   fgaseg data prepare a150 pas20 --root datasets
   fgaseg data prepare a150 --root /read-only/datasets --out mine      then use --root mine; originals are linked into it
   fgaseg data prepare a150 --images DIR --labels DIR --out mine       originals in another layout
+  fgaseg data prepare --images DIR --labels DIR --label-map labelmap.txt --out mine
+
+The last writes your own labels (colours, numbers with gaps, COCO annotations) as PNGs whose values are lines of
+mine/names.txt.
 """
 
 SHOWN = 10  # entries of one kind that are printed
+PICTURES = 5
+CLASSES_SHOWN = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,15 +73,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(action=function)
         add_json(action)
     check.add_argument("--quick", action="store_true", help="count only, decode nothing")
-    check.add_argument("--names", type=Path, help="your own class names, one per line or a JSON list")
-    check.add_argument("--ignore", type=int, help="your own label that is not scored (default: 255)")
+    check.add_argument("--picture", type=Path, metavar="FILE", help="draw five of your own photos with their labels")
     prepare.add_argument("--out", type=Path, help="write there (default: --root), with links to the originals")
     for one in (check, prepare):
         one.add_argument("sets", nargs="*", metavar="SET", help="see fgaseg data list (default: all)")
         one.add_argument("--root", type=Path, default=None, help="default: $DETECTRON2_DATASETS, or ./datasets")
         one.add_argument("--split", choices=("train", "val"), help="default: val, of coco-stuff both")
         one.add_argument("--images", type=Path, help="one set's photos, wherever they are")
-        one.add_argument("--labels", type=Path, help="one set's labels, wherever they are")
+        one.add_argument("--labels", type=Path, help="one set's labels, wherever they are; or COCO annotations")
+        one.add_argument("--names", type=Path, help="your own class names, one per line or a JSON list")
+        add_label_options(one)
         one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
 
 
@@ -123,9 +137,9 @@ def run_check(options: argparse.Namespace) -> int:
     _check_data_options(options)
     if options.images:
         reports = [_check_folders(options)]
-    elif options.names or options.ignore is not None:
-        raise UsageError("--names and --ignore are those of your own data: give --images and --labels too")
     else:
+        if options.picture:
+            raise UsageError("--picture draws your own data: give --images and --labels too")
         reports = check(
             options.sets, root, split=options.split, quick=options.quick, workers=options.workers, progress=True
         )
@@ -133,6 +147,8 @@ def run_check(options: argparse.Namespace) -> int:
         print(json.dumps([asdict(report) for report in reports]))
     else:
         _print_check(reports, options.images or root)
+        if options.picture:
+            print(f"picture: {options.picture}")
     bad = ("wrong", "incomplete")
     return int(any(one.state in bad or (one.state == "absent" and one.set in options.sets) for one in reports))
 
@@ -142,38 +158,73 @@ def _check_folders(options: argparse.Namespace) -> "CheckReport":
 
     if len(options.sets) > 1 or options.quick or options.split == "train":
         raise UsageError("--images and --labels: give one set (or none and --names), no --quick, no --split train")
-    if not options.names and not options.sets:
-        raise UsageError("--images and --labels need --names FILE, or the name of the set whose classes they have")
-    if not options.names and options.ignore is not None:
-        raise UsageError(f"--ignore {options.ignore}: {options.sets[0]} has its own: leave it out, or give --names too")
-    return check_folders(
+    named = options.names or options.label_map or (options.labels and options.labels.suffix.lower() == ".json")
+    if not named and not options.sets:
+        raise UsageError(
+            "--images and --labels need --names FILE or --label-map, or the name of the set whose classes they have"
+        )
+    report = check_folders(
         options.images,
         options.labels,
         names=options.names,
-        ignore=255 if options.ignore is None else options.ignore,
         set_name=options.sets[0] if options.sets else None,
         workers=options.workers,
         progress=True,
+        **label_values(options),
     )
+    if options.picture:
+        _draw(_own_config(options), options.picture)
+    return report
+
+
+def _own_config(options: argparse.Namespace) -> "DataConfig":
+    from ..config import DataConfig
+
+    values = {key: value for key in ("images", "labels", "names") if (value := getattr(options, key)) is not None}
+    return DataConfig.read(values | label_values(options), "fgaseg data")
+
+
+def _draw(config: "DataConfig", file: Path) -> None:
+    """Five photos of the data set, spread over it, beside their labels."""
+    from ..data import FolderDataset
+    from ..errors import DataError, ImageError
+    from ..files import atomic_write
+    from ..inference import contact_sheet
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # files that are left out are in the report
+        dataset = FolderDataset(config, "val")
+    samples: list[Any] = []
+    reasons: list[str] = []
+    step = max(len(dataset) // PICTURES, 1)
+    for index in [*range(0, len(dataset), step), *range(len(dataset))]:
+        if len(samples) == PICTURES or len(reasons) > SHOWN:
+            break
+        try:
+            samples.append((dataset.pairs[index][0], *dataset.read_pair(index, strict=False)))
+        except (DataError, ImageError) as error:
+            reasons.append(str(error))
+    if not samples:
+        raise UsageError(f"--picture {file}: no photo can be drawn: {reasons[0]}")
+    picture = contact_sheet(samples, dataset.names)
+    atomic_write(file, lambda handle: picture.save(handle, format="PNG"))
 
 
 def run_prepare(options: argparse.Namespace) -> int:
-    from ..data import default_root, prepare
+    from ..data import default_root, prepare, prepare_folders
 
     _check_data_options(options)
     check_out(options.out)
     root = options.root or default_root()
+    given = {"workers": options.workers, "progress": True}
     try:
-        reports = prepare(
-            options.sets,
-            root,
-            split=options.split,
-            out=options.out,
-            images=options.images,
-            labels=options.labels,
-            workers=options.workers,
-            progress=True,
-        )
+        if options.images and not options.sets:
+            if options.out is None:
+                raise UsageError("your own data is prepared into a folder of its own: give --out")
+            reports = [prepare_folders(_own_config(options), options.out, **given)]
+        else:
+            reports = prepare(options.sets, root, split=options.split, out=options.out, images=options.images,
+                              labels=options.labels, **given)  # fmt: skip
     except KeyboardInterrupt:
         print("stopped: run the same command again to resume", file=sys.stderr)
         return 130
@@ -187,8 +238,14 @@ def run_prepare(options: argparse.Namespace) -> int:
 def _check_data_options(options: argparse.Namespace) -> None:
     if options.workers < 0:
         raise UsageError(f"--workers {options.workers}: give 0 (this process) or more")
-    if bool(options.images) != bool(options.labels):
-        raise UsageError("--images and --labels go together: give both")
+    if bool(options.images) != bool(options.labels) and not (options.images and options.label_suffix):
+        raise UsageError(
+            "--images and --labels go together: give both (or --label-suffix, if photos and labels share it)"
+        )
+    if not options.images and (options.names or label_values(options)):
+        raise UsageError("--names, --ignore, --label-map and suffixes are for your own data: give --images too")
+    if options.sets and label_values(options) and not options.names:
+        raise UsageError(f"{options.sets[0]} has its own: give --label-map, --ignore and suffixes without a set")
 
 
 def print_prepared(reports: list["PrepareReport"], root: Path) -> None:
@@ -223,6 +280,29 @@ def _print_check(reports: list["CheckReport"], root: Path) -> None:
         prepared = f"{report.prepared}, {report.empty} empty" if report.empty else str(report.prepared)
         table.add_row(escape(report.set), report.split, *map(str, counts), values, prepared, report.state)
     _print(table, [f"{one.set} {one.split}: {line}" for one in reports for line in _explanations(one, root)])
+    for report in reports:
+        if report.shares:
+            _print(_shares_table(report), [f"warning: {text}" for text in report.warnings])
+
+
+def _shares_table(report: "CheckReport") -> Any:
+    """The share of the pixels of each class, of void, and of the values without a name."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from ..data import percent
+
+    table = Table(title="share of the pixels", show_header=False)
+    rows = sorted(report.shares.items(), key=lambda item: -item[1])
+    for name, share in rows[:CLASSES_SHOWN]:
+        table.add_row(escape(name), percent(share) if share else "never")
+    if len(rows) > CLASSES_SHOWN:
+        never = sum(not share for _, share in rows[CLASSES_SHOWN:])
+        table.add_row(f"{len(rows) - CLASSES_SHOWN} more", f"{never} of them never (--json has all)")
+    table.add_row("void", percent(report.void or 0), style="dim")
+    for value, share in itertools.islice(report.unnamed.items(), SHOWN):
+        table.add_row(f"{value}: no name", percent(share), style="red")
+    return table
 
 
 def _explanations(report: "CheckReport", root: Path) -> list[str]:

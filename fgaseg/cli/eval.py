@@ -12,10 +12,12 @@ from ..errors import UsageError
 from .options import (
     MODEL_HELP,
     add_json,
+    add_label_options,
     add_model_options,
     add_words,
     autocast,
     check_out,
+    label_values,
     load_model,
     model_and_overrides,
 )
@@ -35,6 +37,7 @@ labelled images. Prints both definitions of mIoU, figures per class, and the has
   fgaseg eval --data a150,pc59,pas20 --model runs/mine/model --root datasets --window --out runs/mine/eval
   fgaseg eval --data a150 --model runs/mine/model --images DIR --labels DIR      labels prepared in another layout
   fgaseg eval runs/mine/model --images photos --labels labels --names names.txt
+  fgaseg eval runs/mine/model --images photos --labels masks --label-map labelmap.txt --label-suffix _mask
   fgaseg eval runs/mine/model --config runs/mine/config.yaml --csv per_class.csv --json
   torchrun --nproc-per-node 8 -m fgaseg eval --data a150 --model runs/mine/model
 
@@ -70,6 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="take the data set from this training configuration")
     for key in ("images", "labels", "names", "list"):
         parser.add_argument(f"--{key}", type=Path, help=f"the data set's {key}")
+    add_label_options(parser)
     parser.add_argument("--count", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--csv", type=Path, help="write the per-class rows to this file")
     add_model_options(parser)
@@ -101,13 +105,16 @@ def run(options: argparse.Namespace) -> None:
 def _check_data_options(options: argparse.Namespace) -> None:
     """There is one source of data."""
     others = [key for key in ("names", "list", "config") if getattr(options, key)]
+    others += [key.replace("_", "-") for key in label_values(options)]
     if options.data and others:
         raise UsageError(f"--data names whole sets: leave --{others[0]} out")
     if options.data and bool(options.images) != bool(options.labels):
         raise UsageError("a set of --data in another layout: give both --images and --labels")
     if options.data and options.images and (options.root or "," in options.data):
         raise UsageError("--images and --labels are those of one set: give one with --data, and no --root")
-    missing = [f"--{key}" for key in ("images", "labels", "names") if not getattr(options, key)]
+    needed = ["images"] if options.label_suffix else ["images", "labels"]
+    needed += [] if options.label_map or (options.labels and options.labels.suffix == ".json") else ["names"]
+    missing = [f"--{key}" for key in needed if not getattr(options, key)]
     if missing and not (options.data or options.config or options.root):
         raise UsageError(
             "what to score it on: give --data with names of sets (fgaseg data list), commas between them, or, for your "
@@ -162,7 +169,7 @@ def _data_overrides(options: argparse.Namespace) -> list[str]:
         overrides += ["data.scenes=false", "data.val_images=null", "data.val_labels=null", "data.train_list=null"]
         overrides += ["data.set=null", "data.val_set=null"]
         overrides += [] if options.list else ["data.val_list=null"]
-    return overrides
+    return overrides + [f"data.{key}={json.dumps(value)}" for key, value in label_values(options).items()]
 
 
 def _model_overrides(options: argparse.Namespace) -> list[str]:

@@ -40,6 +40,35 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         help="of autocast: lower is faster and changes some labels")  # fmt: skip
 
 
+def add_label_options(parser: argparse.ArgumentParser) -> None:
+    """What the files and values of a user's own labels mean; `label_values` reads them."""
+    parser.add_argument("--label-map", type=_label_map, metavar="FILE|PRESET|{...}",
+                        help="names of the values or colours in your own labels, as data.label_map")  # fmt: skip
+    parser.add_argument("--ignore", type=whole_numbers, help="your own values that are not scored, commas between them "
+                        "(default: 255)")  # fmt: skip
+    parser.add_argument("--image-suffix", metavar="TEXT", help="end of photos' names that labels do not share, "
+                        "such as _leftImg8bit")  # fmt: skip
+    parser.add_argument("--label-suffix", metavar="TEXT", help="the same of labels, such as _mask")
+
+
+def label_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_label_options` that were given, by the key of `data` that each sets."""
+    keys = ("label_map", "ignore", "image_suffix", "label_suffix")
+    return {key: value for key in keys if (value := getattr(options, key)) is not None}
+
+
+def _label_map(text: str) -> Any:
+    """A file or a preset, or a mapping in YAML such as {0: background, 255: crack}."""
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"{text!r}: is not a mapping such as {{0: background, 255: crack}}") from None
+
+
 def whole_numbers(text: str) -> list[int]:
     """The integers of an option such as --seed 0,1,2, for argparse's `type`."""
     try:

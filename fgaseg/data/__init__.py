@@ -15,7 +15,7 @@ label_suspicions.py  what looks wrong about it, why, and how it is cured
 scenes.py          the drawn scenes of `fgaseg demo`
 benchmark_sets.py  which folders and classes each benchmark set has, and what its labels mean
 set_files.py       finding the files of a benchmark set below a root folder
-preparation.py     `fgaseg data prepare`: published labels to those that are scored
+preparation.py     `fgaseg data prepare`: published labels, and a user's own, to those that are scored
 checks.py          `fgaseg data check`, and what training begins with: files that are missing, unreadable or wrong
 prepared_sets.py   opening a prepared benchmark set
 from_config.py     the data sets that a configuration names
@@ -24,12 +24,12 @@ workers.py         applying a function to many files in worker processes
 
 from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders, check_labels
-from .class_names import read_names
+from .class_names import percent, read_names
 from .datasets import PairDataset
 from .folders import FolderDataset
 from .from_config import VALIDATION_SCENES, data_sets
 from .images import CLIP_MEAN, CLIP_NORMALIZATION, CLIP_STD, ImageSource, Normalization, read_image, to_pixels
-from .preparation import PrepareReport, prepare
+from .preparation import PrepareReport, prepare, prepare_folders
 from .prepared_sets import open_set, open_set_in_folders
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .set_files import SplitFiles, default_root
@@ -57,7 +57,9 @@ __all__ = [
     "default_root",
     "open_set",
     "open_set_in_folders",
+    "percent",
     "prepare",
+    "prepare_folders",
     "read_image",
     "read_names",
     "to_pixels",

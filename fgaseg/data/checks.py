@@ -119,8 +119,10 @@ class CheckReport:
 
     def add_shares(self, survey: LabelSurvey, label_space: LabelSpace) -> None:
         """Add the share of the pixels of each class, of void, and of each value without a name."""
+        if not survey.pixels:
+            return
         labels, missing = survey.by_label(label_space)
-        pixels = max(survey.pixels, 1)
+        pixels = survey.pixels
         self.shares = {name: labels.get(label, 0) / pixels for label, name in enumerate(label_space.classes)}
         self.void = labels.get(label_space.ignore, 0) / pixels
         order = sorted(missing, key=lambda value: -missing[value])

@@ -89,15 +89,21 @@ class PairDataset(EpochDataset):
         pixels = to_pixels(image, normalization=self.normalization)
         return {"pixels": pixels, "labels": torch.from_numpy(labels), "stem": stem}
 
-    def read_pair(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """The whole upright photo of an item, RGB, and its labels int64 [H, W]."""
+    def read_pair(self, index: int, strict: bool = True) -> tuple[Image.Image, np.ndarray]:
+        """The whole upright photo of an item, RGB, and its labels int64 [H, W].
+
+        strict  values without a meaning are errors; else they become ``ignore``
+        """
         _, photo, source = self.pairs[index]
         image, stored = read_image(photo), read_source(source, self.label_space)
         stored = upright_labels(stored, photo, image.size, self.rotated)
         if image.size != stored.shape[::-1]:
             sizes = f"{image.width}x{image.height} (upright) and {stored.shape[1]}x{stored.shape[0]}"
             raise DataError(f"{photo} and {source} differ in size, {sizes}: every pixel of a photo needs a label")
-        return image, self.label_space.decode(stored, source)
+        if strict:
+            return image, self.label_space.decode(stored, source)
+        labels, missing = self.label_space.labels(stored)
+        return image, np.where(missing, self.ignore, labels)
 
 
 def read_source(source: Labels, label_space: LabelSpace) -> np.ndarray:

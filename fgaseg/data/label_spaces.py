@@ -39,7 +39,8 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
         origin = str(labels) if label_map is _UNNAMED else f"{labels} and {label_map.origin}"
     elif label_map.has_values or label_map.has_colours:
         entries, origin = dict(label_map.names), label_map.origin
-        void_values = tuple(one for one in void_values if one != 255 or 255 not in entries)  # it is the default
+        # 255 is only the default; and colours are no values
+        void_values = tuple(one for one in void_values if one != 255 or 255 not in entries) * label_map.has_values
     else:
         if names is None:
             raise DataError("data.names is not set: set it to a path, for example data.names=my_data/names")

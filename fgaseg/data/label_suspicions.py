@@ -192,7 +192,8 @@ def _background_ignored(e: Evidence) -> Iterator[Finding]:
     if not e.plain or 0 not in e.config.void_values or e.missing or not e.present:
         return
     last = len(e.names) - 1
-    if last not in e.present and e.survey.complete:
+    telling = e.names[0].lower() in BACKGROUNDS or e.survey.files >= 2 * len(e.names)
+    if last not in e.present and e.survey.complete and telling:
         yield Finding(
             f"0 is void (data.ignore), so that the first name, {e.names[0]!r}, is that of value 1; but no pixel is "
             f"{e.names[last]!r}, the last: if the names have a line for 0, remove it",
@@ -204,11 +205,13 @@ def _zero_dominates(e: Evidence) -> Iterator[Finding]:
     name = e.names[0].lower()
     if not e.plain or name in BACKGROUNDS or is_void_name(name) or 0 in e.config.void_values or len(e.present) < 2:
         return
-    often = e.survey.in_files[0] >= 0.9 * e.survey.files
-    if e.share(0) > 0.5 and often and e.survey.files > 2:
+    often = e.survey.in_files[0] / e.survey.files
+    # unlabelled pixels are in nearly all files; a class can be too, but then it is seldom that nothing is void
+    if e.survey.files > 2 and ((e.share(0) > 0.5 and often >= 0.9) or (not e.void and often >= 0.8)):
         yield Finding(
-            f"{percent(e.share(0))} of the labelled pixels have the label 0, {e.names[0]!r}: if 0 is background, add a "
-            "first line 'background' to the names; if it is void, give data.ignore=[0,255]",
+            f"label 0, {e.names[0]!r}, is in {percent(often)} of the files and on {percent(e.share(0))} of the "
+            "labelled pixels: if 0 is background, add a first line 'background' to the names; if it is void, give "
+            "data.ignore=[0,255]",
             False,
         )
 

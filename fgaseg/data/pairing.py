@@ -114,8 +114,9 @@ def _search(photos: Path, labels: Path, names: PairNames) -> tuple[dict[str, Pat
         return photo_of, _place(read_coco(labels).photos, photo_of), skipped
     if photos.resolve() == labels.resolve():
         return _search_one_folder(photos, names)
-    photo_of, skipped = _files_by_stem(photos, "photos", PHOTOS, names.photos, without=labels)
-    label_of, skipped_labels = _files_by_stem(labels, "label images", LABELS, names.labels, without=photos)
+    inner = labels if photos in labels.parents else photos if labels in photos.parents else None
+    photo_of, skipped = _files_by_stem(photos, "photos", PHOTOS, names.photos, without=inner)
+    label_of, skipped_labels = _files_by_stem(labels, "label images", LABELS, names.labels, without=inner)
     return photo_of, label_of, skipped + skipped_labels
 
 
@@ -135,10 +136,9 @@ def _place(listed: Mapping[str, Labels], photo_of: Mapping[str, Path]) -> dict[s
 def _search_one_folder(folder: Path, names: PairNames) -> tuple[dict[str, Path], dict[str, Labels], list[str]]:
     """Photos and labels in one folder: apart by the suffixes, else x.jpg is the photo of x.png."""
     if names.labels or names.photos:
-        photo_of, skipped = _files_by_stem(folder, "photos", PHOTOS, names.photos, other=names.labels)
-        label_of, skipped_labels = _files_by_stem(folder, "label images", LABELS, names.labels, other=names.photos)
-        no_photo = {line.partition(": ")[0] for line in skipped}
-        return photo_of, dict(label_of), [line for line in skipped_labels if line.partition(": ")[0] in no_photo]
+        photo_of, _ = _files_by_stem(folder, "photos", PHOTOS, names.photos, other=names.labels)
+        label_of, _ = _files_by_stem(folder, "label images", LABELS, names.labels, other=names.photos)
+        return photo_of, dict(label_of), []
     files: dict[str, list[Path]] = {}
     for file in _files(folder, PHOTOS):
         files.setdefault(file.relative_to(folder).with_suffix("").as_posix(), []).append(file)
@@ -168,13 +168,13 @@ def _files_by_stem(
 ) -> tuple[dict[str, Path], list[str]]:
     """Files below ``folder`` by stem, and a line for every file of another kind.
 
-    without   a folder of files of the other kind
+    without   a folder inside ``folder`` that holds the files of the other kind
     other     the names of files of the other kind in the same folder
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: is {'not a folder' if folder.exists() else 'missing'}: name a folder of {kind}")
     found: dict[str, Path] = {}
-    skipped, misnamed = [], 0
+    skipped = []
     for file in sorted(folder.rglob("[!.]*")):
         if file.is_dir() or (without and without != folder and without in file.parents):
             continue
@@ -186,13 +186,11 @@ def _files_by_stem(
             why = "compression has changed label values" if lossy else f"has none of the suffixes {', '.join(suffixes)}"
             skipped.append(f"{file}: {why}")
         elif (stem := pattern.stem(path)) is None:
-            misnamed += 1
+            continue  # the caller said which names count
         elif stem in found:
             raise DataError(f"{file} and {found[stem]} have the same name: keep one of them")
         else:
             found[stem] = file
-    if misnamed:
-        skipped.append(f"{folder}: {misnamed} files are not named like {pattern}: they are not {kind}")
     return found, skipped
 
 
@@ -263,18 +261,19 @@ def _guess(photos: list[str], labels: list[str]) -> str:
     for (of_photo, of_label), _ in tried.most_common(20):
         stems = [{one.stem(path) for path in some} for one, some in zip((of_photo, of_label), paths, strict=True)]
         pairs = len((stems[0] & stems[1]) - {None})
-        if pairs > most:
+        if pairs > most and not any(word in str(of_label).lower() for word in ("color", "instance", "vis")):
             given = (("image_suffix", of_photo), ("label_suffix", of_label))
             best, most = " ".join(f"data.{key}={one}" for key, one in given if one), pairs
-    return f"{best} ({most} pairs)" if best else ""
+    enough = most * 5 >= min(len(photos), len(labels)) * 2  # in one folder, half of the files are labels
+    return f"{best} ({most} pairs)" if best and enough else ""
 
 
 def _patterns(photo: str, label: str, ends: bool) -> tuple[NamePattern, NamePattern]:
-    """What two names have before their common end, or after their common beginning."""
+    """What two names have before their common end, or after their common beginning, with the mark between the two."""
     if ends:
-        length = _common(photo[::-1], label[::-1])
+        length = len(photo[len(photo) - _common(photo[::-1], label[::-1]) :].lstrip("_-. "))
         return NamePattern(photo[: len(photo) - length]), NamePattern(label[: len(label) - length])
-    length = _common(photo, label)
+    length = len(photo[: _common(photo, label)].rstrip("_-. "))
     return NamePattern(after=photo[length:]), NamePattern(after=label[length:])
 
 

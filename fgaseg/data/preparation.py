@@ -13,14 +13,18 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from ..config import DataConfig
 from ..errors import DataError, ImageError
 from ..files import atomic_write
 from .benchmark_sets import BenchmarkSet, find_set, find_splits
+from .folders import FolderDataset
 from .images import load_pixels, open_image
 from .set_files import SplitFiles, require_root
 from .workers import run_tasks
 
 SHORT_SIDE = 512  # of A-847's prepared photos
+
+Outcome = Literal["converted", "empty", "failed", "disk full"]
 
 
 @dataclass
@@ -34,6 +38,18 @@ class PrepareReport:
     empty: int = 0  # without a labelled pixel: left out, as the protocol says
     dropped: int = 0  # photos without labels, or labels without a photo
     failed: dict[str, str] = field(default_factory=dict)  # stem: reason
+
+    def count(self, stem: str, outcome: Outcome, reason: str, folder: Path) -> None:
+        """Note what became of one label image in ``folder``. Raises DataError when the disk is full."""
+        match outcome:
+            case "disk full":
+                raise DataError(f"{folder}: {reason}. Free some space and run the same command again to resume")
+            case "converted":
+                self.converted += 1
+            case "empty":
+                self.empty += 1
+            case "failed":
+                self.failed[stem] = reason
 
 
 def prepare(
@@ -79,6 +95,41 @@ def prepare(
             raise DataError(f"{files.title}: cannot be prepared, missing: {'; '.join(missing)}")
         reports.append(_prepare_split(files, workers, progress))
     return reports
+
+
+def prepare_folders(config: DataConfig, out: Path, *, workers: int = 0, progress: bool = False) -> PrepareReport:
+    """Write a user's own labels as PNGs whose values are lines of a names file, which is written too.
+
+    config    ``images``, ``labels``, ``names``, ``label_map``, ... of DataConfig: what the labels are and mean
+    out       gets labels/<stem>.png, of the upright photos' size, and names.txt; void is 255 (65535 if that is a class)
+    workers   processes; 0: this one
+    progress  show a progress bar
+
+    Files are written anew, since another label map gives others. A file that cannot be converted is reported. Raises
+    DataError as FolderDataset does, or when the disk is full.
+    """
+    dataset = FolderDataset(config, "val")
+    report = PrepareReport(dataset.name, "val", dropped=len(dataset.skipped))
+    text = "".join(f"{name}\n" for name in dataset.classes)
+    atomic_write(out / "names.txt", lambda file: file.write(text.encode()))
+    tasks = [(dataset, index, out / "labels") for index in range(len(dataset))]
+    for stem, outcome, reason in run_tasks(_convert_own, tasks, workers, f"preparing {dataset.name}", progress):
+        report.count(stem, outcome, reason, out)
+    return report
+
+
+def _convert_own(dataset: FolderDataset, index: int, folder: Path) -> tuple[str, Outcome, str]:
+    stem = dataset.pairs[index][0]
+    void, kind = (255, np.uint8) if len(dataset.classes) <= 255 else (65535, np.uint16)
+    try:
+        labels = dataset.read_pair(index)[1]
+        picture = Image.fromarray(np.where(labels == dataset.ignore, void, labels).astype(kind))
+        atomic_write(folder / f"{stem}.png", lambda file: picture.save(file, format="PNG"))
+    except (DataError, ImageError) as error:
+        return stem, "failed", str(error)
+    except OSError as error:
+        return stem, _outcome(error), str(error)
+    return stem, "converted", ""
 
 
 def _available_splits(
@@ -150,23 +201,13 @@ def _prepare_split(files: SplitFiles, workers: int, progress: bool) -> PrepareRe
         if stem not in prepared and stem not in empty
     ]
     for stem, outcome, reason in run_tasks(_convert, tasks, workers, f"preparing {files.title}", progress):
-        match outcome:
-            case "disk full":
-                raise DataError(f"{label_folder}: {reason}. Free some space and run the same command again to resume")
-            case "converted":
-                report.converted += 1
-            case "empty":
-                report.empty += 1
-                empty.add(stem)
-            case "failed":
-                report.failed[stem] = reason
+        report.count(stem, outcome, reason, label_folder)
+        if outcome == "empty":
+            empty.add(stem)
     if empty:
         text = "".join(f"{stem}\n" for stem in sorted(empty))
         atomic_write(files.empty_file, lambda file: file.write(text.encode()))
     return report
-
-
-Outcome = Literal["converted", "empty", "failed", "disk full"]
 
 
 def _convert(
@@ -194,8 +235,12 @@ def _convert(
     except (DataError, ImageError) as error:
         return stem, "failed", str(error)
     except OSError as error:
-        return stem, "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed", str(error)
+        return stem, _outcome(error), str(error)
     return stem, "converted", ""
+
+
+def _outcome(error: OSError) -> Outcome:
+    return "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

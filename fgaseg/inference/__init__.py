@@ -1,6 +1,6 @@
 """From a photo to labels: prediction, results and pictures."""
 
-from .pictures import comparison, heat, legend, overlay, panel
+from .pictures import comparison, contact_sheet, heat, legend, overlay, panel
 from .prediction import (
     LONGEST,
     LONGEST_ASPECT,
@@ -23,6 +23,7 @@ __all__ = [
     "WINDOWS_SIZE",
     "Result",
     "comparison",
+    "contact_sheet",
     "draw_pseudo_masks",
     "evaluation_mode",
     "heat",

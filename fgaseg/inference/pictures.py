@@ -296,3 +296,19 @@ def comparison(
     width = (len(pictures) + 1) * (cell + gap) - gap
     strip = legend([labels for _, labels in results], names, width)
     return panel([[("photo", photo), *pictures]], cell, below=strip)
+
+
+def contact_sheet(
+    samples: Sequence[tuple[str, Image.Image, np.ndarray]], names: Sequence[str], cell: int = 300
+) -> Image.Image:
+    """Photos and, beside each, its labels drawn over it, with one legend for all.
+
+    samples   (title, RGB photo, labels [H, W] as in ``overlay``)
+    names     the class names that all labels index
+    cell      width of each picture in pixels
+    """
+    rows = [
+        [(title, photo), ("", overlay(photo, labels, names, with_legend=False))] for title, photo, labels in samples
+    ]
+    strip = legend([labels for _, _, labels in samples], names, 2 * cell + max(6, cell // 24))
+    return panel(rows, cell, below=strip)

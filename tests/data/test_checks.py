@@ -71,7 +71,7 @@ def test_other_layouts_by_images_and_labels(tree, tmp_path, capsys, monkeypatch)
     assert main(own) == 0
     damage(next(iter(prepared.iterdir())), 151)
     assert main(own) == 1 and ": [151]" in capsys.readouterr().out
-    assert main(own[:-4]) == 1 and "need --names FILE, or the name of the set" in capsys.readouterr().err
+    assert main(own[:-4]) == 1 and "need --names FILE or --label-map, or the name of the set" in capsys.readouterr().err
     with pytest.raises(DataError, match="give a file of names, a label map, or the name of the set"):
         check_folders(prepared, prepared)
 

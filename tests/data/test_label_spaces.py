@@ -1,0 +1,195 @@
+"""What the values in a user's labels become: void values, maps, numbers of classes, names files beside maps."""
+
+import numpy as np
+import pytest
+from layouts import LAYOUTS, needs_photos
+from PIL import Image
+from sample_data import make_folder
+
+from fgaseg.config import DataConfig
+from fgaseg.data import FolderDataset
+from fgaseg.data.label_formats import UNPAINTED, colour, read_stored
+from fgaseg.errors import DataError
+
+VALUES = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
+
+
+def save(folder, values, names="sky\ngrass\ncat\n"):
+    """One photo and one label image."""
+    for place in ("images", "labels"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    image = values if isinstance(values, Image.Image) else Image.fromarray(values)
+    Image.new("RGB", image.size).save(folder / "images/a.png")
+    image.save(folder / "labels/a.png")
+    (folder / "names.txt").write_text(names)
+    return {"images": folder / "images", "labels": folder / "labels", "names": folder / "names.txt"}
+
+
+def labels(keys, **more):
+    """Names, and labels as lists with None for void."""
+    dataset = FolderDataset(DataConfig(**keys | more), "val")
+    found = dataset[0]["labels"].tolist()
+    return dataset.names, [[None if one == dataset.ignore else one for one in row] for row in found]
+
+
+@pytest.mark.parametrize(
+    ("ignore", "expected"),
+    [
+        ([0, 255], [[None, 0, 1], [2, 3, None]]),  # the first name is that of value 1
+        ([0, 1, 255], [[None, None, 0], [1, 2, None]]),
+        ([255, 0], [[None, 0, 1], [2, 3, None]]),
+        ([255], [[0, 1, 2], [3, 4, None]]),
+        ([255, 254], [[0, 1, 2], [3, 4, None]]),
+        (255, [[0, 1, 2], [3, 4, None]]),
+    ],
+    ids=str,
+)
+def test_several_void_values(tmp_path, ignore, expected):
+    count = 5 - sum(one < 5 for one in (ignore if isinstance(ignore, list) else [ignore]))
+    keys = save(tmp_path, VALUES, "".join(f"c{index}\n" for index in range(count)))
+    assert labels(keys, ignore=ignore)[1] == expected
+
+
+def test_one_void_value_that_is_zero(tmp_path):
+    keys = save(tmp_path, np.array([[0, 1, 3]], np.uint8))
+    assert labels(keys, ignore=0) == (["sky", "grass", "cat"], [[None, 0, 2]])
+    item = FolderDataset(DataConfig(**keys, ignore=0, crop=8, flip=False), "train")[0]
+    assert set(item["labels"].unique().tolist()) <= {0, 1, 2, 65535}
+
+
+MAPS = {  # label map, names file or None, stored values, labels
+    "values": ({0: "background", 255: "crack"}, None, [[0, 255]], [[0, 1]]),
+    "values in the order of the file": ({0: "background", 255: "crack"}, "crack\nbackground", [[0, 255]], [[1, 0]]),
+    "void by null": ({0: None, 7: "road"}, "road", [[0, 7, 255]], [[None, 0, None]]),
+    "void by name": ({0: "void", 7: "road", 9: "Unlabeled"}, "road", [[0, 7, 9]], [[None, 0, None]]),
+    "a class called void": ({0: "void", 7: "road"}, "road\nvoid", [[0, 7]], [[1, 0]]),
+    "two values of one class": ({1: "car", 2: "car", 3: "sky"}, None, [[1, 2, 3]], [[0, 0, 1]]),
+    "others are void": ({7: "road", "others": None}, None, [[0, 7, 99]], [[None, 0, None]]),
+    "others are a class": ({7: "road", "others": "rest"}, None, [[0, 7, 99]], [[1, 0, 1]]),
+    "numbers of names": ({7: 0, 11: 1, 0: 255, 3: -1}, "road\ncar", [[7, 11, 0, 3]], [[0, 1, None, None]]),
+    "others without a map": ({"others": None}, "sky\ngrass", [[0, 1, 2, 77]], [[0, 1, None, None]]),
+    "negative": ({-1: None, 5: "sky"}, None, np.array([[-1, 5]], np.int32), [[None, 0]]),
+}
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_maps(tmp_path, name):
+    label_map, names, stored, expected = MAPS[name]
+    stored = np.array(stored)
+    if stored.min() < 0:
+        keys = save(tmp_path, Image.fromarray(np.zeros((1, 2), np.uint8)))
+        (tmp_path / "labels/a.png").unlink()
+        Image.fromarray(stored).save(tmp_path / "labels/a.tif")
+    else:
+        keys = save(tmp_path, stored.astype(np.uint8))
+    keys["names"] = None if names is None else keys["names"]
+    if names is not None:
+        keys["names"].write_text(names)
+    assert labels(keys, label_map=label_map)[1] == expected
+
+
+def rgb(*colours):
+    return np.array([colours], np.uint8)
+
+
+PICTURES = {  # image, label map, labels
+    "rgb": (rgb((1, 2, 3), (9, 9, 9)), {"1,2,3": "sky", "9,9,9": "cat"}, [[0, 1]]),
+    "rgba": (rgb((1, 2, 3, 255), (1, 2, 3, 0)), {"1,2,3": "sky"}, [[0, None]]),
+    "half transparent": (rgb((1, 2, 3, 128), (4, 4, 4, 9)), {"1,2,3": "sky", "4,4,4": "cat"}, [[0, 1]]),
+    "unpainted is a class": (rgb((1, 2, 3, 255), (0, 0, 0, 0)), {"1,2,3": "sky", "unpainted": "wall"}, [[0, 1]]),
+    "grey as colours": (np.array([[0, 255]], np.uint8), {"0,0,0": "sky", "255,255,255": "cat"}, [[0, 1]]),
+    "grey in rgb": (rgb((0, 0, 0), (7, 7, 7)), {0: "sky", 7: "cat"}, [[0, 1]]),
+    "grey in rgba": (rgb((3, 3, 3, 255), (7, 7, 7, 255)), {3: "sky", 7: "cat"}, [[0, 1]]),
+    "one bit": (Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1"), {0: "sky", 1: "cat"}, [[0, 1]]),
+    "sixteen bits": (np.array([[300, 40000]], np.uint16), {300: "sky", 40000: "cat"}, [[0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_kinds_of_images(tmp_path, name):
+    image, label_map, expected = PICTURES[name]
+    keys = save(tmp_path, image) | {"names": None}
+    assert labels(keys, label_map=label_map)[1] == expected
+
+
+def palette_image(indices, colours):
+    image = Image.fromarray(np.array([indices], np.uint8)).convert("L")
+    image.putpalette([part for one in colours for part in one])
+    return image
+
+
+def test_palette_images_by_colour_where_they_have_names_else_by_index(tmp_path):
+    image = palette_image([0, 1, 2], [(5, 5, 5), (1, 2, 3), (8, 8, 8)])
+    by_colour = {"1,2,3": "sky", "5,5,5": "cat", "8,8,8": "dog"}
+    keys = save(tmp_path, image) | {"names": None}
+    assert labels(keys, label_map=by_colour)[1] == [[1, 0, 2]]
+    assert labels(keys, label_map={0: "sky", 1: "cat", 2: "dog"})[1] == [[0, 1, 2]]
+    both = {
+        "sky": {"id": 0, "color": [1, 2, 3]},
+        "cat": {"id": 1, "color": [5, 5, 5]},
+        "dog": {"id": 2, "color": [8, 8, 8]},
+    }
+    assert labels(keys, label_map=both)[1] == [[1, 0, 2]]  # reordered: colours are what was drawn
+    other = palette_image([0, 1, 2], [(50, 5, 5), (1, 20, 3), (8, 80, 8)])  # colours of another tool
+    assert labels(save(tmp_path, other) | {"names": None}, label_map=both)[1] == [[0, 1, 2]]
+    np.testing.assert_array_equal(read_stored(tmp_path / "labels/a.png"), [[0, 1, 2]])
+
+
+def test_stored_values():
+    assert UNPAINTED > colour(255, 255, 255) > colour(0, 0, 0) > 2**31
+
+
+WRONG = {  # stored values, label map, names, what is said
+    "value": ([[7, 9]], {7: "road"}, None, r"a\.png: the value 9 \(50 % .*\) has no name in data\.label_map: add"),
+    "colour": (rgb((1, 2, 3), (1, 2, 9)), {"1,2,3": "sky"}, None,
+               r"the colour 1,2,9 \(50 % .*nearest is 1,2,3, sky; resized or JPEG"),
+    "far colour": (rgb((1, 2, 3), (200, 2, 9)), {"1,2,3": "sky"}, None, r"200,2,9 .*nearest is 1,2,3, sky\): add"),
+    "colours without map": (rgb((1, 2, 3)), None, "sky", r"a\.png: is a RGB image: .*data\.label_map"),
+    "fractions": (np.array([[0.5]], np.float32), None, "sky", r"a\.tif: holds fractions"),
+    "misspelt": ([[7]], {7: "raod"}, "road\nsky", r"7 is 'raod', which .* does not list \(did you mean 'road'"),
+    "not listed": ([[7]], {7: "road", 8: "car"}, "road", r"8 is 'car', which .* data\.label_map='\{others: null\}'"),
+    "number out of range": ([[7]], {7: 3}, "road\nsky", r"7 is class 3, but .*names\.txt has 2 names"),
+    "numbers without names": ([[7]], {7: 0}, None, r"data\.names is not set, and data\.label_map names no class"),
+    "no names": ([[7]], None, None, r"data\.names is not set"),
+    "ignored and named": ([[7]], {7: "road"}, None, r"label 7 is 'road' and cannot be ignored too"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_one_clear_line(tmp_path, name):
+    stored, label_map, names, words = WRONG[name]
+    stored = np.array(stored)
+    if stored.dtype.kind == "f":
+        keys = save(tmp_path, np.zeros((1, 1), np.uint8))
+        (tmp_path / "labels/a.png").unlink()
+        Image.fromarray(stored).save(tmp_path / "labels/a.tif")
+    else:
+        keys = save(tmp_path, stored.astype(np.uint8))
+    keys["names"].write_text(names or "x")
+    keys["names"] = keys["names"] if names else None
+    ignore = [7, 255] if name == "ignored and named" else 255
+    with pytest.raises(DataError, match=words) as caught:
+        labels(keys, label_map=label_map, ignore=ignore)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_names_file_with_a_line_for_the_void_value_is_refused(tmp_path):
+    for first in ("void", "unlabeled", "Ignore"):
+        keys = save(tmp_path, np.array([[0, 1]], np.uint8), f"{first}\nsky\ngrass\n")
+        with pytest.raises(DataError, match=rf"the first name is '{first}', but with data\.ignore=\[0, 255\] .*remove"):
+            labels(keys, ignore=[0, 255])
+
+
+def test_a_plain_names_file_is_read_as_before(tmp_path):
+    dataset = FolderDataset(make_folder(tmp_path), "val")
+    assert dataset.label_space.label_of is None and dataset.ignore == 255
+
+
+@needs_photos
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_is_ready(name, tmp_path):
+    from fgaseg.data import check_folders
+
+    report = check_folders(**LAYOUTS[name](tmp_path))
+    assert (report.state, report.pairs, report.problems, report.unnamed) == ("ready", 6, {}, {})
+    assert 0.1 < report.void < 0.4 and sum(report.shares.values()) + report.void == pytest.approx(1)
