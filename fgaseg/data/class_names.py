@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,15 @@ import numpy as np
 from ..errors import DataError
 from .label_formats import COLOURS, UNPAINTED, describe
 
+_NUMBERED = re.compile(r"\d+\s*[:=,\t ]\s*\S")  # 7: car
+_COLOURED = re.compile(r"[^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*(:|$)")  # car:0,0,142::
+
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
     """Class names in label order, from UTF-8 text with one name per line or from a JSON list of strings.
 
-    Surrounding spaces are removed. Raises DataError naming the file: unreadable, no names, an empty or a repeated one.
+    Surrounding spaces are removed. Raises DataError naming the file: unreadable, no names, an empty or a repeated one,
+    or a label map.
     """
     file = Path(path)
     try:
@@ -28,6 +33,12 @@ def read_names(path: str | os.PathLike[str]) -> list[str]:
         raise DataError(f"{file}: cannot be read as a names file ({error.strerror}): give one name per line") from error
     names = _json_names(file, text) if text.lstrip().startswith("[") else text.rstrip().split("\n")
     names = [name.strip() for name in names]
+    lines = [name for name in names if name and not name.startswith("#")]
+    if lines and (all(map(_NUMBERED.match, lines)) or all(map(_COLOURED.match, lines))):
+        raise DataError(
+            f"{file}: says which value or colour has which name ({lines[0]!r}), not only names: give it as "
+            "data.label_map (--label-map)"
+        )
     if not any(names):
         raise DataError(f"{file}: holds no names: give one class name per line, label 0 first")
     first: dict[str, int] = {}
