@@ -5,6 +5,7 @@ import functools
 import glob
 import importlib
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -106,6 +107,7 @@ def prepared(tmp_path_factory) -> Path:
             draw(folder / place / f"{number}.jpg", rng.integers(0, 256, (48, 64, 3)))
             draw(folder / place.replace("photos", "labels") / f"{number}.png", rng.integers(0, 3, (48, 64)))
     draw(folder / "street.jpg", rng.integers(0, 256, (48, 64, 3)))
+    draw_layouts(folder)
     draw(folder / "photo.jpg", rng.integers(0, 256, (48, 64, 3)))
     (folder / "names.txt").write_text("cat\nsofa\nwooden floor\n")
     save_models(folder)
@@ -118,6 +120,41 @@ def prepared(tmp_path_factory) -> Path:
     (voc / "ImageSets/Segmentation").mkdir(parents=True)
     (voc / "ImageSets/Segmentation/val.txt").write_text("2007_000033\n2007_000042\n")
     return folder
+
+
+def draw_layouts(folder: Path) -> None:
+    """The photos and labels above as the page on own data has them: in colours, with suffixes, as annotations, ..."""
+    colours = np.array([[0, 0, 142], [128, 64, 128], [0, 0, 0]])
+    (folder / "labelmap.txt").write_text("cat:0,0,142::\nsofa:128,64,128::\nwooden floor:0,0,0::\n")
+    images, annotations, segments = [], [], []
+    for file in sorted((folder / "labels").glob("*.png")):
+        labels, photo, stem = (
+            np.array(Image.open(file)),
+            np.array(Image.open(folder / f"photos/{file.stem}.jpg")),
+            file.stem,
+        )
+        draw(folder / "coloured" / file.name, colours[labels])
+        draw(folder / "shifted" / file.name, (labels + 1) % 4)
+        draw(folder / "black_white" / file.name, (labels > 0) * 255)
+        draw(folder / f"all/{stem}.jpg", photo)
+        draw(folder / f"all/{stem}_mask.png", labels)
+        draw(folder / f"leftImg8bit/aachen/{stem}_leftImg8bit.png", photo)
+        draw(folder / f"gtFine/aachen/{stem}_gtFine_labelIds.png", np.array([7, 11, 26])[labels])
+        draw(folder / f"gtFine/aachen/{stem}_gtFine_color.png", colours[labels])
+        draw(folder / "panoptic" / file.name, np.stack([labels + 1, 0 * labels, 0 * labels], -1))
+        images.append({"id": int(stem), "file_name": f"{stem}.jpg", "height": 48, "width": 64})
+        segments.append({"image_id": int(stem), "file_name": file.name,
+                         "segments_info": [{"id": one + 1, "category_id": one + 1} for one in range(3)]})  # fmt: skip
+        for category in (1, 2):
+            square = [[category * 9, 4, category * 9 + 20, 4, category * 9 + 20, 40, category * 9, 40]]
+            annotations.append({"id": len(annotations), "image_id": int(stem), "category_id": category, "iscrowd": 0,
+                                "segmentation": square})  # fmt: skip
+    coco = {
+        "images": images,
+        "categories": [{"id": n, "name": name} for n, name in ((1, "cat"), (2, "sofa"), (3, "floor"))],
+    }
+    (folder / "annotations.json").write_text(json.dumps(coco | {"annotations": annotations}))
+    (folder / "panoptic.json").write_text(json.dumps(coco | {"annotations": segments}))
 
 
 def save_models(folder: Path) -> None:

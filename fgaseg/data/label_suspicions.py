@@ -231,7 +231,7 @@ def _grey_levels(e: Evidence) -> Iterator[Finding]:
 
 def _names_unused(e: Evidence) -> Iterator[Finding]:
     count, files = len(e.names), e.survey.files
-    if e.survey.complete and not e.missing and 3 < count <= 2 * files and 1 < len(e.present) * 2 < count:
+    if e.survey.complete and not e.missing and 3 < count <= 2 * files and 2 < len(e.present) * 2 < count:
         yield Finding(
             f"only {len(e.present)} of {count} names occur: check that the values mean what the names say (fgaseg data "
             "check --picture shows them)",

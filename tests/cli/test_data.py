@@ -4,7 +4,9 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from sample_data import copy_samples, needs_samples
 
@@ -83,3 +85,80 @@ def test_list_names_every_set_and_archive(capsys, monkeypatch):
     assert [row["set"] for row in rows if row["split"] == "val"] == list(BENCHMARK_SETS)
     assert {row["set"]: row["images"] for row in rows if row["split"] == "val"}["pc459"] == 5104
     assert main(["data", "list"]) == 0 and "ADEChallengeData2016.zip" in capsys.readouterr().out
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Photos and _mask.png in one folder, 0 and 255."""
+    folder = tmp_path / "all"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(folder / f"{number}.jpg")
+        Image.fromarray(rng.integers(0, 2, (20, 30), np.uint8) * np.uint8(255)).save(folder / f"{number}_mask.png")
+    return folder
+
+
+MAP = "{0: background, 255: crack}"
+
+
+def test_check_of_own_data_shows_shares_and_draws_a_picture(masks, tmp_path, capsys):
+    own = ["data", "check", "--images", str(masks), "--label-suffix", "_mask", "--workers", "0"]
+    picture = tmp_path / "sheet.png"
+    assert main([*own, "--label-map", MAP, "--picture", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("background", "crack", "void", f"picture: {picture}", "ready"))
+    with Image.open(picture) as image:
+        assert image.format == "PNG" and image.height > 5 * 100 and image.width > 600
+        assert len(set(map(tuple, np.asarray(image.convert("RGB")).reshape(-1, 3).tolist()))) > 1000
+    (tmp_path / "names.txt").write_text("background\ncrack\n")
+    assert main([*own, "--names", str(tmp_path / "names.txt")]) == 1
+    printed = capsys.readouterr().out
+    assert "labels that cannot be right: 1" in printed and f"data.label_map='{MAP}'" in printed
+    assert main([*own, "--label-map", "{0: sky}", "--ignore", "0,254", "--json"]) == 1
+    assert "label 0 is 'sky' and cannot be ignored too" in capsys.readouterr().err
+    assert main([*own, "--label-map", "{0: sky, 9: sea}", "--ignore", "254", "--json", "--picture", str(picture)]) == 1
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["shares"]["sea"] == 0 and 0.4 < row["unnamed"]["255"] < 0.6 and len(row["warnings"]) == 1
+    assert main([*own, "--label-map", "{0: sky, 9: sea}", "--ignore", "254"]) == 1
+    assert "255: no name" in (printed := capsys.readouterr().out) and "never" in printed and "warning: " in printed
+
+
+def test_prepare_writes_own_labels_as_plain_ones(masks, tmp_path, capsys):
+    own = ["--images", str(masks), "--label-suffix", "_mask"]
+    command = ["data", "prepare", *own, "--workers", "0", "--out", str(tmp_path / "mine")]
+    assert main([*command, "--label-map", "{0: null, 255: crack, 7: wall}"]) == 0
+    assert "6" in capsys.readouterr().out
+    assert (tmp_path / "mine/names.txt").read_text() == "crack\nwall\n"
+    for number in range(6):
+        stored, written = (np.asarray(Image.open(file)) for file in (
+            masks / f"{number}_mask.png", tmp_path / f"mine/labels/{number}.png"))  # fmt: skip
+        np.testing.assert_array_equal(written, np.where(stored == 255, 0, 255))
+    assert main([*command, "--label-map", "{0: null, 255: wall}"]) == 0  # written anew
+    assert (tmp_path / "mine/names.txt").read_text() == "wall\n"
+    (masks / "3_mask.png").write_bytes(b"")
+    assert main([*command, "--label-map", MAP, "--json"]) == 1
+    [row] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert row["converted"] == 5 and "3_mask.png: is empty" in row["failed"]["3"]
+
+
+OWN_MISTAKES = {
+    "no out": (["prepare", "--images", "EMPTY", "--labels", "EMPTY", "--label-map", MAP], "give --out"),
+    "map of a set": (["check", "a150", "--images", "E", "--labels", "E", "--label-map", MAP], "a150 has its own"),
+    "no images": (["check", "--label-map", MAP], "are for your own data: give --images"),
+    "no map": (["check", "--images", "EMPTY", "--label-map", "no.yaml", "--label-suffix", "_m"], "no.yaml: cannot"),
+    "no picture": (["check", "--picture", "x.png"], "--picture draws your own data"),
+}
+
+
+@pytest.mark.parametrize("command, words", OWN_MISTAKES.values(), ids=OWN_MISTAKES)
+def test_a_mistake_with_own_data_is_one_line(command, words, tmp_path, capsys):
+    assert main(["data", *(str(tmp_path) if word == "EMPTY" else word for word in command)]) == 1
+    printed = capsys.readouterr().err.strip()
+    assert words in printed and len(printed.splitlines()) == 1
+
+
+def test_a_mapping_that_is_none_is_refused_by_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        main(["data", "check", "--images", "x", "--label-map", "{0: "])
+    assert "is not a mapping such as {0: background, 255: crack}" in capsys.readouterr().err

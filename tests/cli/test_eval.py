@@ -43,3 +43,47 @@ def test_eval_scores_drawn_scenes(model, capsys):
     config = str(CONFIGS / "demo.yaml")
     assert main(["eval", model, "--config", config, "--count", "2", "--json"]) == 0
     assert set(json.loads(capsys.readouterr().out)["scores"]) == {"seen", "unseen"}
+
+
+def test_eval_of_labels_of_other_layouts_is_that_of_plain_ones(model, tmp_path, capsys):
+    rng = np.random.default_rng(2)
+    folders = {name: tmp_path / name for name in ("images", "labels", "coloured", "all")}
+    for folder in folders.values():
+        folder.mkdir()
+    colours = rng.integers(0, 256, (5, 3), np.uint8)
+    lines = [f"{name}:{r},{g},{b}::" for name, (r, g, b) in zip(NAMES, colours.tolist(), strict=True)]
+    (tmp_path / "labelmap.txt").write_text("\n".join(lines))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    for number in range(3):
+        photo, labels = rng.integers(0, 256, (30, 40, 3), np.uint8), rng.integers(0, 5, (30, 40), np.uint8)
+        for folder in ("images", "all"):
+            Image.fromarray(photo).save(folders[folder] / f"{number}.png")
+        Image.fromarray(labels).save(folders["labels"] / f"{number}.png")
+        Image.fromarray(colours[labels]).save(folders["coloured"] / f"{number}.png")
+        Image.fromarray(labels + np.uint8(1)).save(folders["all"] / f"{number}_mask.png")
+    at = {name: str(folder) for name, folder in folders.items()}
+    names, label_map = ["--names", str(tmp_path / "names.txt")], ["--label-map", str(tmp_path / "labelmap.txt")]
+    scores = []
+    for options in (
+        ["--images", at["images"], "--labels", at["labels"], *names],
+        ["--images", at["images"], "--labels", at["coloured"], *label_map],
+        ["--images", at["images"], "--labels", at["coloured"], *label_map, *names],
+        ["--images", at["all"], "--label-suffix", "_mask", *names, "--ignore", "0,255"],
+    ):
+        assert main(["eval", model, *options, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["scores"]["val"])
+    assert all(one["miou_gt"] == scores[0]["miou_gt"] > 0 for one in scores)
+
+
+def test_eval_refuses_labels_that_are_surely_wrong(model, tmp_path, capsys):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "names.txt").write_text("background\ncrack\n")
+    Image.new("RGB", (40, 30)).save(tmp_path / "images/a.png")
+    own = [str(one) for one in ("--images", tmp_path / "images", "--labels", tmp_path / "labels")]
+    for values, words in (([0, 255], "only 0 and 255"), ([0, 2], "holds label 2"), ([255], "no pixel has a label")):
+        labels = np.resize(np.array(values, np.uint8), (30, 40))
+        Image.fromarray(labels).save(tmp_path / "labels/a.png")
+        assert main(["eval", model, *own, "--names", str(tmp_path / "names.txt")]) == 1
+        error = capsys.readouterr().err.strip()
+        assert words in error and "labels: " in error
