@@ -67,7 +67,9 @@ class DataConfig(Section):
     @field_validator("label_map", mode="before")
     @classmethod
     def _text_keys(cls, value: Any) -> Any:
-        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value
+        if value is not None and not isinstance(value, str | dict | Path):
+            raise ValueError(f"give a file, a preset, or a mapping such as {{7: road, 11: car}}; got {value!r}")
+        return {str(key): name for key, name in value.items()} if isinstance(value, dict) else value and str(value)
 
     @field_validator("ignore", mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from .label_formats import COLOURS, UNPAINTED, describe
+from .label_formats import COLOURS, UNPAINTED, colour, describe
 
 _NUMBERED = re.compile(r"\d+\s*[:=,\t ]\s*\S")  # 7: car
 _COLOURED = re.compile(r"[^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*(:|$)")  # car:0,0,142::
@@ -97,7 +97,8 @@ class LabelSpace:
     def labels(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The labels of stored values (int64, any shape), and a mask of the pixels whose value has no label."""
         if self.label_of is None:
-            return stored, ((stored < 0) | (stored >= len(self.classes))) & (stored != self.ignore)
+            labels = np.where(stored == UNPAINTED, self.ignore, stored)
+            return labels, ((labels < 0) | (labels >= len(self.classes))) & (labels != self.ignore)
         keys = np.array(self.named, np.int64)
         values = np.array([self.label_of[key] for key in self.named], np.int64)
         index = np.searchsorted(keys, stored).clip(max=len(keys) - 1)
@@ -133,6 +134,9 @@ class LabelSpace:
         if not COLOURS <= stored < UNPAINTED or not colours:
             return ""
         parts = [np.array([key >> shift & 255 for shift in (16, 8, 0)]) for key in (stored, *colours)]
+        red, green, blue = parts[0].tolist()
+        if (swapped := colour(blue, green, red)) in colours and red != blue:
+            return f" (red and blue may be swapped: {describe(swapped)} has one)"
         apart = [int(np.abs(part - parts[0]).max()) for part in parts[1:]]
         label = (self.label_of or {})[nearest := colours[int(np.argmin(apart))]]
         name = "void" if label == self.ignore else self.classes[label]

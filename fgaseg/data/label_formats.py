@@ -73,7 +73,9 @@ def read_stored(path: str | os.PathLike[str], named: Collection[int] = ()) -> np
         load_pixels(image, path)
         by_colour = any(COLOURS <= one < UNPAINTED for one in named)
         if image.mode == "P":
-            return _palette_values(image, named) if by_colour else _whole_numbers(np.asarray(image), path)
+            if by_colour:
+                return _palette_values(image, named)
+            return _gif_values(image, path) if image.format == "GIF" else np.asarray(image).astype(np.int64)
         if image.mode in ("L", "1", "I", "F") or image.mode.startswith("I;16"):
             values = _whole_numbers(np.asarray(image), path)
             only_colours = by_colour and not any(one < COLOURS for one in named)
@@ -104,6 +106,18 @@ def _palette_values(image: Image.Image, named: Collection[int]) -> np.ndarray:
     if set(used.tolist()) <= set(named) or used.max() >= len(palette):
         return indices
     return palette[indices]
+
+
+def _gif_values(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    """The greys of a GIF: its indices are renumbered whenever it is saved."""
+    colours = _palette(image)[np.asarray(image)] - COLOURS
+    if (colours % 0x010101).any():
+        raise DataError(
+            f"{path}: is a GIF in colours, whose indices mean nothing: say which colour has which name with "
+            "data.label_map (--label-map)"
+        )
+    greys: np.ndarray = colours // 0x010101
+    return greys
 
 
 def _whole_numbers(values: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:

@@ -108,6 +108,7 @@ class LabelSurvey:
     first      a file that holds a stored value
     colour_at  the index that a palette gives to a colour that is used, and the file
     reordered  two files whose palettes have one colour at different indices
+    greys      a file whose palette shows other greys than its indices, and (index, grey) of each
     """
 
     total: int
@@ -117,6 +118,7 @@ class LabelSurvey:
     first: dict[int, str] = field(default_factory=dict)
     colour_at: dict[int, tuple[int, str]] = field(default_factory=dict)
     reordered: str = ""
+    greys: tuple[str, list[tuple[int, int]]] | None = None
     turned: list[str] = field(default_factory=list)
     doubtful: list[str] = field(default_factory=list)
     photos: list[str] = field(default_factory=list)
@@ -150,6 +152,12 @@ class LabelSurvey:
         self.problems += [facts.problem] if facts.problem else []
 
     def _compare_palettes(self, palette: tuple[int, ...], used: list[int], source: str) -> None:
+        seen = [(index, palette[index] - COLOURS) for index in sorted(used)]
+        if seen and not self.greys and not any(rgb % 0x010101 for _, rgb in seen):
+            greys = [(index, rgb // 0x010101) for index, rgb in seen]
+            # equal greys show nothing: a palette that nobody has set
+            if any(index != grey for index, grey in greys) and len({grey for _, grey in greys}) == len(greys) > 1:
+                self.greys = source, greys
         for index in used:
             before, file = self.colour_at.setdefault(palette[index], (index, source))
             elsewhere = before >= len(palette) or palette[before] != palette[index]

@@ -146,10 +146,14 @@ def _one_class(e: Evidence) -> Iterator[Finding]:
             f"no pixel has a label: all are void (values {values}): correct data.ignore or data.label_map", True
         )
     elif not list(_black_and_white(e)):
-        name = e.names[e.present[0]]
+        name, void = e.names[e.present[0]], [value for value in e.values if value in e.config.void_values]
+        cure = "check data.names, data.ignore and data.label_map"
+        if e.plain and void and len(e.values) == 2:
+            other = next(one for one in e.names if one != name)
+            cure = f"if {void[0]} is one, give {label_map_option(f'{{{e.values[0]}: {name}, {void[0]}: {other}}}')}"
         yield Finding(
             f"{name!r} is the only class that occurs, and everything would be {name!r}: a model needs pixels of "
-            "two classes or more; check data.names, data.ignore and data.label_map",
+            f"two classes or more; {cure}",
             e.training,
         )
 
@@ -261,6 +265,18 @@ def _reordered(e: Evidence) -> Iterator[Finding]:
         )
 
 
+def _grey_palette(e: Evidence) -> Iterator[Finding]:
+    if e.survey.greys and e.plain:
+        file, pairs = e.survey.greys
+        example = '{"0,0,0": ...}'
+        indices, greys = (", ".join(map(str, values)) for values in zip(*pairs, strict=True))
+        yield Finding(
+            f"{file} has a palette of greys: its indices ({indices}) count, not its greys ({greys}). If the greys are "
+            f"the values, as after an image optimiser, name them as colours: {label_map_option(example)}",
+            False,
+        )
+
+
 def _own_photo(e: Evidence) -> Iterator[Finding]:
     if e.survey.photos:
         yield Finding(
@@ -308,6 +324,6 @@ def _mostly_void(e: Evidence) -> Iterator[Finding]:
 
 
 _RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
-    _own_photo, _reordered, _train_ids, _void_in_names, _black_and_white, _unnamed, _one_class, _turned,
+    _own_photo, _reordered, _grey_palette, _train_ids, _void_in_names, _black_and_white, _unnamed, _one_class, _turned,
     _background_ignored, _starts_at_one, _zero_dominates, _grey_levels, _names_unused, _overlaps, _mostly_void,
 )  # fmt: skip

@@ -15,6 +15,9 @@ from .label_spaces import is_coco
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 LABELS = (".png", ".tif", ".tiff", ".bmp", ".gif")
+_LOSSY = "compression has changed label values: export labels as PNG"
+_JSON = "COCO annotations are given as the file itself, not as its folder (export LabelMe's to COCO)"
+_UNREAD = {".jpg": _LOSSY, ".jpeg": _LOSSY, ".webp": _LOSSY, ".json": _JSON}
 _COMPARED = 200  # files of each kind, when suffixes are guessed
 
 _Needed = tuple[str, Path, Collection[str]]  # a kind of file, its folder, the stems in it
@@ -182,9 +185,8 @@ def _files_by_stem(
         if other and other.stem(path) is not None and file.suffix.lower() in suffixes:
             continue
         if file.suffix.lower() not in suffixes:
-            lossy = kind != "photos" and file.suffix.lower() in (".jpg", ".jpeg", ".webp")
-            why = "compression has changed label values" if lossy else f"has none of the suffixes {', '.join(suffixes)}"
-            skipped.append(f"{file}: {why}")
+            why = f"has none of the suffixes {', '.join(suffixes)}"
+            skipped.append(f"{file}: {why if kind == 'photos' else _UNREAD.get(file.suffix.lower(), why)}")
         elif (stem := pattern.stem(path)) is None:
             continue  # the caller said which names count
         elif stem in found:

@@ -442,3 +442,51 @@ def test_real_photos_are_ready(tmp_path):
 def test_findings_of_the_shared_drawings(tmp_path):
     config = make_folder(tmp_path)
     assert said({"images": config.images, "labels": config.labels, "names": config.names})[:2] == ("ready", [])
+
+
+def test_a_palette_of_greys_is_asked_about(tmp_path):
+    for number, greys in enumerate(([0, 255], [0, 128, 255], [255, 0])):
+        image = Image.fromarray(np.resize(np.arange(len(greys), dtype=np.uint8), SIZE)).convert("L")
+        image.putpalette([part for grey in greys for part in (grey, grey, grey)])
+        keys = make(tmp_path / str(number), [image] * 3)
+        state, _, found = said(keys)
+        shown = ", ".join(map(str, greys))
+        assert state == "ready" and any(f"count, not its greys ({shown})" in text for text in found), found
+        named = {f"{grey},{grey},{grey}": name for grey, name in zip(greys, SKY, strict=False)}
+        assert said(keys | {"names": None}, label_map=named)[2] == []
+    straight = Image.fromarray(np.resize(np.array([0, 1, 2], np.uint8), SIZE)).convert("P")
+    assert not any("greys" in text for text in said(make(tmp_path / "good", [straight, straight]))[2])
+
+
+def test_gifs_are_read_by_their_greys(tmp_path):
+    """Saving a GIF renumbers its palette."""
+    keys = make(tmp_path, [[0, 1, 255]] * 2)
+    for number in range(2):
+        (tmp_path / f"labels/{number}.png").unlink()
+    for number, values in enumerate(([0, 2, 255], [2, 1])):
+        image = Image.fromarray(np.resize(np.array(values, np.uint8), SIZE))
+        image.save(tmp_path / f"labels/{number}.gif")
+        labels = FolderDataset(DataConfig(**keys), "val")
+        np.testing.assert_array_equal(
+            labels.read_pair(0)[1] if number == 0 else labels.read_pair(1)[1], np.asarray(image)
+        )
+    coloured = palette_image([0, 1], np.arange(256))
+    coloured.save(tmp_path / "labels/1.gif")
+    with pytest.raises(DataError, match=r"1\.gif: is a GIF in colours, whose indices mean nothing: .*data\.label_map"):
+        _ = FolderDataset(DataConfig(**keys), "val")[1]
+    named = {",".join(map(str, COLOURS[index])): name for index, name in enumerate(SKY)} | {"others": None}
+    assert FolderDataset(DataConfig(**keys | {"names": None}, label_map=named), "val")[1][
+        "labels"
+    ].unique().tolist() == [0, 1]
+
+
+def test_swapped_channels_and_transparent_pixels(tmp_path):
+    red = np.resize(np.array([[[255, 0, 0]], [[0, 0, 9]]], np.uint8), (*SIZE, 3))
+    keys = make(tmp_path / "a", [red[..., ::-1]], None)
+    [text] = check_folders(**keys, label_map={"255,0,0": "crack", "0,0,9": "wall"}).warnings
+    assert "red and blue may be swapped: " in text
+    values = np.resize(np.array([0, 1, 2, 1], np.uint8), SIZE)
+    alpha = np.where(np.arange(values.size).reshape(SIZE) % 4 == 3, 0, 255).astype(np.uint8)
+    keys = make(tmp_path / "b", [Image.merge("LA", (Image.fromarray(values), Image.fromarray(alpha)))])
+    report = check_folders(**keys)
+    assert (report.state, report.void) == ("ready", 0.25)
