@@ -106,6 +106,11 @@ def void_zero(root: Path) -> dict[str, Any]:
     return plain(root) | {"labels": write(root / "shifted", lambda values: values + np.uint8(1)), "ignore": [0, 255]}
 
 
+def void_zero_alone(root: Path) -> dict[str, Any]:
+    """The same, and nothing else is void."""
+    return void_zero(root) | {"ignore": 0}
+
+
 def suffixed(root: Path) -> dict[str, Any]:
     """Photos and masks in one folder, with suffixes."""
     copy_photos(root / "all", after="_leftImg8bit")
@@ -198,6 +203,6 @@ def coco_panoptic(root: Path) -> dict[str, Any]:
 
 
 LAYOUTS = {layout.__name__: layout for layout in (
-    plain, coloured, transparent, reordered, gaps, void_zero, suffixed, one_folder, grey_in_rgb, coco_runs,
-    coco_compressed, coco_polygons, coco_panoptic,
+    plain, coloured, transparent, reordered, gaps, void_zero, void_zero_alone, suffixed, one_folder, grey_in_rgb,
+    coco_runs, coco_compressed, coco_polygons, coco_panoptic,
 )}  # fmt: skip

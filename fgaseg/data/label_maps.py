@@ -244,8 +244,6 @@ def _stored(value: Any) -> int | None:
         return None
     if isinstance(value, int):
         return value
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
     text = str(value).strip().strip("()[]").strip()
     if re.fullmatch(r"-?\d+", text):
         return int(text)

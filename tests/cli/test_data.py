@@ -136,6 +136,10 @@ def test_prepare_writes_own_labels_as_plain_ones(masks, tmp_path, capsys):
         np.testing.assert_array_equal(written, np.where(stored == 255, 0, 255))
     assert main([*command, "--label-map", "{0: null, 255: wall}"]) == 0  # written anew
     assert (tmp_path / "mine/names.txt").read_text() == "wall\n"
+    (tmp_path / "names.txt").write_text("crack\n")
+    few = [*command, "--names", str(tmp_path / "names.txt"), "--ignore", "0", "--label-map", "{255: crack}"]
+    assert main(few) == 0  # void is 65535 inside
+    assert set(np.unique(np.asarray(Image.open(tmp_path / "mine/labels/0.png"))).tolist()) == {0, 255}
     (masks / "3_mask.png").write_bytes(b"")
     assert main([*command, "--label-map", MAP, "--json"]) == 1
     [row] = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -40,6 +40,7 @@ SEGMENTATIONS = {  # what covers the upper left 2 x 2 pixels
     "flat polygon": SQUARE[0],
     "two polygons": [[0, 0, 1, 0, 1, 2, 0, 2], [1, 0, 2, 0, 2, 2, 1, 2]],
     "and a line": [*SQUARE, [3, 0, 3, 2]],
+    "after two points": [[0, 0, 4, 3], *SQUARE],  # pycocotools would take all for boxes
     "counts": {"size": [3, 4], "counts": [0, 2, 1, 2, 7]},
     "compressed": {"size": [3, 4], "counts": "02107"},
 }
