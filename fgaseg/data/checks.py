@@ -35,6 +35,8 @@ from .workers import run_tasks
 
 log = logging.getLogger(__name__)
 
+_SECONDS_MORE = 5.0  # between two looks at whether more files have cleared a suspicion
+
 T = TypeVar("T")
 
 
@@ -264,6 +266,7 @@ def check_labels(
     seconds: float | None = None,
     count: int | None = None,
     training: bool = False,
+    progress: bool = False,
 ) -> None:
     """Before labels are used: log the share of each class, warn of what is suspicious, and refuse what is surely wrong.
 
@@ -271,13 +274,18 @@ def check_labels(
     seconds   read label files for about so long, all only where something seems wrong; None: read all
     count     of the first so many items; None: all
     training  the labels are trained on, and unreadable files are the trainer's concern
+    progress  show a progress bar where all are read
 
     Raises DataError, or ImageError for a file that cannot be read.
     """
-    read = survey(dataset, seconds, count)
+    read = survey(dataset, seconds, count, progress=title if progress and seconds is None else "")
     found = findings(read, dataset.label_space, dataset.config, training)
-    if not read.complete and any(one.sure for one in found):
-        read = survey(dataset, known=read)
+    told = False
+    while not read.complete and (doubts := [one for one in found if one.sure]) and not doubts[0].final:
+        if not told:
+            log.info("%s: %s. Reading the other files to be sure", title, doubts[0].text)
+            told = True
+        read = survey(dataset, _SECONDS_MORE, known=read)
         found = findings(read, dataset.label_space, dataset.config, training)
     log.info("%s: %s", title, read.summary(dataset.label_space))
     for one in found:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, ImageError
+from ..progress import track
 from .class_names import LabelSpace, percent
 from .coco import CocoLabels
 from .datasets import Labels, Pair, PairDataset, read_source, upright_labels
@@ -194,18 +195,24 @@ class LabelSurvey:
 
 
 def survey(
-    dataset: PairDataset, seconds: float | None = None, count: int | None = None, known: LabelSurvey | None = None
+    dataset: PairDataset,
+    seconds: float | None = None,
+    count: int | None = None,
+    known: LabelSurvey | None = None,
+    progress: str = "",
 ) -> LabelSurvey:
     """Read the label files of a data set.
 
     seconds  about so long, spread over the set; None: all
     count    of the first so many items; None: all
     known    what an earlier call found, which is completed
+    progress title of a progress bar; "": none
     """
     found = known or LabelSurvey(len(dataset) if count is None else min(count, len(dataset)))
     order = np.random.default_rng(0).permutation(found.total)[found.files :]
     until = None if seconds is None else time.monotonic() + seconds
-    for facts in _read(dataset, [dataset.pairs[index] for index in order], until):
+    read = _read(dataset, [dataset.pairs[index] for index in order], until)
+    for facts in track(read, f"reading {progress}", len(order), shown=bool(progress)):
         found.add(facts)
     return found
 

@@ -22,11 +22,13 @@ class Finding:
 
     sure    an answer learned or scored on these labels would be wrong
     listed  it sums up what a check lists file by file
+    final   files that were not read yet cannot refute it
     """
 
     text: str
     sure: bool
     listed: bool = False
+    final: bool = True
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ def _black_and_white(e: Evidence) -> Iterator[Finding]:
         f"labels hold only 0 and 255, and 255 ({white} of the pixels) is void (data.ignore), so that {e.names[0]!r} is "
         f"everywhere: if 255 is a class, give {label_map_option(f'{{0: {first}, 255: {second}}}')}",
         True,
+        final=False,
     )
 
 
@@ -143,7 +146,9 @@ def _one_class(e: Evidence) -> Iterator[Finding]:
     if not e.present:
         values = ", ".join(map(describe, e.values[:5]))
         yield Finding(
-            f"no pixel has a label: all are void (values {values}): correct data.ignore or data.label_map", True
+            f"no pixel has a label: all are void (values {values}): correct data.ignore or data.label_map",
+            True,
+            final=False,
         )
     elif not list(_black_and_white(e)):
         name, void = e.names[e.present[0]], [value for value in e.values if value in e.config.void_values]
@@ -155,6 +160,7 @@ def _one_class(e: Evidence) -> Iterator[Finding]:
             f"{name!r} is the only class that occurs, and everything would be {name!r}: a model needs pixels of "
             f"two classes or more; {cure}",
             e.training,
+            final=False,
         )
 
 

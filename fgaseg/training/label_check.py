@@ -14,7 +14,7 @@ SECONDS = 1.0  # for the labels of the training set; those of validation are all
 
 
 def check_before_training(
-    train_set: Any, val_sets: dict[str, Any], val_count: int | None, device: torch.device
+    train_set: Any, val_sets: dict[str, Any], val_count: int | None, device: torch.device, progress: bool
 ) -> None:
     """`check_labels` of a user's own folders, on the main process; of validation, those that are scored.
 
@@ -27,7 +27,7 @@ def check_before_training(
                 check_labels(train_set, "training labels", seconds=SECONDS, training=True)
             for one in val_sets.values():
                 if isinstance(one, FolderDataset):
-                    check_labels(one, "validation labels", count=val_count)
+                    check_labels(one, "validation labels", count=val_count, progress=progress)
         except FGASegError as found:
             error = found
     if any_process(error is not None, device):

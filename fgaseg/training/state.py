@@ -26,7 +26,7 @@ FREE_ON_RESUME = {
     "train.accumulate", "train.fsdp", "train.skip_unreadable", "train.pictures",
     "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
     "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
-    "data.image_suffix", "data.label_suffix",
+    "data.image_suffix", "data.label_suffix", "data.label_map",
 }  # fmt: skip
 
 
@@ -154,10 +154,10 @@ class StateStore:
 
 
 def _dotted(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; an inline architecture stays one value."""
+    """Nested sections as dotted keys; an inline architecture and a label map stay one value."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict) and key != "architecture":
+        if isinstance(value, dict) and key not in ("architecture", "label_map"):
             flat |= _dotted(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value

@@ -96,6 +96,7 @@ class Trainer:
         self.store = StateStore(config, self.train_set, self.device)
         self.signals = Signals()
         self.sharded = config.train.fsdp and world_size() > 1
+        self.progress = progress
         self.callbacks: list[Callback | Event] = [ProgressReporter(config)] if progress else []
         self.callbacks.append(LogFile(config.train.out))
         if config.train.tensorboard:
@@ -214,7 +215,7 @@ class Trainer:
         self.store.check_shared(self.state.step)
         left = self.state.step < self.config.train.steps
         if left:
-            check_before_training(self.train_set, self.val_sets, self.config.data.val_count, self.device)
+            check_before_training(self.train_set, self.val_sets, self.config.data.val_count, self.device, self.progress)
         pinned = self.device.type == "cuda"
         loader = make_loader(self.train_set, self.config, self.state.step, pinned) if left else ()
         self.batches = BatchSource(loader, self.config, self.state.skipped, self.device)
