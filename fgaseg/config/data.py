@@ -98,6 +98,9 @@ class DataConfig(Section):
             raise ValueError(
                 f"set: {self.set} and {'images' if self.images else 'scenes'} are two training sets: give one"
             )
+        own = [key for key in ("label_map", "image_suffix", "label_suffix") if getattr(self, key) is not None]
+        if own and not (self.images or self.val_images):
+            raise ValueError(f"{own[0]}: is for photos and labels of your own: give images too")
         if self.set and self.void_values != (255,):
             raise ValueError(f"ignore: {self.set} ignores label 255; got {self.ignore}")
         return self

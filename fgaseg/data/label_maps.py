@@ -19,8 +19,8 @@ from .label_formats import COLOURS, UNPAINTED, colour, describe
 PRESETS = Path(__file__).parent / "label_presets"
 # names that mean "no class": pixels that are neither trained on nor scored
 VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "undefined", "no data", "nodata", "dontcare"}
-_NAME_KEYS = ("name", "label", "title", "readable", "class", "class_name", "label_name")
-_VALUE_KEYS = ("id", "value", "index", "label_id", "class_id", "pixel_value", "pixel", "grey", "gray")
+_NAME_KEYS = ("readable", "name", "label", "title", "class", "class_name", "label_name")
+_VALUE_KEYS = ("id", "value", "index", "idx", "label_id", "class_id", "pixel_value", "pixel", "grey", "gray")
 _COLOUR_KEYS = ("color", "colour", "rgb", "color_rgb", "hex")
 _LISTS = ("names", "labels", "classes", "categories", "id2label", "items", "label_map")  # that hold the map itself
 
@@ -151,7 +151,7 @@ def _load_json(text: str, file: Path) -> Any:
 
 def _header(line: str) -> dict[str, int] | None:
     """The columns of a header of a table, by lower-case name; None if the line is no header."""
-    cells = [cell.strip().lower() for cell in re.split(r"[,;\t]", line.lstrip("#"))]
+    cells = [cell.strip().lower().replace(" ", "_") for cell in re.split(r"[,;\t]", line.lstrip("#"))]
     columns = {cell: number for number, cell in enumerate(cells)}
     named = any(key in columns for key in _NAME_KEYS)
     meant = {*_VALUE_KEYS, *_COLOUR_KEYS, "r", "red"} & columns.keys()
@@ -185,10 +185,10 @@ def _from_table(text: str, file: Path) -> LabelMap:
 
 _LINES = (
     re.compile(r"(?P<name>[^:]+):\s*(?P<colour>\d+\s*,\s*\d+\s*,\s*\d+)\s*(:.*)?"),  # car:0,0,142::
-    re.compile(r"(?P<colour>\d+[\s,]+\d+[\s,]+\d+)[\s,:]+(?P<name>\S.*)"),  # 0 0 142 car
+    re.compile(r"[(\[]?(?P<colour>\d+[\s,]+\d+[\s,]+\d+)[)\]]?[\s,:=]+(?P<name>\S.*)"),  # 0 0 142 car, (0, 0, 142): car
     re.compile(r"(?P<colour>#[0-9a-fA-F]{6})[\s,:=]+(?P<name>\S.*)"),  # #00008e car
     re.compile(r"(?P<value>-?\d+)\s*[:=,\t ]\s*(?P<name>\S.*)"),  # 7: car
-    re.compile(r"(?P<name>\D.*?)\s*[,\t ]\s*(?P<colour>\d+[\s,]+\d+[\s,]+\d+)"),  # car 0 0 142
+    re.compile(r"(?P<name>\D.*?)\s*[:=,\t ]\s*[(\[]?(?P<colour>\d+[\s,]+\d+[\s,]+\d+)[)\]]?"),  # car 0 0 142
     re.compile(r"(?P<name>\D.*?)\s*[:=,\t ]\s*(?P<value>-?\d+)"),  # car: 7
 )
 

@@ -11,7 +11,6 @@ from fgaseg.data import FolderDataset, check_folders
 from fgaseg.errors import DataError
 
 pytest.importorskip("pycocotools")
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # with numpy 2
 
 SQUARE, LOWER = [[0, 0, 2, 0, 2, 2, 0, 2]], [[0, 1, 4, 1, 4, 3, 0, 3]]  # of a photo of 4 x 3 pixels
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 5, "name": "dog"}]

@@ -29,6 +29,8 @@ OF_VALUES = {
     "after.txt": "road 7\ntraffic light 11\ncar: 26\n",
     "header.csv": "id,name\n7,road\n11,traffic light\n26,car\n",
     "more.csv": "name;supercategory;id\nroad;flat;7\ntraffic light;object;11\ncar;vehicle;26\n",
+    "_classes.csv": "Pixel Value, Class\n7, road\n11, traffic light\n26, car\n",
+    "objectInfo.txt": "Idx\tRatio\tName\n7\t0.1\troad\n11\t0.2\ttraffic light\n26\t0.3\tcar\n",
     "tab.txt": "value\tlabel\n7\troad\n11\ttraffic light\n26\tcar\n",
 }
 OF_COLOURS = {
@@ -36,6 +38,7 @@ OF_COLOURS = {
                     "car:0,0,142::\n",
     "label_colors.txt": "128 64 128\troad\n250 170 30\ttraffic light\n0 0 142\t\tcar\n",
     "name first.txt": "road 128 64 128\ntraffic light 250 170 30\ncar 0 0 142\n",
+    "brackets.txt": "(128, 64, 128): road\n[250 170 30] traffic light\ncar = (0, 0, 142)\n",
     "hex.txt": "#804080 road\n#faaa1e traffic light\n#00008E car\n",
     "class_dict.csv": "name,r,g,b\nroad,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
     "words.csv": "class,red,green,blue\nroad,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
@@ -46,7 +49,7 @@ OF_COLOURS = {
     "supervisely.json": json.dumps({"classes": [{"title": "road", "shape": "bitmap", "color": "#804080"},
                                                 {"title": "traffic light", "color": "#FAAA1E"},
                                                 {"title": "car", "color": "#00008E"}]}),
-    "mapillary.json": json.dumps({"labels": [{"color": [128, 64, 128], "readable": "road"},
+    "mapillary.json": json.dumps({"labels": [{"name": "flat--road", "color": [128, 64, 128], "readable": "road"},
                                              {"color": [250, 170, 30], "readable": "traffic light"},
                                              {"color": [0, 0, 142], "readable": "car"}]}),
 }  # fmt: skip

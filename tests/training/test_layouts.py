@@ -30,7 +30,6 @@ def expected(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*validation photos are the training photos")
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools with numpy 2
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_trains_to_the_same_weights_and_scores_the_same(name, expected, tmp_path):
     keys = LAYOUTS[name](tmp_path)
