@@ -287,7 +287,8 @@ def check_labels(
             told = True
         read = survey(dataset, _SECONDS_MORE, known=read)
         found = findings(read, dataset.label_space, dataset.config, training)
-    log.info("%s: %s", title, read.summary(dataset.label_space))
+    if read.pixels:
+        log.info("%s: %s", title, read.summary(dataset.label_space))
     for one in found:
         if not one.sure:
             warnings.warn(f"{title}: {one.text}", stacklevel=2)

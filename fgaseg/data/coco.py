@@ -36,6 +36,14 @@ class CocoLabels:
     def __str__(self) -> str:
         return f"{self.file}, {self.photo}"
 
+    def __deepcopy__(self, memo: object) -> CocoLabels:
+        return self  # immutable: the threads of a data loader may share it, however many polygons there are
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that the labels come from."""
+        return [self.file, self.panoptic[0]] if self.panoptic else [self.file]
+
     def paint(self) -> tuple[np.ndarray, int]:
         """Category ids int64 [H, W], UNPAINTED where there are none, and the number of pixels of several categories.
 

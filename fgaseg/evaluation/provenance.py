@@ -126,8 +126,10 @@ def files_state(dataset: Any) -> str:
     length alone.
     """
     pairs = getattr(dataset, "pairs", [])
-    # the labels of a photo may be a part of a COCO file
-    stats = [(stem, [getattr(file, "file", file).stat() for file in files]) for stem, *files in pairs]
+    # labels are a file, or a part of a COCO file
+    stats = [
+        (stem, [file.stat() for file in (photo, *getattr(labels, "files", [labels]))]) for stem, photo, labels in pairs
+    ]
     return _hash([len(dataset), [(stem, [(s.st_size, s.st_mtime_ns) for s in files]) for stem, files in stats]])
 
 

@@ -1,6 +1,8 @@
 """COCO annotations: what is painted, which photo it belongs to, and what is wrong with a file."""
 
+import copy
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset, check_folders
 from fgaseg.errors import DataError
+from fgaseg.evaluation.provenance import files_state
 
 pytest.importorskip("pycocotools")
 
@@ -167,3 +170,14 @@ def test_missing_files(tmp_path):
     keys = write(tmp_path, [annotation(SQUARE)])
     with pytest.raises(DataError, match=r"no\.json: cannot be read .* give a JSON file of COCO annotations"):
         read(keys | {"labels": tmp_path / "no.json"})
+
+
+def test_an_evaluation_notices_that_annotations_have_changed(tmp_path):
+    keys = write(tmp_path, [annotation(SQUARE)])
+    dataset = FolderDataset(DataConfig(**keys), "val")
+    before = files_state(dataset)
+    assert before == files_state(FolderDataset(DataConfig(**keys), "val"))
+    os.utime(tmp_path / "coco.json", ns=(1, 1))
+    assert files_state(dataset) != before
+    labels = dataset.pairs[0][2]
+    assert copy.deepcopy(dataset).pairs[0][2] is labels
