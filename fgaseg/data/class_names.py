@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -88,6 +89,12 @@ class LabelSpace:
     def named(self) -> list[int]:
         """The stored values that have a label, ascending; none where values are labels."""
         return sorted(self.label_of or ())
+
+    def fingerprint(self) -> str | None:
+        """Changes with the meaning of any stored value; None where values are labels."""
+        if self.label_of is None:
+            return None
+        return hashlib.sha256(repr((sorted(self.label_of.items()), self.others)).encode()).hexdigest()
 
     def undefined(self, labels: np.ndarray) -> list[int]:
         """The values of ``labels`` (int64, any shape) that are neither a class nor ``ignore``, ascending."""

@@ -122,15 +122,23 @@ def _hash(value: Any) -> str:
 def files_state(dataset: Any) -> str:
     """Changes when a file of the data set does, and then an interrupted evaluation must not resume.
 
-    From sizes and modification times of the files in `dataset.pairs`, not their location; without `pairs`, from the
-    length alone.
+    From sizes and modification times of the files in `dataset.pairs`, not their location, and from the label map;
+    without `pairs`, from the length alone.
     """
     pairs = getattr(dataset, "pairs", [])
     # labels are a file, or a part of a COCO file
     stats = [
         (stem, [file.stat() for file in (photo, *getattr(labels, "files", [labels]))]) for stem, photo, labels in pairs
     ]
-    return _hash([len(dataset), [(stem, [(s.st_size, s.st_mtime_ns) for s in files]) for stem, files in stats]])
+    space = getattr(dataset, "label_space", None)
+    meaning = space.fingerprint() if space is not None else None
+    return _hash(
+        [
+            len(dataset),
+            *([meaning] if meaning else []),
+            [(stem, [(s.st_size, s.st_mtime_ns) for s in files]) for stem, files in stats],
+        ]
+    )
 
 
 def differences(before: Any, now: Any, key: str = "") -> list[str]:

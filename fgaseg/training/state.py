@@ -96,6 +96,8 @@ class StateStore:
             "seconds": state.seconds,
             "skipped": state.skipped,
         }
+        if label_map := self._label_map():
+            content["label_map"] = label_map
         keep_previous = self.saved is not None  # else it belongs to a run that this one replaces
         write_on_main(lambda: save_training(self.folder, weights, content, keep_previous), self.device)
         self.saved = state.step
@@ -137,6 +139,11 @@ class StateStore:
                 "train.out on a disk that all machines share"
             )
 
+    def _label_map(self) -> str | None:
+        """What tells label maps apart whose classes are the same, wherever their files are."""
+        space = getattr(self.train_set, "label_space", None)
+        return None if space is None else space.fingerprint()
+
     def _refuse_other_run(self, content: dict[str, Any]) -> None:
         before, now = _dotted(json.loads(content["config"])), _dotted(self.config.dump())
         differing = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
@@ -146,6 +153,8 @@ class StateStore:
                 f"the data set had {content['samples']} items of {len(content['names'])} classes, now "
                 f"{len(self.train_set)} of {len(self.train_set.names)}, or other names"
             )
+        if content.get("label_map") != self._label_map():
+            changes.append("data.label_map or data.ignore gave the values in label images other meanings")
         if changes:
             raise CheckpointError(
                 f"{self.folder}: belongs to another configuration ({'; '.join(changes)}). Give another train.out, go "

@@ -181,3 +181,5 @@ def test_an_evaluation_notices_that_annotations_have_changed(tmp_path):
     assert files_state(dataset) != before
     labels = dataset.pairs[0][2]
     assert copy.deepcopy(dataset).pairs[0][2] is labels
+    mapped = FolderDataset(DataConfig(**keys, label_map={"1": "dog", "5": "dog"}), "val")
+    assert files_state(mapped) != files_state(dataset)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from runs import configure, log
 
-from fgaseg.errors import DataError, ImageError
+from fgaseg.errors import CheckpointError, DataError, ImageError
 from fgaseg.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*validation photos are the training photos")
@@ -76,3 +76,17 @@ def test_shares_are_logged_once(data, tmp_path, caplog):
     said = [line for line in caplog.text.splitlines() if "label files: " in line]
     assert len(said) == 2 and "training labels: 10 label files: " in said[0] and "validation labels: 3 " in said[1]
     assert log(tmp_path / "out")
+
+
+def test_a_run_is_not_resumed_with_another_label_map(data, tmp_path):
+    numbers = dict(enumerate((data / "names.txt").read_text().split("\n")))
+    for name, entries in (("first", numbers), ("moved", numbers), ("other", numbers | {0: numbers[1], 1: numbers[0]})):
+        (tmp_path / f"{name}.yaml").write_text("".join(f"{value}: {text}\n" for value, text in entries.items()))
+    keys = ["train.steps=2", "train.save_every=1"]
+    config = configure(data, tmp_path / "out", [*keys, f"data.label_map={tmp_path / 'first.yaml'}"])
+    train(config, progress=False)
+    train(config.override(f"data.label_map={tmp_path / 'moved.yaml'}"), progress=False)
+    with pytest.raises(CheckpointError, match=r"data\.label_map or data\.ignore gave the values .* other meanings"):
+        train(config.override(f"data.label_map={tmp_path / 'other.yaml'}"), progress=False)
+    with pytest.raises(CheckpointError, match="other meanings"):
+        train(config.override("data.label_map=null"), progress=False)
