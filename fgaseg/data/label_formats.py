@@ -81,7 +81,7 @@ def read_stored(path: str | os.PathLike[str], named: Collection[int] = ()) -> np
             only_colours = by_colour and not any(one < COLOURS for one in named)
             return COLOURS + values * 0x010101 if only_colours else values
         if image.mode in ("RGB", "RGBA", "LA", "PA"):
-            return _colour_values(np.asarray(image.convert("RGBA")), by_colour, image.mode, path)
+            return _colour_values(np.asarray(image.convert("RGBA")), named, image.mode, path)
     raise DataError(f"{path}: is a {image.mode} image: a label image is grey, RGB or RGBA, or has a palette")
 
 
@@ -98,14 +98,24 @@ def _palette(image: Image.Image) -> np.ndarray:
 
 
 def _palette_values(image: Image.Image, named: Collection[int]) -> np.ndarray:
+    """By colour, or by index if only the indices all have names."""
     indices = np.asarray(image).astype(np.int64)
-    palette = _palette(image)
-    used = np.unique(indices)
-    if used.max() < len(palette) and set(palette[used].tolist()) <= set(named):
-        return palette[indices]
-    if set(used.tolist()) <= set(named) or used.max() >= len(palette):
-        return indices
-    return palette[indices]
+    colours = _palette(image)
+    palette = np.arange(256)  # indices beyond the palette have no colour: they stay values
+    palette[: len(colours)] = colours
+    transparent = image.info.get("transparency", b"")  # an index, or the opacity of each
+    if isinstance(transparent, bytes):
+        transparent = np.flatnonzero(np.frombuffer(transparent, np.uint8) == 0)
+    palette[transparent] = UNPAINTED
+    return _better_named(palette, indices, named)
+
+
+def _better_named(colours: np.ndarray, values: np.ndarray, named: Collection[int]) -> np.ndarray:
+    """The colours [256] of values [H, W] in a byte, or the values where only they all have names."""
+    used = np.unique(values)
+    if not set(colours[used].tolist()) <= {*named, UNPAINTED} and set(used.tolist()) <= set(named):
+        return values
+    return colours[values]
 
 
 def _gif_values(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
@@ -126,20 +136,22 @@ def _whole_numbers(values: np.ndarray, path: str | os.PathLike[str]) -> np.ndarr
     return values.astype(np.int64)
 
 
-def _colour_values(rgba: np.ndarray, by_colour: bool, mode: str, path: str | os.PathLike[str]) -> np.ndarray:
+def _colour_values(rgba: np.ndarray, named: Collection[int], mode: str, path: str | os.PathLike[str]) -> np.ndarray:
     """Stored values of an image uint8 [H, W, 4]; grey ones are values where no colours are asked for."""
     parts = rgba.astype(np.int64)
     painted = parts[..., 3] > 0
-    if not by_colour:
-        grey = (parts[..., 0] == parts[..., 1]) & (parts[..., 1] == parts[..., 2])
-        if not (grey | ~painted).all():
-            raise DataError(
-                f"{path}: is a {mode} image: a label image has one value per pixel, 8 or 16-bit grey or a palette; say "
-                "which colour has which name with data.label_map (--label-map)"
-            )
+    grey = (((parts[..., 0] == parts[..., 1]) & (parts[..., 1] == parts[..., 2])) | ~painted).all()
+    if any(COLOURS <= one < UNPAINTED for one in named):
+        stored = COLOURS + (parts[..., 0] << 16) + (parts[..., 1] << 8) + parts[..., 2]
+        if grey and any(one < COLOURS for one in named):
+            stored = _better_named(COLOURS + np.arange(256) * 0x010101, parts[..., 0], named)
+    elif grey:
         stored = parts[..., 0]
     else:
-        stored = COLOURS + (parts[..., 0] << 16) + (parts[..., 1] << 8) + parts[..., 2]
+        raise DataError(
+            f"{path}: is a {mode} image: a label image has one value per pixel, 8 or 16-bit grey or a palette; say "
+            "which colour has which name with data.label_map (--label-map)"
+        )
     return np.where(painted, stored, UNPAINTED)
 
 

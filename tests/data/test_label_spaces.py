@@ -135,6 +135,21 @@ def test_palette_images_by_colour_where_they_have_names_else_by_index(tmp_path):
     np.testing.assert_array_equal(read_stored(tmp_path / "labels/a.png"), [[0, 1, 2]])
 
 
+def test_transparent_indices_of_palettes(tmp_path):
+    for number, transparency in enumerate((1, b"\xff\x00", b"\xff\x00\xff\x80")):
+        image = palette_image([0, 1, 2, 3], [(5, 5, 5), (1, 2, 3), (8, 8, 8), (1, 2, 3)])
+        keys = save(tmp_path / str(number), image) | {"names": None}
+        image.save(tmp_path / str(number) / "labels/a.png", transparency=transparency)
+        assert labels(keys, label_map={"1,2,3": "sky", "5,5,5": "cat", "8,8,8": "dog"})[1] == [[1, None, 2, 0]]
+        assert labels(keys, label_map={0: "sky", 1: "cat", 2: "dog", 3: "dog"})[1] == [[0, 1, 2, 2]]
+
+
+def test_grey_rgb_under_a_map_of_values_and_colours(tmp_path):
+    for values, expected in (([7, 11, 26], [0, 2, 13]), ([0, 7], [None, 0]), ([70, 0], [2, None])):
+        keys = save(tmp_path / str(values), np.stack([np.array([values], np.uint8)] * 3, -1)) | {"names": None}
+        assert labels(keys, label_map="cityscapes")[1] == [expected]  # 70,70,70 is a building, 7,7,7 no colour
+
+
 def test_stored_values():
     assert UNPAINTED > colour(255, 255, 255) > colour(0, 0, 0) > 2**31
 
