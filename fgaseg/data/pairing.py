@@ -78,6 +78,8 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Photos and labels whose paths below their folders are equal up to suffixes; sub-folders are searched.
 
+    The labels of a.jpg are a.png or a.jpg.png.
+
     labels    a folder of label images, which may be that of the photos, or a JSON file of COCO annotations
     listed    text file of paths below ``photos``, one per line, with or without suffix: these pairs, in this order.
               None: every pair, sorted
@@ -120,7 +122,14 @@ def _search(photos: Path, labels: Path, names: PairNames) -> tuple[dict[str, Pat
     inner = labels if photos in labels.parents else photos if labels in photos.parents else None
     photo_of, skipped = _files_by_stem(photos, "photos", PHOTOS, names.photos, without=inner)
     label_of, skipped_labels = _files_by_stem(labels, "label images", LABELS, names.labels, without=inner)
-    return photo_of, label_of, skipped + skipped_labels
+    whole = {photo.relative_to(photos).as_posix(): stem for stem, photo in photo_of.items()}  # a.jpg.png is of a.jpg
+    found: dict[str, Labels] = {}
+    for stem, label in label_of.items():
+        target = whole[stem] if stem in whole and stem not in photo_of else stem
+        if target in found:
+            raise DataError(f"{label} and {found[target]} have the same photo: keep one of them")
+        found[target] = label
+    return photo_of, found, skipped + skipped_labels
 
 
 def _place(listed: Mapping[str, Labels], photo_of: Mapping[str, Path]) -> dict[str, Labels]:

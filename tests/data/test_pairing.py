@@ -140,3 +140,16 @@ def test_patterns():
         "mask_*",
         "a_*_b.png",
     ]
+
+
+def test_labels_may_be_named_after_the_whole_photo(tmp_path):
+    photos = touch(tmp_path / "x", "a.jpg", "t/b.png", "c.tif", "d.jpg", "d.jpg.png")
+    labels = touch(tmp_path / "y", "a.jpg.png", "t/b.png.png", "c.tif.bmp", "d.png", "d.jpg.tif")
+    found = pairs(photos, labels)
+    assert found == {"a": ("a.jpg", "a.jpg.png"), "t/b": ("b.png", "b.png.png"), "c": ("c.tif", "c.tif.bmp"),
+                     "d": ("d.jpg", "d.png"), "d.jpg": ("d.jpg.png", "d.jpg.tif")}  # fmt: skip
+    touch(labels, "a.png")
+    with pytest.raises(
+        DataError, match=r"a\.png and .*a\.(jpg\.)?png have the same photo: keep one"
+    ):
+        pairs(photos, labels)
