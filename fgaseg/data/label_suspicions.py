@@ -141,10 +141,10 @@ def _black_and_white(e: Evidence) -> Iterator[Finding]:
 
 
 def _one_class(e: Evidence) -> Iterator[Finding]:
-    if len(e.present) > 1 or e.missing or len(e.names) == 1 or not e.survey.counts:
+    if len(e.present) > 1 or e.missing or not e.survey.counts:
         return
     if not e.present:
-        values = ", ".join(map(describe, e.values[:5]))
+        values = ", ".join(map(describe, sorted(e.survey.counts)[:5]))
         yield Finding(
             f"no pixel has a label: all are void (values {values}): correct data.ignore or data.label_map",
             True,
@@ -153,8 +153,10 @@ def _one_class(e: Evidence) -> Iterator[Finding]:
     elif not list(_black_and_white(e)):
         name, void = e.names[e.present[0]], [value for value in e.values if value in e.config.void_values]
         cure = "check data.names, data.ignore and data.label_map"
-        if e.plain and void and len(e.values) == 2:
-            other = next(one for one in e.names if one != name)
+        if e.survey.counts[UNPAINTED]:
+            cure = f"name what is outside the annotations: {label_map_option('{unpainted: background}')}"
+        elif e.plain and void and len(e.values) == 2:
+            other = next((one for one in e.names if one != name), "background")
             cure = f"if {void[0]} is one, give {label_map_option(f'{{{e.values[0]}: {name}, {void[0]}: {other}}}')}"
         yield Finding(
             f"{name!r} is the only class that occurs, and everything would be {name!r}: a model needs pixels of "
@@ -323,8 +325,8 @@ def _overlaps(e: Evidence) -> Iterator[Finding]:
 
 def _mostly_void(e: Evidence) -> Iterator[Finding]:
     share = e.void / max(e.survey.pixels, 1)
-    if share > 0.9 and e.present:
-        unpainted = e.survey.counts[UNPAINTED] / e.survey.pixels
+    unpainted = min(e.survey.counts[UNPAINTED] / max(e.survey.pixels, 1), share)
+    if (share > 0.9 or unpainted > 0.5) and len(e.present) > 1:
         cure = f": pixels outside the annotations become a class with {label_map_option('{unpainted: background}')}"
         yield Finding(f"{percent(share)} of the pixels are void{cure if unpainted > 0.5 else ''}", False)
 

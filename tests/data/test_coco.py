@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fgaseg.config import DataConfig
-from fgaseg.data import FolderDataset, check_folders
+from fgaseg.data import FolderDataset, check_folders, check_labels
 from fgaseg.errors import DataError
 from fgaseg.evaluation.provenance import files_state
 
@@ -183,3 +183,16 @@ def test_an_evaluation_notices_that_annotations_have_changed(tmp_path):
     assert copy.deepcopy(dataset).pairs[0][2] is labels
     mapped = FolderDataset(DataConfig(**keys, label_map={"1": "dog", "5": "dog"}), "val")
     assert files_state(mapped) != files_state(dataset)
+
+
+def test_things_alone_teach_nothing_about_the_rest(tmp_path):
+    one = write(tmp_path, [annotation(SQUARE)], CATEGORIES[:1])
+    [text] = check_folders(**one).warnings
+    assert "'cat' is the only class" in text and "'{unpainted: background}'" in text
+    with pytest.raises(DataError, match=r"'cat' is the only class that occurs, .*outside the annotations"):
+        check_labels(FolderDataset(DataConfig(**one), "train"), "train", training=True)
+    assert check_folders(**one, label_map={"unpainted": "background"}).warnings == []
+    two = write(tmp_path, [annotation(SQUARE), annotation([[3, 0, 4, 0, 4, 1, 3, 1]], 5)])
+    assert any("58 % of the pixels are void: pixels outside" in text for text in check_folders(**two).warnings)
+    none = write(tmp_path, [])
+    assert "all are void (values unpainted)" in check_folders(**none).problems["labels that cannot be right"][0]

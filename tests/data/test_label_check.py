@@ -133,6 +133,8 @@ def test_a_colour_without_a_name_is_named_with_its_share(tmp_path):
 
 SUSPICIOUS = {  # files, names, ignore, words
     "one class": ([[2], [2, 255]], SKY, 255, r"'cat' is the only class that occurs"),
+    "one name": ([[0], [0, 0]], ["roof"], 255, r"'roof' is the only class that occurs"),
+    "one name and void": ([[1, 255]], ["a", "roof"], 255, r"label_map='\{1: roof, 255: a\}'"),
     "one class of two": ([[1]] * 3, ["background", "crack"], 255, r"'crack' is the only class"),
     "never zero": (
         [[1, 2], [2, 1]],

@@ -149,7 +149,5 @@ def test_labels_may_be_named_after_the_whole_photo(tmp_path):
     assert found == {"a": ("a.jpg", "a.jpg.png"), "t/b": ("b.png", "b.png.png"), "c": ("c.tif", "c.tif.bmp"),
                      "d": ("d.jpg", "d.png"), "d.jpg": ("d.jpg.png", "d.jpg.tif")}  # fmt: skip
     touch(labels, "a.png")
-    with pytest.raises(
-        DataError, match=r"a\.png and .*a\.(jpg\.)?png have the same photo: keep one"
-    ):
+    with pytest.raises(DataError, match=r"a\.png and .*a\.(jpg\.)?png have the same photo: keep one"):
         pairs(photos, labels)
