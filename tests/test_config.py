@@ -219,3 +219,33 @@ def test_configuration_cannot_be_changed_behind_its_back():
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 3
     assert config.override("train.steps=3").train.steps == 3 and config.train.steps == 80_000
+
+
+OWN = {
+    "label_map without photos": ("data.label_map=cityscapes", "label_map: is for photos and labels of your own"),
+    "suffix without photos": ("data.label_suffix=_mask", "label_suffix: is for photos and labels of your own"),
+    "a list": (
+        "data.label_map=[a, b]",
+        "or a mapping such as {7: road, 11: car}; got ['a', 'b']",
+    ),
+    "a number": ("data.label_map=7", "give a file, a preset, or a mapping"),
+    "ignore as text": ("data.ignore=0,255", "give a label value from 0 to 65535, or a list of them; got '0,255'"),
+    "ignore below": ("data.ignore=[0, -1]", "got [0, -1]"),
+}
+
+
+@pytest.mark.parametrize("override, words", OWN.values(), ids=OWN)
+def test_keys_of_own_labels(override, words):
+    message = refused(override)
+    assert words in message and len(message.splitlines()) == 1
+
+
+def test_label_maps_and_void_values_survive_saving(tmp_path):
+    words = ["data.images=x", "data.label_map={0: background, 255: crack}", "data.ignore=[0, 300]"]
+    config = load_config(None, *words)
+    config.save(tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config == Config.from_json(config.to_json(), "x")
+    assert config.data.label_map == {"0": "background", "255": "crack"}
+    for ignore, values, void in ((255, (255,), 255), (0, (0,), 65535), ((0, 255), (0, 255), 255), ((), (), 65535)):
+        data = config.override(**{"data.ignore": ignore}).data
+        assert (data.void_values, data.void) == (values, void)

@@ -169,6 +169,7 @@ def _data_overrides(options: argparse.Namespace) -> list[str]:
         overrides += ["data.scenes=false", "data.val_images=null", "data.val_labels=null", "data.train_list=null"]
         overrides += ["data.set=null", "data.val_set=null"]
         overrides += [] if options.list else ["data.val_list=null"]
+        overrides += [] if options.labels else ["data.labels=null"]  # they lie among the photos, with --label-suffix
     return overrides + [f"data.{key}={json.dumps(value)}" for key, value in label_values(options).items()]
 
 

@@ -72,6 +72,11 @@ def test_eval_of_labels_of_other_layouts_is_that_of_plain_ones(model, tmp_path, 
     ):
         assert main(["eval", model, *options, "--json"]) == 0
         scores.append(json.loads(capsys.readouterr().out)["scores"]["val"])
+    config = tmp_path / "config.yaml"
+    config.write_text(f"data: {{images: {at['images']}, labels: {at['labels']}, names: {tmp_path / 'names.txt'}}}\n")
+    flags = ["--images", at["all"], "--label-suffix", "_mask", "--ignore", "0,255"]
+    assert main(["eval", model, "--config", str(config), *flags, "--json"]) == 0
+    scores.append(json.loads(capsys.readouterr().out)["scores"]["val"])
     assert all(one["miou_gt"] == scores[0]["miou_gt"] > 0 for one in scores)
 
 
