@@ -3,7 +3,7 @@
 import pytest
 import torch
 from layouts import LAYOUTS, needs_photos, plain
-from runs import TINY_MODEL, weights
+from runs import TINY_MODEL, single_thread, weights
 
 from fgaseg import Config, train
 from fgaseg.data import FolderDataset
@@ -18,7 +18,8 @@ def run(root, keys):
         train={"out": root / "out", "steps": 3, "batch": 3, "lr": 1e-4, "warmup": 0, "tensorboard": False,
                "eval_every": 0, "save_every": 3},
     )  # fmt: skip
-    summary = train(config, progress=False)
+    with single_thread():  # also where the fixture of one test runs it before that of all
+        summary = train(config, progress=False)
     return weights(root / "out"), summary.scores["val"]
 
 
