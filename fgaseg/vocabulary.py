@@ -1,41 +1,97 @@
-"""A vocabulary: class names with their text embeddings."""
+"""A vocabulary: classes, each with one or several prompts, and their text embeddings."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .errors import VocabularyError
 
 
+class ClassPrompts(NamedTuple):
+    """A class with the prompts that stand for it, synonyms or kinds of it."""
+
+    name: str
+    prompts: tuple[str, ...]
+
+
+# what a model takes: names, which may hold synonyms ("car | automobile | van"), or the prompts of each class
+ClassNames = Sequence[str | Sequence[str] | ClassPrompts] | Mapping[str, str | Sequence[str]]
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Class names with their text embeddings, in the order of the logits' class axis. `model.encode(names)` makes one.
 
-    names       T of them
+    names       S of them
     embeddings  [T, C], of unit length, in the joint space of the CLIP model that made them
+    counts      how many rows of the embeddings, one after the other, each class has: the largest logit among them is
+                that of the class; None: one row each, T = S
+    first       the class that gets the pixels of each class, usually itself, the first of those that have the same
+                prompt; None: not known
     """
 
     names: tuple[str, ...]
     embeddings: Tensor = field(repr=False)
+    counts: tuple[int, ...] | None = None
+    first: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The names as a tuple. Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
+def split_synonyms(name: str) -> tuple[str, ...]:
+    """The prompts of a class as they are written in one text, with | between them."""
+    return tuple(filter(None, (" ".join(part.split()) for part in name.split("|"))))
 
-    Raises VocabularyError for an empty list, an entry that is empty or not a string, or a string in place of a list.
+
+def as_text(entry: str | ClassPrompts) -> str:
+    """A class in one text, for messages and records."""
+    return entry if isinstance(entry, str) else f"{entry.name}: {' | '.join(entry.prompts)}"
+
+
+def check_names(names: ClassNames | Iterable[str]) -> tuple[ClassPrompts, ...]:
+    """Each class with its name and its prompts. A class without prompts of its own has its name.
+
+    Duplicates are allowed (ADE-847 has ten): a pixel gets the first of them.
+
+    names  a list, each entry a name, a text of synonyms with | between them (the first is the name), a list of these,
+           or a ClassPrompts; or a mapping from names to prompts, in the same forms
+
+    Raises VocabularyError for an empty list, an entry that is empty or not a string, a string in place of a list, or
+    one name for two classes with different prompts.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")
-    names = tuple(names)
-    if not names:
+    entries: Iterable[Any] = names
+    if isinstance(names, Mapping):
+        entries = [ClassPrompts(name, words) for name, words in names.items()]  # type: ignore[arg-type]
+    classes = tuple(_checked(i, entry) for i, entry in enumerate(entries))
+    if not classes:
         raise VocabularyError("class names: the list is empty; give at least one name")
-    for i, name in enumerate(names):
-        if not isinstance(name, str):
-            raise VocabularyError(f"class names: entry {i} is {name!r} of type {type(name).__name__}, not a string")
-        if not name.strip():
-            raise VocabularyError(f"class names: entry {i} is empty; every class needs a name")
-    return names
+    seen: dict[str, tuple[str, ...]] = {}
+    for name, prompts in classes:
+        if seen.setdefault(name, prompts) != prompts:
+            raise VocabularyError(
+                f"class names: two classes are called {name!r} and have different prompts; write them as one class, "
+                "or give them different names"
+            )
+    return classes
+
+
+def _checked(i: int, entry: Any) -> ClassPrompts:
+    name = entry.name if isinstance(entry, ClassPrompts) else None
+    words = entry.prompts if isinstance(entry, ClassPrompts) else entry
+    parts = [words] if isinstance(words, str) else words
+    if not isinstance(parts, list | tuple):
+        raise VocabularyError(f"class names: entry {i} is {entry!r} of type {type(entry).__name__}, not a string")
+    for part in [*parts, *([] if name is None else [name])]:
+        if not isinstance(part, str):
+            raise VocabularyError(f"class names: entry {i} is {part!r} of type {type(part).__name__}, not a string")
+    # a name without synonyms stays as it is written
+    prompts = tuple(one for part in parts for one in (split_synonyms(part) if "|" in part else [part]) if one.strip())
+    if not prompts or (name is not None and not name.strip()):
+        raise VocabularyError(f"class names: entry {i} is empty; every class needs a name")
+    same = {" ".join(one.replace("_", " ").lower().split()): one for one in reversed(prompts)}
+    return ClassPrompts(prompts[0] if name is None else name, tuple(reversed(same.values())))

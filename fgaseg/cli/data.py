@@ -206,7 +206,7 @@ def _draw(config: "DataConfig", file: Path) -> None:
             reasons.append(str(error))
     if not samples:
         raise UsageError(f"--picture {file}: no photo can be drawn: {reasons[0]}")
-    picture = contact_sheet(samples, dataset.names)
+    picture = contact_sheet(samples, dataset.classes)
     atomic_write(file, lambda handle: picture.save(handle, format="PNG"))
 
 

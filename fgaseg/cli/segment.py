@@ -2,9 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .options import (
@@ -19,6 +18,9 @@ from .options import (
     split_words,
 )
 
+if TYPE_CHECKING:
+    from ..vocabulary import ClassNames
+
 HELP = """\
 Label every pixel of photos with one of the class names that you give. The labels are drawn over each photo, and their
 shares are printed; with --json also the masks, as run lengths. The default model is CAT-Seg, whose weights (819 MB) are
@@ -26,6 +28,7 @@ fetched once; `fgaseg models` lists others.
 
   fgaseg segment street.jpg --classes "road, car, person riding a bicycle, sky"
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa, wooden floor" --out labelled.png
+  fgaseg segment photo.jpg --model runs/mine/model --classes "car | automobile | van, person, sky"
   fgaseg segment photos/*.jpg --model runs/mine/model --names names.txt --out labelled/
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" inference=windows class_maps_budget=500
@@ -39,8 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
               "photos; overrides of the configuration of every model, e.g. inference=windows")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
     names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", help="names, separated by commas")
-    names.add_argument("--names", type=Path, help="file with one name per line, or a JSON list")
+    names.add_argument("--classes", help="names with commas between them; | between synonyms of one class")
+    names.add_argument("--names", type=Path, help="file of names: text, JSON, YAML, CSV, a label map of a tool, ...")
     parser.add_argument("--out", type=Path, help="picture or folder to write (default: <photo>_labels.png)")
     parser.add_argument(
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (the paper's Fig. 6)"
@@ -56,21 +59,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from ..data import read_names
     from ..vocabulary import check_names
 
     photos, overrides = split_words(options.words)
     outputs = _outputs(photos, options.out)
-    names = check_names(read_names(options.names) if options.names else map(str.strip, options.classes.split(",")))
+    classes = check_names(_classes(options))
     models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
     for photo, out in zip(photos, outputs, strict=True):
         with autocast(options.precision, options.device):
-            row = _segment_one(models, photo, names, out, options.pseudo_masks)
+            row = _segment_one(models, photo, classes, out, options.pseudo_masks)
         if options.json:
             print(json.dumps(row), flush=True)  # at once: earlier results survive a bad photo
         else:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{photo}: {shares} -> {out}")
+
+
+def _classes(options: argparse.Namespace) -> "ClassNames":
+    from ..data import read_classes, read_typed
+
+    if options.names:
+        return read_classes(options.names)
+    if options.classes.strip() and Path(options.classes).is_file():
+        raise UsageError(f"--classes {options.classes} is a file: give it as --names")
+    return read_typed(options.classes)
 
 
 def _outputs(photos: list[str], out: Path | None) -> list[Path]:
@@ -92,15 +104,15 @@ def _outputs(photos: list[str], out: Path | None) -> list[Path]:
 
 
 def _segment_one(
-    models: dict[str, Any], photo: str, names: Sequence[str], out: Path, with_masks: bool
+    models: dict[str, Any], photo: str, classes: "ClassNames", out: Path, with_masks: bool
 ) -> dict[str, Any]:
     """Label one photo with every model and write the pictures; the figures are those of the first model."""
     from ..inference import comparison, draw_pseudo_masks, pseudo_masks
 
-    results = {name: model.segment(photo, names) for name, model in models.items()}
+    results = {name: model.segment(photo, classes) for name, model in models.items()}
     name, first = next(iter(results.items()))
     if len(results) > 1:
-        picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], names)
+        picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], first.classes)
     else:
         picture = first.overlay()
     _save_picture(picture, out)
@@ -112,7 +124,7 @@ def _segment_one(
         "masks": first.run_lengths(),
     }
     if with_masks:
-        masks = pseudo_masks(models[name], first.image, models[name].encode(names))
+        masks = pseudo_masks(models[name], first.image, models[name].encode(classes))
         row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
         _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
     return row

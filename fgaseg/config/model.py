@@ -146,6 +146,9 @@ class ModelConfig(Section):
     """Text around a class name; the embeddings of several templates are averaged."""
     first_synonym: bool = _by_preset(False, True)
     """Embed the first synonym of a class name only: "sofa, couch" as "sofa"."""
+    synonyms: Literal["best", "average"] = "best"
+    """Several prompts of one class ("car | automobile | van"): the largest of their logits counts, or their embeddings
+    are averaged."""
 
     # pixel-level alignment (section III-B)
     p2t_layers: NonNegativeInt = 1

@@ -2,7 +2,11 @@
 
 images.py          opening and decoding image files; the pixels that the network takes
 label_formats.py   how labels are stored: a reader for every format
-class_names.py     files of class names; what the values in label images mean
+names_files.py     files of class names and label maps: a reader for every format
+name_lines.py      the same line by line
+class_tables.py    what such files say: names, values, colours, prompts
+typed_names.py     class names as people type them
+class_names.py     class names of a file; what the values in label images mean
 label_maps.py      files that name the values or colours in label images, and presets of them
 label_spaces.py    the same for a configuration's own folders, from names, label map, ignored values and COCO categories
 coco.py            COCO annotations as labels
@@ -24,7 +28,7 @@ workers.py         applying a function to many files in worker processes
 
 from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders, check_labels
-from .class_names import percent, read_names
+from .class_names import percent, read_classes, read_names
 from .datasets import PairDataset
 from .folders import FolderDataset
 from .from_config import VALIDATION_SCENES, data_sets
@@ -33,6 +37,7 @@ from .preparation import PrepareReport, prepare, prepare_folders
 from .prepared_sets import open_set, open_set_in_folders
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .set_files import SplitFiles, default_root
+from .typed_names import read_typed
 
 __all__ = [
     "BENCHMARK_SETS",
@@ -60,7 +65,9 @@ __all__ = [
     "percent",
     "prepare",
     "prepare_folders",
+    "read_classes",
     "read_image",
     "read_names",
+    "read_typed",
     "to_pixels",
 ]

@@ -5,85 +5,63 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
+from ..vocabulary import ClassPrompts
 from .label_formats import COLOURS, UNPAINTED, colour, describe
+from .names_files import read_table
 
-_NUMBERED = re.compile(r"\d+\s*[:=,\t ]\s*\S")  # 7: car
-_COLOURED = re.compile(r"[^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*(:|$)")  # car:0,0,142::
+log = logging.getLogger(__name__)
 
 
 def read_names(path: str | os.PathLike[str]) -> list[str]:
-    """Class names in label order, from UTF-8 text with one name per line or from a JSON list of strings.
+    """Class names in label order, from a file in any of the formats of ``read_table``: in the order of their values,
+    where it has values, and without those that mean void there.
 
-    Surrounding spaces are removed. Raises DataError naming the file: unreadable, no names, an empty or a repeated one,
-    or a label map.
+    Raises DataError naming the file: unreadable, no names, an empty or a repeated one, a line that is no name.
     """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 text: save the names file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read as a names file ({error.strerror}): give one name per line") from error
-    names = _json_names(file, text) if text.lstrip().startswith("[") else text.rstrip().split("\n")
-    names = [name.strip() for name in names]
-    lines = [name for name in names if name and not name.startswith("#")]
-    if lines and (all(map(_NUMBERED.match, lines)) or all(map(_COLOURED.match, lines))):
-        raise DataError(
-            f"{file}: says which value or colour has which name ({lines[0]!r}), not only names: give it as "
-            "data.label_map (--label-map)"
-        )
-    if not any(names):
-        raise DataError(f"{file}: holds no names: give one class name per line, label 0 first")
-    first: dict[str, int] = {}
-    for position, name in enumerate(names, 1):
-        if not name:
-            raise DataError(f"{file}: name {position} is empty: the n-th line names the class of label n - 1")
-        if name in first:
-            raise DataError(f"{file}: names {first[name]} and {position} are both {name!r}: give each class once")
-        first[name] = position
-    return names
+    return read_table(path).class_names(by_value=True)
 
 
-def _json_names(file: Path, text: str) -> list[str]:
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}: is not valid JSON (line {error.lineno}: {error.msg}): give a list of strings"
-        ) from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f'{file}: is not a JSON list of strings: give ["first class", "second class", ...]')
-    return names
+def read_classes(path: str | os.PathLike[str]) -> list[str | ClassPrompts]:
+    """The names of ``read_names``, with the prompts of the classes that have several, for ``model.encode``.
+
+    Names such as "void" in a file of values are left out, and logged. Raises DataError as ``read_names`` does.
+    """
+    table = read_table(path)
+    if void := table.void_names():
+        log.info("%s: %s names no class and is left out", path, ", ".join(map(repr, void)))
+    return table.with_prompts(table.class_names(by_value=True))
 
 
 @dataclass(frozen=True)
 class LabelSpace:
     """What the stored values in the label images of a data set mean (see ``label_formats``).
 
-    prompts   the T class names that the model is given
+    prompts   the T classes that the model is given: names, or with prompts of their own
     classes   the S <= T classes that are scored; label v is classes[v]
     ignore    the label of pixels that are neither trained on nor scored
     class_of  the class of each prompt, T numbers in 0..S-1; None: prompt i is class i
     origin    where the classes come from, for error messages
     label_of  the label of each stored value that has one; None: the stored value v is the label v
     others    the label of all further stored values; None: they are errors
+    numbered  the values of the classes stand beside their names
     """
 
-    prompts: list[str]
+    prompts: Sequence[str | ClassPrompts]
     classes: list[str]
     ignore: int
     class_of: list[int] | None
     origin: str
     label_of: dict[int, int] | None = None
     others: int | None = None
+    numbered: bool = False
 
     @functools.cached_property
     def named(self) -> list[int]:

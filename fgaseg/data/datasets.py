@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ..config import DataConfig
 from ..errors import DataError
+from ..vocabulary import ClassPrompts
 from .augmentation import augment
 from .class_names import LabelSpace
 from .coco import CocoLabels
@@ -32,7 +33,7 @@ class EpochDataset(Dataset[Item]):
     normalization  mean and standard deviation of the items' pixels: CLIP's, until the trainer gives the encoder's
     """
 
-    names: list[str]
+    names: Sequence[str | ClassPrompts]
     normalization: Normalization = CLIP_NORMALIZATION
 
     def __init__(self) -> None:

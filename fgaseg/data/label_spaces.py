@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import DataConfig
 from ..errors import DataError
-from .class_names import LabelSpace, read_names
+from .class_names import LabelSpace
+from .class_tables import ClassTable, Name, is_void_name
 from .coco import read_coco
 from .label_formats import UNPAINTED, describe
-from .label_maps import LabelMap, Name, is_void_name
+from .label_maps import LabelMap
+from .names_files import read_table
 
 _UNNAMED = LabelMap("")
 
@@ -30,17 +33,18 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
     DataError where names and map do not fit, or a value is both void and a class.
     """
     label_map = _UNNAMED if config.label_map is None else LabelMap.read(config.label_map)
-    names = None if config.names is None else read_names(config.names)
+    table = None if config.names is None else read_table(config.names)
+    names = None if table is None else table.class_names(by_value=True)
     coco = read_coco(labels).categories if labels is not None and is_coco(labels) else None
     void_values = config.void_values
     if coco is not None:
         void_values = ()  # category ids are no values of pixels
         entries: dict[int, Name] = {**coco, **label_map.names}
         origin = str(labels) if label_map is _UNNAMED else f"{labels} and {label_map.origin}"
-    elif label_map.has_values or label_map.has_colours:
-        entries, origin = dict(label_map.names), label_map.origin
+    elif (stored := _first_stored(label_map, table)) is not None:
+        entries, origin = dict(stored.names), stored.origin if stored is label_map else f"the names of {config.names}"
         # 255 is only the default; and colours are no values
-        void_values = tuple(one for one in void_values if one != 255 or 255 not in entries) * label_map.has_values
+        void_values = tuple(one for one in void_values if one != 255 or 255 not in entries) * stored.has_values
     else:
         if names is None:
             raise DataError("data.names is not set: set it to a path, for example data.names=my_data/names")
@@ -51,9 +55,10 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
     else:
         origin_of_classes = f"the names of {config.names}"
     _refuse_void_class(names, config.void, origin_of_classes)
+    prompts = (replace(table, prompts=label_map.prompts | table.prompts) if table else label_map).with_prompts(names)
     plain = label_map is _UNNAMED and coco is None and entries == dict(enumerate(names))
     if plain and void_values == (config.void,):
-        return LabelSpace(names, names, config.void, None, origin)  # values are labels: nothing to look up
+        return LabelSpace(prompts, names, config.void, None, origin)  # values are labels: nothing to look up
     label_of, others = _resolve(entries, label_map, names, config, origin)
     for value in void_values:
         if label_of.setdefault(value, config.void) != config.void:
@@ -61,7 +66,13 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
                 f"{origin}: label {value} is {names[label_of[value]]!r} and cannot be ignored too: set data.ignore "
                 "to a value that no class has, such as 65535"
             )
-    return LabelSpace(names, names, config.void, None, origin, label_of, others)
+    numbered = table is not None and bool(table.names)
+    return LabelSpace(prompts, names, config.void, None, origin, label_of, others, numbered)
+
+
+def _first_stored(*tables: ClassTable | None) -> ClassTable | None:
+    """The first that has values or colours: a label map, else a names file that has them."""
+    return next((one for one in tables if one is not None and (one.has_values or one.has_colours)), None)
 
 
 def _names_without_file(config: DataConfig, label_map: LabelMap) -> list[str]:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from ..config import DataConfig
 from .class_names import LabelSpace, percent
+from .class_tables import is_void_name
 from .label_formats import COLOURS, UNPAINTED, describe
-from .label_maps import is_void_name
 from .label_survey import LabelSurvey
 
 BACKGROUNDS = {"background", "bg", "other", "others", "none", "nothing", "unknown", "rest", "clutter", "backgroud"}
@@ -70,7 +70,7 @@ def findings(survey: LabelSurvey, space: LabelSpace, config: DataConfig, trainin
     values = sorted(value for value in survey.counts if value != UNPAINTED)
     present = sorted(label for label in labels if label != space.ignore)
     coco = config.labels is not None and config.labels.suffix.lower() == ".json"
-    plain = config.label_map is None and not coco
+    plain = config.label_map is None and not coco and not space.numbered
     evidence = Evidence(survey, space, config, values, present, labels, missing, plain, training)
     found = [one for rule in _RULES for one in rule(evidence)]
     return sorted(found, key=lambda one: not one.sure)

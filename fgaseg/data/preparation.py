@@ -19,6 +19,7 @@ from ..files import atomic_write
 from .benchmark_sets import BenchmarkSet, find_set, find_splits
 from .folders import FolderDataset
 from .images import load_pixels, open_image
+from .names_files import names_text
 from .set_files import SplitFiles, require_root
 from .workers import run_tasks
 
@@ -110,7 +111,7 @@ def prepare_folders(config: DataConfig, out: Path, *, workers: int = 0, progress
     """
     dataset = FolderDataset(config, "val")
     report = PrepareReport(dataset.name, "val", dropped=len(dataset.skipped))
-    text = "".join(f"{name}\n" for name in dataset.classes)
+    text = names_text(dataset.names)
     atomic_write(out / "names.txt", lambda file: file.write(text.encode()))
     tasks = [(dataset, index, out / "labels") for index in range(len(dataset))]
     for stem, outcome, reason in run_tasks(_convert_own, tasks, workers, f"preparing {dataset.name}", progress):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ..data import FolderDataset, check_labels, default_root, open_set
 from ..distributed import rank, sum_over_processes, world_size
 from ..errors import DataError
 from ..progress import track
-from ..vocabulary import Vocabulary
+from ..vocabulary import ClassNames, ClassPrompts, Vocabulary, check_names
 from .partial import PartialCounts
 from .scores import ConfusionMatrix, Scores
 from .state import EvalState, sample_hash
@@ -37,7 +37,7 @@ class Segmenter(Protocol):
     def train(self, mode: bool = True) -> Any:
         """Switch to training mode, or with False to evaluation mode."""
 
-    def encode(self, names: Sequence[str]) -> Vocabulary:
+    def encode(self, names: Sequence[Any]) -> Vocabulary:
         """Embed class names."""
 
     def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:
@@ -47,7 +47,7 @@ class Segmenter(Protocol):
 class LabelledImages(Protocol):
     """What evaluation needs of a data set, such as FolderDataset or a prepared benchmark set.
 
-    names     class names that the model is given
+    names     classes that the model is given: names, or with prompts (ClassPrompts)
     items     {"image": uint8 [H, W, 3], "labels": int64 [H, W], "stem": identifies it in messages}
     Optional attributes:
     classes   that labels index and that are scored (default: the names)
@@ -56,7 +56,7 @@ class LabelledImages(Protocol):
     """
 
     @property
-    def names(self) -> Sequence[str]: ...
+    def names(self) -> Sequence[str | ClassPrompts]: ...
 
     def __len__(self) -> int: ...
 
@@ -86,19 +86,19 @@ class EvalOptions:
 class Target:
     """What is scored: so many images, on `classes`, with the prompts that the model is given."""
 
-    prompts: list[str]
+    prompts: list[Any]
     classes: list[str]
     class_of: list[int] | None
     ignore: int
     images: int
 
     @classmethod
-    def of(cls, dataset: LabelledImages, names: Sequence[str] | None, count: int | None) -> Target:
-        prompts = list(dataset.names if names is None else names)
+    def of(cls, dataset: LabelledImages, names: ClassNames | None, count: int | None) -> Target:
+        given = dataset.names if names is None else names
+        classes, class_of = [one.name for one in check_names(given)], None
+        prompts = list(check_names(given)) if isinstance(given, Mapping) else list(given)
         if names is None:
-            classes, class_of = list(getattr(dataset, "classes", prompts)), getattr(dataset, "class_of", None)
-        else:
-            classes, class_of = prompts, None
+            classes, class_of = list(getattr(dataset, "classes", classes)), getattr(dataset, "class_of", None)
         images = len(dataset) if count is None else min(count, len(dataset))
         return cls(prompts, classes, class_of, getattr(dataset, "ignore", 255), images)
 
@@ -107,7 +107,7 @@ def evaluate(
     model: Segmenter,
     data: LabelledImages | DataConfig,
     *,
-    names: Sequence[str] | None = None,
+    names: ClassNames | None = None,
     count: int | None = None,
     progress: bool = False,
     stop: Callable[[], bool] | None = None,
@@ -149,7 +149,7 @@ def run_evaluation(
     dataset: LabelledImages,
     options: EvalOptions,
     *,
-    names: Sequence[str] | None = None,
+    names: ClassNames | None = None,
     partial: PartialCounts | None = None,
 ) -> Scores:
     """`evaluate`, which with `partial` saves its counts now and then, and resumes from those that are there.

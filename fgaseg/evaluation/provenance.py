@@ -15,6 +15,7 @@ from ..data import CLIP_NORMALIZATION
 from ..environment import version
 from ..inference import LONGEST, LONGEST_ASPECT, STRIDE, WINDOW, WINDOWS_SIZE
 from ..model import FGASeg
+from ..vocabulary import check_names
 
 TRAINING_ONLY = ("preset", "checkpointing", "class_pooling", "t2p", "t2p_text", "t2p_kernel_size")
 RESOLVED_ELSEWHERE = ("pretrained", "name", "mean", "std", "dense")
@@ -54,12 +55,14 @@ def provenance(
     config = {key: value for key, value in model.config.dump().items() if key not in TRAINING_ONLY}
     encoder = {key: value for key, value in config.pop("encoder").items() if key not in RESOLVED_ELSEWHERE}
     encoder |= _unlike_clip(model)
-    template = config.pop("template")
+    template, synonyms = config.pop("template"), config.pop("synonyms")
+    several = any(len(one.prompts) > 1 for one in check_names(dataset.names))
     return {
         "data": _data(dataset, name, count),
         "text": {
             "templates": [template] if isinstance(template, str) else template,
             "first_synonym": config.pop("first_synonym"),
+            **({"synonyms": synonyms} if several else {}),
         },
         "input": _input(config.pop("inference"), config.pop("image_size"), model.patch),
         "model": config | {"encoder": encoder, "loss": {"seg": config["loss"]["seg"]}},

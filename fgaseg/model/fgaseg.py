@@ -13,7 +13,7 @@ from ..config import ModelConfig
 from ..data import ImageSource, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
 from ..inference import Result, predict
-from ..vocabulary import Vocabulary
+from ..vocabulary import ClassNames, Vocabulary
 from ..weights import (
     ConversionReport,
     fetch_file,
@@ -29,6 +29,7 @@ from ..weights.sources import check_no_path
 from .encoders import ImageFeatures, build_encoder
 from .head import Head, Output
 from .image_encoder import ImageEncoder
+from .prompts import classes_of_rows
 from .saving import encoder_facts, push_model, save_model
 from .text_encoder import TextEncoder
 
@@ -77,7 +78,7 @@ class FGASeg(nn.Module):
         self.facts: dict[str, Any] = encoder_facts(self.encoder)
         self.normalization = (self.encoder.mean, self.encoder.std)
         self.image_encoder = ImageEncoder(self.encoder)
-        self.text_encoder = TextEncoder(self.encoder, config.template, config.first_synonym)
+        self.text_encoder = TextEncoder(self.encoder, config.template, config.first_synonym, config.synonyms)
         channels = self.encoder.channels
         if channels % config.p2t_heads and config.p2t_layers:
             raise EncoderError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
@@ -119,8 +120,15 @@ class FGASeg(nn.Module):
         self.image_encoder.compile(*args, **kwargs)
         self.head.compile(*args, **kwargs)
 
-    def encode(self, names: Sequence[str]) -> Vocabulary:
+    def encode(self, names: ClassNames) -> Vocabulary:
         """Class names to a reusable vocabulary, cached until the text tower's weights change.
+
+        names  a list of names, in which "car | automobile | van" is one class, car, with three prompts; or a mapping
+               from names to their prompts, {"car": ["car", "van"], "sky": "sky"}. `synonyms` of the configuration says
+               how the prompts of a class work together
+
+        Logged once are names that the text tower cannot tell apart, cuts or hardly knows, and underscores, which it
+        reads as spaces.
 
         In training mode, if the text tower trains, it is computed with its autograd graph and not cached.
         """
@@ -129,7 +137,8 @@ class FGASeg(nn.Module):
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         """pixels [B, 3, h, w], normalised (`normalization`), padded to whole patches: H = ceil(h / patch)."""
         texts = self._check(pixels, vocabulary)
-        return self.head(self.image_encoder(pixels), texts)
+        out: Output = self.head(self.image_encoder(pixels), texts)
+        return out if vocabulary.counts is None else out.of_classes(vocabulary.counts)
 
     def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]:
         """`forward` for inference with a vocabulary of any length: (classes [c], logits [B, c, 4H, 4W]), in parts.
@@ -140,7 +149,8 @@ class FGASeg(nn.Module):
         texts = self._check(pixels, vocabulary)
         # on a CPU, a batch takes more memory and no less time than its images one by one
         encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]
-        yield from self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
+        parts = self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
+        yield from parts if vocabulary.counts is None else classes_of_rows(parts, vocabulary.counts)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
         """The vocabulary's embeddings in the pixels' dtype and device; an error if they do not fit the model."""
@@ -158,16 +168,16 @@ class FGASeg(nn.Module):
         return texts.to(pixels.device, pixels.dtype)
 
     @overload
-    def segment(self, image: list[Any] | tuple[Any, ...], names: Sequence[str] | Vocabulary) -> list[Result]: ...
+    def segment(self, image: list[Any] | tuple[Any, ...], names: ClassNames | Vocabulary) -> list[Result]: ...
 
     @overload
-    def segment(self, image: ImageSource, names: Sequence[str] | Vocabulary) -> Result: ...
+    def segment(self, image: ImageSource, names: ClassNames | Vocabulary) -> Result: ...
 
     @torch.inference_mode()
-    def segment(self, image: Any, names: Sequence[str] | Vocabulary) -> Result | list[Result]:
+    def segment(self, image: Any, names: ClassNames | Vocabulary) -> Result | list[Result]:
         """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
 
-        names  class names, or a vocabulary made by `encode`; labels are indices into it
+        names  class names as `encode` takes them, or a vocabulary made by it; labels are indices into its classes
 
         A model in training mode is put into evaluation mode meanwhile. Raises ImageError and VocabularyError.
         """
@@ -183,7 +193,7 @@ class FGASeg(nn.Module):
 
     def first_of_equals(self, vocabulary: Vocabulary) -> list[int]:
         """For every class of a vocabulary the first class with the same prompt, usually itself."""
-        return self.text_encoder.first_of_equals(vocabulary.names)
+        return list(vocabulary.first or self.text_encoder.first_of_equals(vocabulary.names))
 
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
         """AdamW groups: the encoder at lr · factor; no weight decay on norms and embeddings."""

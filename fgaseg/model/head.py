@@ -1,6 +1,6 @@
 """Everything after the encoders, in the paper's order: alignment, supplementation, propagation, decoding."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +16,7 @@ from .class_selection import ClassSelector
 from .decoder import Decoder, MapHead
 from .encoders import ImageFeatures
 from .packed_maps import DROPPED, ClassMaps, DecodedMaps, PackedMaps
+from .prompts import merge_rows
 from .propagation import ChooseClasses, Guidance, MapState, Phase, Propagation, Stage, StageInputs, SumOverClasses
 from .supplement import Fusion, LocalSupplement, MapEmbedding
 
@@ -23,7 +24,7 @@ TEMPERATURE = 0.07  # CLIP's initial one (eq. 4), for logits that are cosines al
 
 
 class Output(NamedTuple):
-    """Result of a forward pass. H×W is the patch grid, T the vocabulary."""
+    """Result of a forward pass. H×W is the patch grid, T the vocabulary (of the head: its prompts)."""
 
     logits: Tensor  # [B, T, 4H, 4W], before any sigmoid or softmax; dropped classes -100
     gcs: Tensor  # S_g [B, T, H, W], cosine in [-1, 1]
@@ -31,6 +32,12 @@ class Output(NamedTuple):
     align: Tensor | None  # O of T2Ploss [B, T, 4H, 4W], in training
     aux: list[Tensor]  # logits of the auxiliary heads, fast mode in training
     kept: Tensor | None  # [B, T] bool: classes computed to the end; None: all of them
+
+    def of_classes(self, counts: Sequence[int]) -> "Output":
+        """Maps of S classes in place of those of T prompts, of which each class has `counts`: the largest ones."""
+        lcs, align, kept = (None if x is None else merge_rows(x, counts) for x in (self.lcs, self.align, self.kept))
+        logits, gcs, *aux = (merge_rows(x, counts) for x in (self.logits, self.gcs, *self.aux))
+        return Output(logits, gcs, lcs, align, aux, kept)
 
 
 class Head(nn.Module):

@@ -3,13 +3,15 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vocabulary import Vocabulary, check_names
+from ..vocabulary import ClassNames, Vocabulary, check_names
 from .encoders import Encoder
+from .prompts import PromptPlan, PromptReader
 
 CACHED_VOCABULARIES = 16
 SAMPLES = 256  # values of each weight that are compared before a cached vocabulary is used again
@@ -19,45 +21,57 @@ class TextEncoder:
     """The text tower of an encoder, given class names. Wraps the encoder without owning its weights.
 
     template       a format string with one `{}`, or several: their embeddings are averaged and renormalised
-    first_synonym  embed only the part of a name before its first comma
+    first_synonym  embed only the part of a prompt before its first comma
+    synonyms       how several prompts of one class work together: the best logit counts, or the mean embedding
     """
 
-    def __init__(self, encoder: Encoder, template: str | Sequence[str], first_synonym: bool = False):
+    def __init__(
+        self,
+        encoder: Encoder,
+        template: str | Sequence[str],
+        first_synonym: bool = False,
+        synonyms: Literal["best", "average"] = "best",
+    ):
         self.encoder = encoder
         self.templates = (template,) if isinstance(template, str) else tuple(template)
         self.first_synonym = first_synonym
+        self._reader = PromptReader(self.subject, self.templates, encoder.tokenizer, synonyms)
+        self._plans: OrderedDict[tuple, PromptPlan] = OrderedDict()
         self._cache: OrderedDict[tuple, Vocabulary] = OrderedDict()
 
-    def encode(self, names: Sequence[str], graph: bool = False) -> Vocabulary:
+    def plan(self, names: ClassNames) -> PromptPlan:
+        """The prompts of class names; what may surprise about them is logged once."""
+        classes = check_names(names)
+        if classes not in self._plans:
+            self._plans[classes] = self._reader.plan(classes)
+        return _latest(self._plans, classes)
+
+    def encode(self, names: ClassNames, graph: bool = False) -> Vocabulary:
         """Embed class names, or take them from the cache; with `graph`, record gradients and cache nothing."""
-        names = check_names(names)
+        plan = self.plan(names)
         if graph and torch.is_grad_enabled() and self.trains():
-            return Vocabulary(names, self._embed(names))
+            return plan.vocabulary(self._embed(plan.prompts))
         weights = self.encoder.text_weights()
         device = weights[0].device.type if weights else "cpu"
         # independent of the caller's context: a cached vocabulary may serve training, or be used without autocast
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-            key = (names, self.templates, self.first_synonym, self._weights_key())
+            key = (plan, self.templates, self.first_synonym, self._weights_key())
             if key not in self._cache:
-                self._cache[key] = Vocabulary(names, self._embed(names))
-        self._cache.move_to_end(key)
-        if len(self._cache) > CACHED_VOCABULARIES:
-            self._cache.popitem(last=False)
-        return self._cache[key]
+                self._cache[key] = plan.vocabulary(self._embed(plan.prompts))
+        return _latest(self._cache, key)
 
     def clear_cache(self) -> None:
         """Forget all embeddings. Needed only after single values of a weight were written through `.data`."""
         self._cache.clear()
 
     def subject(self, name: str) -> str:
-        """The text substituted into the template; classes with equal subjects have equal embeddings."""
+        """The text substituted into the template; prompts with equal subjects have equal embeddings."""
         first = name.split(", ")[0] if self.first_synonym else name
-        return " ".join((first if first.strip() else name).split())
+        return " ".join((first if first.strip(" _") else name).replace("_", " ").split()) or name
 
-    def first_of_equals(self, names: Sequence[str]) -> list[int]:
-        """For every class the first class with the same subject, usually itself."""
-        first: dict[str, int] = {}
-        return [first.setdefault(self.subject(name), i) for i, name in enumerate(names)]
+    def first_of_equals(self, names: ClassNames) -> list[int]:
+        """For every class the first class with the same prompt, usually itself."""
+        return list(self.plan(names).first)
 
     def trains(self) -> bool:
         """Whether any weight of the text tower does."""
@@ -77,8 +91,8 @@ class TextEncoder:
         values = hashlib.sha256(samples.float().cpu().numpy().tobytes()).digest()
         return str(samples.device), samples.dtype, seen, values
 
-    def _embed(self, names: tuple[str, ...]) -> Tensor:
-        subjects = [self.subject(name) for name in names]
+    def _embed(self, prompts: Sequence[str]) -> Tensor:
+        subjects = [self.subject(prompt) for prompt in prompts]
         unique = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
         embeddings = torch.stack([self._prompts([t.format(s) for s in unique]) for t in self.templates]).mean(0)
         if len(self.templates) > 1:
@@ -88,3 +102,11 @@ class TextEncoder:
     def _prompts(self, prompts: list[str]) -> Tensor:
         """[N, C] unit embeddings."""
         return F.normalize(self.encoder.text(prompts), dim=-1)
+
+
+def _latest(cache: "OrderedDict[Any, Any]", key: Any) -> Any:
+    """An entry of a cache, which from now on is its latest; the oldest one goes where there are too many."""
+    cache.move_to_end(key)
+    if len(cache) > CACHED_VOCABULARIES:
+        cache.popitem(last=False)
+    return cache[key]

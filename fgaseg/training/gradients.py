@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,6 @@ from torch import Tensor
 from ..config import Config
 from ..distributed import detect_lost_processes, rank, sum_over_processes
 from ..model import FGASeg
-from ..vocabulary import Vocabulary
 from .batches import Batch
 from .losses import segmentation_losses
 from .optimizer import Optimizer
@@ -44,9 +45,10 @@ class GradientComputer:
     def _backward(self, pixels: Tensor, labels: Tensor, chosen: Tensor) -> dict[str, Tensor]:
         """The names are embedded once for all micro-batches. Means divide by counts over the whole batch; only
         BatchNorm (in the T2P branch) takes the statistics of one micro-batch, of all processes, at a time."""
-        texts = self.vocabulary.embed(chosen)
+        vocabulary = self.vocabulary.of(chosen)
+        texts = vocabulary.embeddings
         leaf = texts.detach().requires_grad_(texts.requires_grad)
-        vocabulary = Vocabulary(tuple(self.vocabulary.names[index] for index in chosen), leaf)
+        vocabulary = replace(vocabulary, embeddings=leaf)
         totals: dict[str, Tensor] = {}
         micro_batches = (x.chunk(self.config.train.accumulate) for x in (pixels, labels))
         for some_pixels, some_labels in zip(*micro_batches, strict=True):

@@ -13,6 +13,7 @@ from ..config import Config
 from ..distributed import gather_objects
 from ..errors import CheckpointError
 from ..model import FGASeg
+from ..vocabulary import as_text
 from ..weights import load_training, save_training, set_damaged_aside
 from .optimizer import Optimizer
 from .processes import write_on_main
@@ -89,7 +90,7 @@ class StateStore:
             **optimizer.state(),
             "config": self.config.to_json(),
             "samples": len(self.train_set),
-            "names": self.train_set.names,
+            "names": list(map(as_text, self.train_set.names)),
             "history": state.history,
             "losses": state.losses,
             "means": asdict(state.means),
@@ -146,9 +147,10 @@ class StateStore:
 
     def _refuse_other_run(self, content: dict[str, Any]) -> None:
         before, now = _dotted(json.loads(content["config"])), _dotted(self.config.dump())
+        before = _dotted(Config().dump()) | before  # keys that were not there yet
         differing = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
         changes = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in differing]
-        if content["names"] != self.train_set.names or content["samples"] != len(self.train_set):
+        if content["names"] != list(map(as_text, self.train_set.names)) or content["samples"] != len(self.train_set):
             changes.append(
                 f"the data set had {content['samples']} items of {len(content['names'])} classes, now "
                 f"{len(self.train_set)} of {len(self.train_set.names)}, or other names"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..distributed import rank, share_rows, sum_over_processes, world_size
 from ..model import PROMPTS_PER_BATCH, FGASeg
+from ..vocabulary import ClassPrompts, Vocabulary
 from .precision import autocast
 from .random_streams import CLASSES, generator
 
@@ -39,11 +42,12 @@ def relabel(labels: Tensor, chosen: Tensor, classes: int, ignore: int) -> Tensor
 class StepVocabulary:
     """Chooses the classes of every step, and embeds their names: once if the text tower is frozen.
 
-    names  all class names of the training set
+    names  all classes of the training set, names or with prompts
     """
 
-    def __init__(self, model: FGASeg, names: list[str], config: Config, device: torch.device):
+    def __init__(self, model: FGASeg, names: Sequence[str | ClassPrompts], config: Config, device: torch.device):
         self.model, self.names, self.device = model, names, device
+        self.plan = model.text_encoder.plan(names)
         self.recipe, self.ignore = config.train, config.data.void
         self.trains = model.text_encoder.trains()
         self._frozen: Tensor | None = None
@@ -59,27 +63,31 @@ class StepVocabulary:
         chosen = choose_classes(present, self.recipe.classes_per_step, self.recipe.seed, step)
         return relabel(labels, chosen, len(self.names), self.ignore), chosen
 
+    def of(self, chosen: Tensor) -> Vocabulary:
+        """The vocabulary of the chosen classes, the same on every process."""
+        return self.plan.vocabulary(self.embed(self.plan.rows(chosen)), chosen.tolist())
+
     def embed(self, chosen: Tensor) -> Tensor:
-        """Text embeddings [T, C] of the chosen classes, the same on every process."""
+        """Text embeddings [T, C] of the chosen prompts, the same on every process."""
         if not self.trains:
             return self.frozen()[chosen.to(self.device)]
-        # Sharded weights are gathered in every block, so all processes must embed equally many batches of names: the
-        # last ranks repeat names of the first ones where the names do not go round, and drop them again.
+        # Sharded weights are gathered in every block, so all processes must embed equally many batches of prompts: the
+        # last ranks repeat some of the first ones where the prompts do not go round, and drop them again.
         share = -(-len(chosen) // world_size())
         indices = torch.arange(share) * world_size() + rank()
         parts = (indices % len(chosen)).split(PROMPTS_PER_BATCH)
         with autocast(self.device, self.recipe.amp):
-            rows = torch.cat([self.model.encode(self._names(chosen[part])).embeddings for part in parts])
+            rows = torch.cat([self.model.encode(self._prompts(chosen[part])).embeddings for part in parts])
         if world_size() == 1:
             return rows
         indices = indices[indices < len(chosen)]
         return share_rows(rows[: len(indices)], indices.to(self.device), len(chosen))
 
     def frozen(self) -> Tensor:
-        """Embeddings of all names by a frozen text tower, computed at the first call."""
+        """Embeddings of all prompts by a frozen text tower, computed at the first call."""
         if self._frozen is None:
-            self._frozen = self.model.encode(self.names).embeddings
+            self._frozen = self.model.encode(self.plan.prompts).embeddings
         return self._frozen
 
-    def _names(self, indices: Tensor) -> list[str]:
-        return [self.names[index] for index in indices]
+    def _prompts(self, indices: Tensor) -> list[str]:
+        return [self.plan.prompts[index] for index in indices]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..config import Config
 from ..evaluation import Scores
 from ..inference import heat, legend, overlay, panel, pseudo_masks
 from ..model import FGASeg
+from ..vocabulary import ClassPrompts
 from .callbacks import Callback
 from .metrics import peak_memory_mb
 from .processes import opening
@@ -87,17 +88,18 @@ class TensorBoard(Callback):
                 self.writer.close()
 
 
-def picture(model: FGASeg, item: dict[str, Any], names: list[str]) -> Image.Image:
+def picture(model: FGASeg, item: dict[str, Any], classes: Sequence[str | ClassPrompts]) -> Image.Image:
     """A validation photo, its labels, prediction, and the pseudo-masks S_g and S_l of its largest class."""
     photo, labels = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            vocabulary = model.encode(names)
+            vocabulary = model.encode(classes)
             predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
     finally:
         model.train(training)
+    names = list(vocabulary.names)
     counts = np.bincount(labels[labels < len(names)], minlength=len(names))
     subject, size = int(counts.argmax()), (photo.height, photo.width)
     shown = [("photo", photo)]

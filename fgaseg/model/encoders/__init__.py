@@ -11,12 +11,14 @@ from .interface import Encoder, ImageFeatures
 from .open_clip_encoder import OpenClipEncoder
 from .registry import OwnEncoder, register_encoder, registered
 from .text_tower import PROMPTS_PER_BATCH
+from .tokenizers import Tokenizer
 
 __all__ = [
     "PROMPTS_PER_BATCH",
     "Encoder",
     "ImageFeatures",
     "OpenClipEncoder",
+    "Tokenizer",
     "build_encoder",
     "register_encoder",
     "run_block",

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .tokenizers import Tokenizer
+
 
 class ImageFeatures(NamedTuple):
     """What the head reads of images (H×W patches)."""
@@ -32,6 +34,7 @@ class Encoder(ABC):
     architecture     open_clip's description of the towers, which a saved model carries; None: there is none
     dense            the rule of the dense features; None: the encoder's own
     guidance_blocks  the two blocks whose outputs are the guidance; None: the encoder's own choice
+    tokenizer        of the text tower; None: not known
     """
 
     module: Any
@@ -45,6 +48,7 @@ class Encoder(ABC):
     architecture: dict[str, Any] | None = None
     dense: str | None = None
     guidance_blocks: tuple[int, int] | None = None
+    tokenizer: Tokenizer | None = None
 
     @abstractmethod
     def image(self, pixels: Tensor) -> ImageFeatures:

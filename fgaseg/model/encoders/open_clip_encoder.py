@@ -42,7 +42,8 @@ class OpenClipEncoder(Encoder):
         if tokenizer is None and path is not None and (path / "tokenizer").is_dir():
             tokenizer = path / "tokenizer"  # of a saved model
         text_config = request.architecture["text_cfg"]
-        self.text_tower = TextTower(self.module, Tokenizer(config.name, text_config, tokenizer))
+        self.tokenizer = Tokenizer(config.name, text_config, tokenizer)
+        self.text_tower = TextTower(self.module, self.tokenizer)
         self.image_tower: ImageTower = family(self.module.visual)
         self.image_tower.separate()
         self.text_tower.separate()

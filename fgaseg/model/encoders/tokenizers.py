@@ -21,12 +21,16 @@ class Tokenizer:
     text_config  open_clip's text_cfg
     files        a folder with the files of the tokenizer, in place of those on the Hugging Face Hub
 
+    length       of the context, in tokens
+    unknown      the token of what the tokenizer cannot write; None: it can write everything
+
     Raises EncoderError where it cannot be had, and VocabularyError where it is not the text tower's.
     """
 
     def __init__(self, name: str, text_config: dict[str, Any], files: str | Path | None = None):
         self.name, self.vocabulary = name, int(text_config.get("vocab_size", 49408))
         length, options = text_config.get("context_length", 77), text_config.get("tokenizer_kwargs") or {}
+        self.length, self.unknown = int(length), None
         source = text_config.get("hf_tokenizer_name")
         self.hugging_face = bool(source)
         self.end = text_config.get("eos_id", 2) if text_config.get("pool_type") == "eos" else None
@@ -37,6 +41,7 @@ class Tokenizer:
         mode = text_config.get("tokenizer_mode")
         self._tokenizer = _hugging_face(name, str(files or source), length, tokenizer_mode=mode, **options)
         self._check_size(len(self._tokenizer.tokenizer), slack=int(SLACK * self.vocabulary))
+        self.unknown = self._tokenizer.tokenizer.unk_token_id
         end = self._tokenizer.tokenizer.eos_token_id
         if self.end is not None and end != self.end:
             raise VocabularyError(
@@ -59,6 +64,30 @@ class Tokenizer:
                 "which the text tower is read"
             )
         return tokens
+
+    def pieces(self, text: str) -> list[int]:
+        """The tokens of a text of any length, without those that begin and end every prompt."""
+        if not self.hugging_face:
+            return list(self._tokenizer.encode(text))
+        return list(self._tokenizer.tokenizer(self._clean(text), add_special_tokens=False)["input_ids"])
+
+    def cut(self, prompt: str) -> str:
+        """The end of a prompt that is beyond the context; empty if there is none."""
+        if len(prompt.encode()) + 4 <= self.length:  # no token is shorter than a byte
+            return ""
+        pieces = self.pieces(prompt)
+        added = 2
+        if self.hugging_face:
+            whole = self._tokenizer.tokenizer(self._clean(prompt))["input_ids"]
+            added = 3 if self._tokenizer.tokenizer_mode == "clips" else len(whole) - len(pieces)
+        rest = pieces[self.length - added :]
+        if not rest:
+            return ""
+        decoded = self._tokenizer.tokenizer.decode(rest) if self.hugging_face else self._tokenizer.decode(rest)
+        return str(decoded).strip() or "its end"
+
+    def _clean(self, text: str) -> str:
+        return str(self._tokenizer.clean_fn(text))
 
     def save(self, folder: Path) -> None:
         """Write the files of a Hugging Face tokenizer to a folder, atomically; open_clip brings its own along."""
