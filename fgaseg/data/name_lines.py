@@ -13,7 +13,8 @@ from .class_tables import ClassTable, Collector
 log = logging.getLogger(__name__)
 
 _NUMBERS_BEFORE = re.compile(r"(?:-?\d+(?:\s*[:=,;|)]\s*|\.\s+|\s+-\s+|\s+))+")
-_NUMBERS_AFTER = re.compile(r"(?:(?:\s*[:=,;|]\s*|\s+)-?\d+)+$")
+_NUMBERS_AFTER = re.compile(r"(?:(?:\s*[:=,;|]\s*|\s+-\s+|\s+)-?\d+)+$")
+_NUMBER = re.compile(r"-?\d+")
 _HEX = re.compile(r"(?<![\w&])#([0-9a-fA-F]{6})(?![\w])")
 _PARTS = re.compile(r"([^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*):(.*)")  # car:0,0,142:parts:actions
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
@@ -133,15 +134,29 @@ def _line(number: int, text: str) -> Line:
     rest = _HEX.sub(lambda hit: ",".join(str(int(hit[1][i : i + 2], 16)) for i in (0, 2, 4)), text)
     if parts := _PARTS.fullmatch(rest):
         rest = parts[1].strip()
-    before = hit[0] if (hit := _NUMBERS_BEFORE.match(rest)) else ""
-    rest = rest[len(before) :].strip()
-    after = hit[0] if (hit := _NUMBERS_AFTER.search(rest)) else ""
-    name, quoted = strip_quotes(rest.removesuffix(after).strip().removesuffix(",").strip())
+    before, rest, after = _ends(rest)
+    name, quoted = strip_quotes(rest.removesuffix(",").strip())
     if not before and re.fullmatch(r"-?\d+", name):  # nothing but numbers
         before, name = f"{name} ", ""
-    ends = [[int(one) for one in re.findall(r"-?\d+", part)] for part in (before.replace(" - ", " "), after)]
-    loose = not (before + after).strip("-0123456789 \t") and "\t" not in before + after
-    return Line(number, text, tuple(ends[0]), name, tuple(ends[1]), loose, quoted)
+    numbers = [tuple(int(one) for one in _NUMBER.findall(part)) for part in (before, after)]
+    return Line(number, text, numbers[0], name, numbers[1], _is_loose(before + after), quoted)
+
+
+def _ends(text: str) -> tuple[str, str, str]:
+    """A line in three: numbers, name, numbers. Those that can only be a part of the name are ("7: 2 wheeler", "7: class
+    12")."""
+    before = hit[0] if (hit := _NUMBERS_BEFORE.match(text)) else ""
+    if len(_NUMBER.findall(before)) == 2:
+        before = before[: before.index(_NUMBER.findall(before)[1], 1)]
+    rest = text[len(before) :].strip()
+    after = hit[0] if (hit := _NUMBERS_AFTER.search(rest)) else ""
+    if before and len(_NUMBER.findall(after)) < 3 and _is_loose(after):
+        after = ""
+    return before, rest.removesuffix(after).strip(), after
+
+
+def _is_loose(text: str) -> bool:
+    return not text.strip("-0123456789 ")
 
 
 def _common_shape(lines: Sequence[Line], origin: str) -> tuple[int, int]:
@@ -182,12 +197,8 @@ def _refuse_repeated(lines: Sequence[Line], origin: str) -> None:
     """ "2 wheeler", "4 wheeler": the numbers belong to the names."""
     first: dict[str, Line] = {}
     for line in lines:
-        if not line.name:
-            raise DataError(
-                f"{origin}: line {line.number} is {line.text!r}, a number and no name: write lines like road or 7: car"
-            )
         before = first.setdefault(line.name, line)
-        if before is not line and line.loose:
+        if before is not line and line.loose and line.name:
             raise DataError(
                 f"{origin}: lines {before.number} and {line.number}, {before.text!r} and {line.text!r}, read as two "
                 f"values of {line.name!r}: write {before.text!r} in quotes if the number is a part of the name, and "
@@ -228,17 +239,14 @@ def _add_stored(collect: Collector, line: Line, one_value: bool, identified: boo
     elif line.shape in ((5, 0), (7, 0)):  # value, colour, alpha; ITK-SNAP's has two more
         stored = [before[0], list(before[1:4])]
     if not stored or not name:
+        why = "its numbers are neither a value nor a colour nor both" if name else "it holds no name"
         raise DataError(
-            f"{collect.origin}: line {line.number} is {line.text!r}: {'holds no name' if not name else _UNCLEAR}; "
-            "write lines such as 7: car or car:0,0,142::"
+            f"{collect.origin}: line {line.number} is {line.text!r}: {why}; write lines such as 7: car or car:0,0,142::"
         )
     _check(collect.origin, line)
     for one in stored:
         shown = ",".join(map(str, one)) if isinstance(one, list) else one
         collect.add(shown, name, line.where)
-
-
-_UNCLEAR = "its numbers are neither a value nor a colour nor both"
 
 
 def _add_plain(collect: Collector, lines: Sequence[Line], text: str, comments: Sequence[int]) -> None:
@@ -260,7 +268,9 @@ def _add_plain(collect: Collector, lines: Sequence[Line], text: str, comments: S
 
 
 def _check(origin: str, line: Line, name: str | None = None) -> None:
-    """Refuse a name that holds signs of a file format that is none of those read here."""
+    """Refuse a name that is a number, or holds signs of a file format that is none of those read here."""
+    if not line.quoted and re.fullmatch(r"[-\d\s.,]+", line.name if name is None else name):
+        raise DataError(f"{origin}: line {line.number} is {line.text!r}, numbers and no name: write lines like 7: car")
     if not line.quoted and looks_like_syntax(line.name if name is None else name):
         raise DataError(
             f"{origin}: line {line.number} is {line.text!r}, which looks like more than a name: give a name per line, "
