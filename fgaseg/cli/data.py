@@ -81,7 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         one.add_argument("--split", choices=("train", "val"), help="default: val, of coco-stuff both")
         one.add_argument("--images", type=Path, help="one set's photos, wherever they are")
         one.add_argument("--labels", type=Path, help="one set's labels, wherever they are; or COCO annotations")
-        one.add_argument("--names", type=Path, help="your own class names, one per line or a JSON list")
+        one.add_argument("--names", type=Path, help="your own class names: text, JSON, YAML, CSV, ...")
         add_label_options(one)
         one.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
 

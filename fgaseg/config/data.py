@@ -20,7 +20,8 @@ class DataConfig(Section):
     """Folder of label images, whose values index `names`; or a JSON file of COCO annotations. A photo and a label with
     the same stem are a pair."""
     names: Path | None = None
-    """Class names, one per line or as a JSON list; null: the names of `label_map`, or of the COCO file."""
+    """Class names, one per line, or in JSON, YAML, CSV or an annotation tool's format, also with their values, their
+    colours or several prompts; null: the names of `label_map`, or of the COCO file."""
     label_map: str | dict[str, Any] | None = None
     """Names of the values or colours in label images: a YAML, JSON, CSV or labelmap.txt file, a preset such as
     cityscapes, or a mapping such as {0: background, 255: crack}; null: value n is the n-th name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from .encoders import Tokenizer
 log = logging.getLogger(__name__)
 
 SHOWN = 6  # names in a message
+_LIST = re.compile(r"[;\n\r\t{}\[\]]")  # in no name
+_LISTED = re.compile(r",\s*\w|\w\.\s+\w+\.|\s[/+]\s")  # in none that is the only one
 
 
 @dataclass(frozen=True)
@@ -68,38 +71,38 @@ class PromptReader:
     """Makes plans, and tells once what a user may not expect about the names.
 
     subject    the text of a prompt that is substituted into the templates
-    templates  with one `{}` each
     synonyms   how the prompts of one class work together: their best logit counts, or their mean embedding
     """
 
     subject: Callable[[str], str]
-    templates: tuple[str, ...]
     tokenizer: Tokenizer | None
     synonyms: Literal["best", "average"]
     _told: set[tuple[str, str]] = field(default_factory=set)
 
-    def plan(self, classes: Sequence[ClassPrompts]) -> PromptPlan:
+    def plan(self, classes: Sequence[ClassPrompts], templates: tuple[str, ...]) -> PromptPlan:
+        """The prompts of classes, to be put into templates with one `{}` each."""
         subjects = {prompt: self.subject(prompt) for one in classes for prompt in one.prompts}
-        keys = self._keys(list(dict.fromkeys(subjects.values())))
+        keys = self._keys(list(dict.fromkeys(subjects.values())), templates)
         key_of = {prompt: keys[subject] for prompt, subject in subjects.items()}
         plan = self._separate(classes, key_of)
+        self._tell_lists(classes)
         self._tell_underscores(subjects)
         self._tell_equal(classes, key_of)
-        self._tell_unreadable(subjects)
+        self._tell_unreadable(subjects, templates[0])
         return plan
 
-    def _keys(self, subjects: list[str]) -> dict[str, Hashable]:
+    def _keys(self, subjects: list[str], templates: tuple[str, ...]) -> dict[str, Hashable]:
         """What the text tower sees of each subject: subjects with equal keys have equal embeddings."""
         keys: dict[str, Hashable] = {one: one for one in subjects}
         if self.tokenizer is None:
             return keys
         groups: dict[Hashable, list[str]] = {}
-        for one, row in zip(subjects, self._tokens(subjects, self.templates[0]), strict=True):
+        for one, row in zip(subjects, self._tokens(subjects, templates[0]), strict=True):
             keys[one] = row
             groups.setdefault(row, []).append(one)
         for group in groups.values():  # cut in one template, they may differ in another
-            if len(group) > 1 and len(self.templates) > 1:
-                rows = zip(*(self._tokens(group, template) for template in self.templates), strict=True)
+            if len(group) > 1 and len(templates) > 1:
+                rows = zip(*(self._tokens(group, template) for template in templates), strict=True)
                 keys.update(zip(group, rows, strict=True))
         return keys
 
@@ -137,6 +140,14 @@ class PromptReader:
             more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
             log.log(level, "class names: %s", text.format(names=", ".join(new[:SHOWN]) + more))
 
+    def _tell_lists(self, classes: Sequence[ClassPrompts]) -> None:
+        prompts = [prompt for one in classes for prompt in one.prompts]
+        found = [repr(_short(prompt)) for prompt in prompts if _LIST.search(prompt)]
+        if len(prompts) == 1 and _LISTED.search(prompts[0]):
+            found = [repr(_short(prompts[0]))]
+        self._tell(logging.WARNING, found, "read as one name, though it looks like several: {names}; give a list with "
+                   "one name for each class")  # fmt: skip
+
     def _tell_underscores(self, subjects: dict[str, str]) -> None:
         found = [f"{prompt!r} as {subject!r}" for prompt, subject in subjects.items() if "_" in prompt]
         self._tell(logging.INFO, found, "underscores are read as spaces: {names}")
@@ -147,21 +158,22 @@ class PromptReader:
         for number, (_, words) in enumerate(classes):
             for word in words:
                 before, like = first.setdefault(key_of[word], (number, word))
+                one, other = _of(classes[number], word), _of(classes[before], like)
                 if before != number:
-                    found.append(f"{_of(classes[number], word)} is {_of(classes[before], like)}")
+                    found.append(f"{one} is {other}" if one != other else f"{one} is there twice")
         self._tell(
             logging.INFO, found, "these prompts are the same tokens, and the first class that has one gets its pixels: "
             "{names}",
         )  # fmt: skip
 
-    def _tell_unreadable(self, subjects: dict[str, str]) -> None:
+    def _tell_unreadable(self, subjects: dict[str, str], template: str) -> None:
         unique = list(dict.fromkeys(subjects.values()))
         wordless = [one for one in unique if not any(char.isalnum() for char in one)]
         self._tell(logging.WARNING, [repr(one) for one in wordless], "no letter and no number in {names}: signs alone "
                    "name nothing that the text tower was trained on")  # fmt: skip
         if self.tokenizer is None:
             return
-        cut = {one: rest for one in unique if (rest := self.tokenizer.cut(self.templates[0].format(one)))}
+        cut = {one: rest for one in unique if (rest := self.tokenizer.cut(template.format(one)))}
         self._tell(logging.WARNING, [f"{_short(one)!r} without {_short(rest)!r}" for one, rest in cut.items()],
                    f"prompts are cut after {self.tokenizer.length} tokens: {{names}}")  # fmt: skip
         strange = [one for one in unique if one not in wordless and self._in_pieces(one)]

@@ -1,8 +1,9 @@
 """Class names to embeddings: prompt templates, and a cache that follows the weights of the text tower."""
 
+import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,30 +36,43 @@ class TextEncoder:
         self.encoder = encoder
         self.templates = (template,) if isinstance(template, str) else tuple(template)
         self.first_synonym = first_synonym
-        self._reader = PromptReader(self.subject, self.templates, encoder.tokenizer, synonyms)
+        self._reader = PromptReader(self.subject, encoder.tokenizer, synonyms)
         self._plans: OrderedDict[tuple, PromptPlan] = OrderedDict()
         self._cache: OrderedDict[tuple, Vocabulary] = OrderedDict()
 
     def plan(self, names: ClassNames) -> PromptPlan:
         """The prompts of class names; what may surprise about them is logged once."""
         classes = check_names(names)
-        if classes not in self._plans:
-            self._plans[classes] = self._reader.plan(classes)
-        return _latest(self._plans, classes)
+        key = (classes, self.templates, self.first_synonym)
+        if key not in self._plans:
+            self._plans[key] = self._reader.plan(classes, self.templates)
+        return _latest(self._plans, key)
 
     def encode(self, names: ClassNames, graph: bool = False) -> Vocabulary:
         """Embed class names, or take them from the cache; with `graph`, record gradients and cache nothing."""
         plan = self.plan(names)
         if graph and torch.is_grad_enabled() and self.trains():
             return plan.vocabulary(self._embed(plan.prompts))
-        weights = self.encoder.text_weights()
-        device = weights[0].device.type if weights else "cpu"
-        # independent of the caller's context: a cached vocabulary may serve training, or be used without autocast
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+        with self._without_context():
             key = (plan, self.templates, self.first_synonym, self._weights_key())
             if key not in self._cache:
                 self._cache[key] = plan.vocabulary(self._embed(plan.prompts))
         return _latest(self._cache, key)
+
+    def embed(self, prompts: Sequence[str], graph: bool = False) -> Tensor:
+        """Unit embeddings [T, C] of the prompts of a plan, or of some of them, as `encode` gives them; not cached."""
+        if graph and torch.is_grad_enabled() and self.trains():
+            return self._embed(prompts)
+        with self._without_context():
+            return self._embed(prompts)
+
+    @contextlib.contextmanager
+    def _without_context(self) -> Iterator[None]:
+        """Independent of the caller's context: a cached vocabulary may serve training, or be used without autocast."""
+        weights = self.encoder.text_weights()
+        device = weights[0].device.type if weights else "cpu"
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+            yield
 
     def clear_cache(self) -> None:
         """Forget all embeddings. Needed only after single values of a weight were written through `.data`."""

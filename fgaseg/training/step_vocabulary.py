@@ -77,7 +77,7 @@ class StepVocabulary:
         indices = torch.arange(share) * world_size() + rank()
         parts = (indices % len(chosen)).split(PROMPTS_PER_BATCH)
         with autocast(self.device, self.recipe.amp):
-            rows = torch.cat([self.model.encode(self._prompts(chosen[part])).embeddings for part in parts])
+            rows = torch.cat([self._embed(chosen[part]) for part in parts])
         if world_size() == 1:
             return rows
         indices = indices[indices < len(chosen)]
@@ -86,8 +86,9 @@ class StepVocabulary:
     def frozen(self) -> Tensor:
         """Embeddings of all prompts by a frozen text tower, computed at the first call."""
         if self._frozen is None:
-            self._frozen = self.model.encode(self.plan.prompts).embeddings
+            self._frozen = self._embed(torch.arange(len(self.plan.prompts)))
         return self._frozen
 
-    def _prompts(self, indices: Tensor) -> list[str]:
-        return [self.plan.prompts[index] for index in indices]
+    def _embed(self, indices: Tensor) -> Tensor:
+        prompts = [self.plan.prompts[index] for index in indices]
+        return self.model.text_encoder.embed(prompts, graph=self.model.training)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fgaseg.training.step_vocabulary
-from fgaseg import Config, Vocabulary
+from fgaseg import Config
 from fgaseg.model.prompts import PromptPlan
 from fgaseg.training.step_vocabulary import StepVocabulary, choose_classes, relabel
 
@@ -37,14 +37,14 @@ def test_every_name_is_embedded_once_in_as_many_batches_everywhere(monkeypatch, 
     """Else processes with sharded weights wait for each other for ever."""
     encoded = []
 
-    def encode(some):
+    def embed(some, graph):
         encoded.append(some)
-        return Vocabulary(tuple(some), torch.tensor([[float(name)] for name in some]))
+        return torch.tensor([[float(name)] for name in some])
 
     def plan(some):
         return PromptPlan(tuple(some), tuple(some), (1,) * len(some), tuple(range(len(some))), False)
 
-    model = SimpleNamespace(encode=encode, text_encoder=SimpleNamespace(trains=lambda: True, plan=plan))
+    model = SimpleNamespace(training=True, text_encoder=SimpleNamespace(trains=lambda: True, plan=plan, embed=embed))
     vocabulary = StepVocabulary(model, [str(i) for i in range(10)], Config(), torch.device("cpu"))
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "PROMPTS_PER_BATCH", 2)
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "world_size", lambda: processes)
