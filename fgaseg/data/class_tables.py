@@ -29,6 +29,8 @@ VALUE_KEYS = (
 )
 COLOUR_KEYS = ("color", "colour", "rgb", "color_rgb", "hex")
 _RGB_KEYS = (("r", "g", "b"), ("red", "green", "blue"))
+_PROMPT_KEYS = ("prompts", "prompt", "synonyms", "aliases")
+_FIELDS = {*VALUE_KEYS, *COLOUR_KEYS, *_RGB_KEYS[0], *_RGB_KEYS[1], *_PROMPT_KEYS}
 # that hold the entries themselves; the first ones hold nothing else
 _LISTS = ("names", "categories", "id2label", "label2id", "class_names")
 _PERHAPS_LISTS = ("labels", "classes", "items", "label_map")
@@ -187,6 +189,11 @@ class Collector:
         elif isinstance(value, Mapping):
             record = {str(name).lower(): part for name, part in value.items()}
             named = any(name in record for name in NAME_KEYS)
+            if not named and not _FIELDS & record.keys() and not self.label_map:
+                raise DataError(
+                    f"{self.origin}: {where}: {', '.join(map(str, value))[:60]} says neither its name nor its value, "
+                    "colour or prompts: give a flat mapping such as 7: car"
+                )
             self.add_record(record | ({"id": key} if named and is_stored(key) else {"name": key}), where)
         elif is_stored(key):
             if words and not self.label_map:  # 0: [n01440764, tench]

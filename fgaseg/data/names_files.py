@@ -69,7 +69,7 @@ def _format(file: Path, text: str, label_map: bool) -> Reader:
             "YAML or CSV"
         )
     lines = text.strip().splitlines()
-    if (lines and _header(lines[0])) or (suffix in (".csv", ".tsv") and label_map):
+    if lines and _header(lines[0]):
         return _read_csv
     if _YAML.search(text) and not label_map:
         return _read_yaml
@@ -189,12 +189,7 @@ def _header(line: str) -> dict[str, int] | None:
 def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
     """CSV with a header: name, and id or value, or r, g and b, or colour."""
     lines = text.strip().splitlines()
-    columns = _header(lines[0]) if lines else None
-    if columns is None:
-        raise DataError(
-            f"{origin}: the first line is {lines[0] if lines else ''!r}: a CSV label map begins with a header, name,id "
-            "or name,r,g,b"
-        )
+    columns = _header(lines[0]) or {}
     separator = next(mark for mark in ",;\t" if mark in lines[0])
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, cells in enumerate(csv.reader(lines[1:], delimiter=separator, skipinitialspace=True), 2):

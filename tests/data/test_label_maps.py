@@ -143,7 +143,7 @@ MISTAKES = {
     "names.yaml": ("road: car\n", r"neither 'road' nor 'car' is a value or a colour"),
     "no.yaml": ("7: no\n", r"entry 7: False is no name: give text, or null"),
     "empty name.yaml": ("7: ''\n", r"'' is no name"),
-    "header.csv": ("7,road\n", r"the first line is '7,road': a CSV label map begins with a header"),
+    "header.csv": ("road,flat\n", r"line 1 is 'road,flat': a label map has a value or a colour"),
     "short.csv": ("name,r,g,b\nroad,1,2\n", r"line 2: 'road,1,2': has 3 cells, the header 4"),
     "none.csv": ("name,id\nroad,\n", r"'road' has neither a value nor a colour"),
     "records.json": ('[{"id": 3}]', r"entry 1: has no name among id"),

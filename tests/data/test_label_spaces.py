@@ -10,6 +10,7 @@ from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset
 from fgaseg.data.label_formats import UNPAINTED, colour, read_stored
 from fgaseg.errors import DataError
+from fgaseg.vocabulary import ClassPrompts
 
 VALUES = np.array([[0, 1, 2], [3, 4, 255]], np.uint8)
 
@@ -193,6 +194,64 @@ def test_a_names_file_with_a_line_for_the_void_value_is_refused(tmp_path):
         keys = save(tmp_path, np.array([[0, 1]], np.uint8), f"{first}\nsky\ngrass\n")
         with pytest.raises(DataError, match=rf"the first name is '{first}', but with data\.ignore=\[0, 255\] .*remove"):
             labels(keys, ignore=[0, 255])
+
+
+NUMBERED = {  # names file, stored values, names, labels
+    "gaps": ("7: road\n11: sky\n26: car\n", [[7, 11, 26, 255]], ["road", "sky", "car"], [[0, 1, 2, None]]),
+    "from one on": ("1 road\n2 sky\n", [[1, 2, 255]], ["road", "sky"], [[0, 1, None]]),
+    "any order": ('{"26": "car", "7": "road"}', [[7, 26]], ["road", "car"], [[0, 1]]),
+    "void by name": ("0: unlabeled\n1: road\n2: sky\n", [[0, 1, 2, 255]], ["road", "sky"], [[None, 0, 1, None]]),
+    "255 is a class": ('{"0": "wall", "255": "crack"}', [[0, 255]], ["wall", "crack"], [[0, 1]]),
+    "values are labels": ("0: road\n1: sky\n", [[0, 1, 255]], ["road", "sky"], [[0, 1, None]]),
+    "two values of a class": ('{"0": "road", "3": "road", "1": "sky"}', [[0, 1, 3]], ["road", "sky"], [[0, 1, 0]]),
+    "yolo": ("names:\n  0: road\n  2: sky\n", [[0, 2]], ["road", "sky"], [[0, 1]]),
+    "csv": ("id,name\n5,sky\n3,road\n", [[3, 5]], ["road", "sky"], [[0, 1]]),
+    "a plain list": ('["road", "sky"]', [[0, 1]], ["road", "sky"], [[0, 1]]),
+    "colours": ("road:1,2,3::\nsky:4,5,6::\n", rgb((1, 2, 3), (4, 5, 6)), ["road", "sky"], [[0, 1]]),
+    "void colour": ("void:0,0,0::\nroad:1,2,3::\n", rgb((1, 2, 3), (0, 0, 0)), ["road"], [[0, None]]),
+    "values and colours": ("7 road 1 2 3\n9 sky 4 5 6\n", rgb((1, 2, 3), (4, 5, 6)), ["road", "sky"], [[0, 1]]),
+    "values of both": ("7 road 1 2 3\n9 sky 4 5 6\n", [[7, 9]], ["road", "sky"], [[0, 1]]),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_numbers_and_colours_in_a_names_file_are_those_of_the_labels(tmp_path, name):
+    text, stored, names, expected = NUMBERED[name]
+    assert labels(save(tmp_path, np.array(stored, np.uint8), text)) == (names, expected)
+
+
+def test_a_label_map_decides_where_the_names_file_has_values_too(tmp_path):
+    keys = save(tmp_path, np.array([[7, 9]], np.uint8), "0: sky\n1: road\n")
+    assert labels(keys, label_map={7: "road", 9: "sky"}) == (["sky", "road"], [[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "ignore", "words"),
+    [
+        ("1: road\n2: sky\n", 255, r"value 0 \(33 % .*\) has no name in the names of .*names\.txt: add it there"),
+        ("0: road\n2: sky\n", 255, r"value 1 \(33 %"),
+        ("0: wall\n1: road\n2: sky\n", [0, 255], r"label 0 is 'wall' and cannot be ignored too"),
+        ("road:1,2,3::\nsky:4,5,6::\n", 255, r"the colour 0,0,0 .* has no name"),
+    ],
+)
+def test_values_that_a_numbered_names_file_lacks_are_named(tmp_path, text, ignore, words):
+    keys = save(tmp_path, np.array([[0, 1, 2]], np.uint8), text)
+    with pytest.raises(DataError, match=words):
+        labels(keys, ignore=ignore)
+
+
+def test_prompts_of_a_names_file_and_of_a_label_map(tmp_path):
+    prompts = [ClassPrompts("car", ("car", "van")), "sky"]
+    keys = save(tmp_path, np.array([[7, 9]], np.uint8), "car | van\nsky\n")
+    label_map = {7: "car", 9: "sky"}
+    assert labels(keys, label_map=label_map) == (prompts, [[0, 1]])
+    keys["names"].write_text("7: car | van\n9: sky\n")
+    assert labels(keys) == (prompts, [[0, 1]])
+    assert labels(keys | {"names": None}, label_map={7: "car | van", 9: "sky"}) == (prompts, [[0, 1]])
+    both = {"car": {"id": 7, "prompts": ["car", "van"]}, "sky": {"id": 9}}
+    assert labels(keys | {"names": None}, label_map=both) == (prompts, [[0, 1]])
+    dataset = FolderDataset(DataConfig(**keys), "val")
+    assert dataset.classes == ["car", "sky"] and dataset.class_of is None
 
 
 def test_a_plain_names_file_is_read_as_before(tmp_path):

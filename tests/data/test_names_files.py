@@ -1,0 +1,243 @@
+"""Names files: every usual format gives the names that are meant, and what looks like syntax is no name."""
+
+import json
+import logging
+
+import pytest
+
+from fgaseg.data import read_classes, read_names
+from fgaseg.data.label_formats import colour
+from fgaseg.data.label_maps import LabelMap
+from fgaseg.data.names_files import names_text, read_table
+from fgaseg.errors import DataError
+from fgaseg.vocabulary import ClassPrompts
+
+NAMES = ["road", "traffic light", "sofa, couch"]
+QUOTED = ["'road'", '"traffic light"', '"sofa, couch"']
+COLOURS = {colour(128, 64, 128): "road", colour(250, 170, 30): "traffic light", colour(0, 0, 142): "car"}
+
+PLAIN = {
+    "lines.txt": "road\ntraffic light\nsofa, couch\n",
+    "crlf.txt": "\ufeffroad\r\ntraffic light \r\nsofa, couch\r\n\r\n",
+    "comments.txt": "# my classes\nroad\ntraffic light  # hangs\n// furniture\nsofa, couch\n",
+    "bullets.md": "- road\n- traffic light\n- sofa, couch\n",
+    "quoted.txt": "\n".join(QUOTED),
+    "quoted and commas.txt": '"road",\n"traffic light",\n"sofa, couch"\n',
+    "full stops.txt": "road.\ntraffic light.\nsofa, couch.\n",
+    "heading.csv": 'name\nroad\ntraffic light\n"sofa, couch"\n',
+    "list.json": json.dumps(NAMES),
+    "list.txt": json.dumps(NAMES, indent=1),
+    "python.txt": str(NAMES),
+    "assigned.py": f"CLASSES = {tuple(NAMES)}\n",
+    "list.yaml": "- road\n- traffic light\n- sofa, couch\n",
+    "yolo.yaml": "path: ../data\ntrain: [a, b]\nnc: 3\nnames: [road, traffic light, 'sofa, couch']\n",
+    "yolo.txt": "train: a\nnc: 3\nnames: ['road', 'traffic light', 'sofa, couch']\n",
+    "classes.json": json.dumps({"classes": NAMES, "version": 1}),
+    "table.csv": 'name,supercategory\nroad,flat\ntraffic light,object\n"sofa, couch",furniture\n',
+    "synsets.txt": "n04096066 road\nn06874185 traffic light\nn04256520 sofa, couch\n",
+    "one line.txt": '"road"; traffic light; "sofa, couch"\n',
+}
+
+
+@pytest.mark.parametrize("file", PLAIN)
+def test_names_alone(tmp_path, file):
+    (tmp_path / file).write_bytes(PLAIN[file].encode())
+    assert read_names(tmp_path / file) == NAMES
+    assert read_table(tmp_path / file).names == {}  # the n-th name is that of value n - 1
+
+
+def test_utf16(tmp_path):
+    (tmp_path / "names.txt").write_bytes("road\r\nsofa, couch\r\n猫".encode("utf-16"))
+    assert read_names(tmp_path / "names.txt") == ["road", "sofa, couch", "猫"]
+
+
+GAPS = {7: "road", 11: "traffic light", 26: "sofa, couch"}
+NUMBERED = {
+    "colon.txt": "7: road\n11: traffic light\n\n26: sofa, couch\n",
+    "any order.txt": "26: sofa, couch\n7:road\n11 :traffic light\n",
+    "space.txt": "# id name\n7 road\n11 traffic light\n26 sofa, couch\n",
+    "tab.txt": "7\troad\n11\ttraffic light\n26\tsofa, couch\n",
+    "dot.txt": "7. road\n11. traffic light\n26. sofa, couch\n",
+    "bracket.txt": "7) road\n11) traffic light\n26) sofa, couch\n",
+    "dash.txt": "7 - road\n11 - traffic light\n26 - sofa, couch\n",
+    "equals.txt": "7 = road\n11 = 'traffic light'\n26 = \"sofa, couch\"\n",
+    "comma.csv": "7,road\n11,traffic light\n26,\"sofa, couch\"\n",
+    "after.txt": "road: 7\ntraffic light: 11\nsofa, couch: 26\n",
+    "equals after.txt": "road=7\ntraffic light=11\nsofa, couch=26\n",
+    "id to name.json": json.dumps({"26": "sofa, couch", "7": "road", "11": "traffic light"}),
+    "name to id.json": json.dumps({"road": 7, "traffic light": 11, "sofa, couch": 26}),
+    "python.txt": str(GAPS),
+    "config.json": json.dumps({"id2label": GAPS, "label2id": {v: k for k, v in GAPS.items()}, "num_labels": 3}),
+    "yolo.yaml": "nc: 3\nnames:\n  7: road\n  11: traffic light\n  26: sofa, couch\n",
+    "items.yaml": "names:\n- 7: road\n- 11: traffic light\n- 26: sofa, couch\n",
+    "instances.json": json.dumps({"images": [], "annotations": [],
+                                  "categories": [{"id": key, "name": name, "supercategory": "thing"}
+                                                 for key, name in reversed(GAPS.items())]}),
+    "lines.json": "".join(json.dumps({"id": key, "name": name}) + "\n" for key, name in GAPS.items()),
+    "header.csv": 'id,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
+    "semicolons.csv": "Class;Id\nroad;7\ntraffic light;11\nsofa, couch;26\n",
+    "label and name.csv": 'label,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
+    "object_info.txt": "Idx\tRatio\tName\n7\t0.15\troad\n11\t0.1\ttraffic light\n26\t0.0\tsofa, couch\n",
+    "label_map.pbtxt": "".join(f'item {{\n  id: {key}\n  name: "/m/{key}"\n  display_name: "{name}"\n}}\n'
+                               for key, name in GAPS.items()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", NUMBERED)
+def test_names_with_their_values(tmp_path, file):
+    (tmp_path / file).write_text(NUMBERED[file])
+    assert read_table(tmp_path / file).names == GAPS
+    assert read_names(tmp_path / file) == list(GAPS.values())
+
+
+COLOURED = {
+    "labelmap.txt": "# label:color_rgb:parts:actions\nroad:128,64,128::\ntraffic light:250,170,30:lamp,pole:\n"
+                    "car:0,0,142::\n",
+    "class_dict.csv": "name,r,g,b\nroad,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
+    "no header.csv": "road,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
+    "label_colors.txt": "128 64 128\troad\n250 170 30\ttraffic light\n0 0 142\t\tcar\n",
+    "hex.txt": "road #804080\ntraffic light #faaa1e\ncar #00008e\n",
+    "supervisely.json": json.dumps({"classes": [{"title": "road", "color": "#804080"},
+                                                {"title": "traffic light", "color": "#FAAA1E"},
+                                                {"title": "car", "color": "#00008E"}], "tags": []}),
+}  # fmt: skip
+BOTH = {
+    "slicer.ctbl": "# Color table\n7 road 128 64 128 255\n11 traffic light 250 170 30 255\n26 car 0 0 142 255\n",
+    "itk_snap.txt": '7 128 64 128 1 1 1 "road"\n11 250 170 30 1 1 1 "traffic light"\n26 0 0 142 1 1 1 "car"\n',
+    "id rgb.txt": "7 128 64 128 road\n11 250 170 30 traffic light\n26 0 0 142 car\n",
+    "qgis.txt": "7,128,64,128,255,road\n11,250,170,30,255,traffic light\n26,0,0,142,255,car\n",
+    "both.csv": "id,name,r,g,b\n7,road,128,64,128\n11,traffic light,250,170,30\n26,car,0,0,142\n",
+    "both.yaml": "road: {id: 7, color: [128, 64, 128]}\ntraffic light: {id: 11, color: '#faaa1e'}\n"
+                 "car: {id: 26, color: [0, 0, 142]}\n",
+    "panoptic.json": json.dumps([{"id": 7, "name": "road", "color": [128, 64, 128], "isthing": 0},
+                                 {"id": 11, "name": "traffic light", "color": [250, 170, 30], "isthing": 1},
+                                 {"id": 26, "name": "car", "color": [0, 0, 142], "isthing": 1}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [*COLOURED, *BOTH])
+def test_names_with_their_colours(tmp_path, file):
+    text = COLOURED.get(file) or BOTH[file]
+    (tmp_path / file).write_text(text)
+    values = {7: "road", 11: "traffic light", 26: "car"} if file in BOTH else {}
+    assert read_table(tmp_path / file).names == COLOURS | values
+    assert read_names(tmp_path / file) == ["road", "traffic light", "car"]
+    assert LabelMap.read(tmp_path / file).names == COLOURS | values  # one reader for both
+
+
+def test_red_green_blue_and_alpha_are_no_value(tmp_path):
+    (tmp_path / "a.txt").write_text("128 64 128 255 road\n0 0 142 255 car\n")
+    assert read_table(tmp_path / "a.txt").names == {colour(128, 64, 128): "road", colour(0, 0, 142): "car"}
+
+
+NUMBERS_IN_NAMES = {
+    "2 wheeler\ncar\n4x4\n": ["2 wheeler", "car", "4x4"],
+    "boeing 737\nairbus 320\n": ["boeing 737", "airbus 320"],
+    "class 0\nclass 1\nclass 2\n": ["class 0", "class 1", "class 2"],
+    "0: 2 wheeler\n1: boeing 737\n2: car\n": ["2 wheeler", "boeing 737", "car"],
+    "'2 wheeler'\n'4 wheeler'\n": ["2 wheeler", "4 wheeler"],
+    "road 0\ncar 1\n": ["road", "car"],  # they count
+    "3.5 ton truck\ncar\n": ["3.5 ton truck", "car"],
+    "C#\nC++\n!?\n": ["C#", "C++", "!?"],
+    "'7: is lucky'\ncar\n": ["7: is lucky", "car"],
+}
+
+
+@pytest.mark.parametrize("text", NUMBERS_IN_NAMES)
+def test_numbers_and_signs_that_are_a_part_of_a_name(tmp_path, text):
+    (tmp_path / "names.txt").write_text(text)
+    assert read_names(tmp_path / "names.txt") == NUMBERS_IN_NAMES[text]
+
+
+SYNONYMS = {
+    "lines.txt": "car | automobile | van\nsky\n",
+    "numbered.txt": "0: car | automobile | van\n1: sky\n",
+    "list.json": json.dumps([["car", "automobile", "van"], "sky"]),
+    "mapping.json": json.dumps({"car": ["car", "automobile", "van"], "sky": ["sky"]}),
+    "mapping.yaml": "car: [car, automobile, van]\nsky:\n",
+    "text.yaml": "car: car | automobile | van\nsky: sky\n",
+    "commas.yaml": "car: car, automobile, van\nsky: sky\n",
+    "records.yaml": "car: {prompts: [car, automobile, van], color: [0, 0, 142]}\nsky: {color: '#4682b4'}\n",
+    "values.json": json.dumps({"0": ["car", "automobile", "van"], "1": ["sky"]}),
+    "synonyms.csv": "id,name,synonyms\n0,car,automobile|van\n1,sky,\n",
+}
+
+
+@pytest.mark.parametrize("file", SYNONYMS)
+def test_synonyms(tmp_path, file):
+    (tmp_path / file).write_text(SYNONYMS[file])
+    assert read_classes(tmp_path / file) == [ClassPrompts("car", ("car", "automobile", "van")), "sky"]
+    assert read_names(tmp_path / file) == ["car", "sky"]
+
+
+def test_a_class_may_be_called_otherwise_than_its_prompts(tmp_path):
+    (tmp_path / "a.yaml").write_text("vehicle: [car, van]\nrest: [sky]\n")
+    assert read_classes(tmp_path / "a.yaml") == [
+        ClassPrompts("vehicle", ("car", "van")),
+        ClassPrompts("rest", ("sky",)),
+    ]
+
+
+def test_void_names_of_a_numbered_file_are_no_classes(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("0: unlabeled\n1: person\n2: car\n")
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        assert read_classes(tmp_path / "a.txt") == ["person", "car"]
+    assert "'unlabeled' names no class and is left out" in caplog.text
+
+
+REFUSED = {
+    "mixed.txt": ("0: road\ncar\n", r"line 2 is 'car', but others are like '0: road'"),
+    "mixed after.txt": ("road\nsky\ncar: 3\n", r"line 3 is 'car: 3', but others are like 'road'"),
+    "brace.txt": ("road\n}\n", r"line 2 is '\}', which looks like more than a name"),
+    "tab.txt": ("road\tflat\ncar\tvehicle\n", r"line 1 is 'road\\tflat', which looks like more"),
+    "colon.txt": ("sky\nvehicle: car\n", r"line 2 is 'vehicle: car', which looks like more"),
+    "markdown.md": ("| id | name |\n|---|---|\n| 0 | road |\n", r"line 1 is '\| id \| name \|'"),
+    "numbers.txt": ("0\n1\n", r"line 1 is '0': it holds no name"),
+    "xml.xml": ("<a>\n<name>cat</name>\n</a>", r"its first line is '<a>': XML is not read"),
+    "ini.txt": ("[classes]\nroad=0\n", r"not valid JSON \(line 1, '\[classes\]'"),
+    "wheels.txt": ("2 wheeler\n4 wheeler\n", r"lines 1 and 2, '2 wheeler' and '4 wheeler', .* in quotes"),
+    "comma.csv": ("id,name\n0,sofa, couch\n", r"line 2: '0,sofa, couch': has 3 cells, .*quotes"),
+    "empty.csv": ("id,name\n0,\n", r"line 2: '0,': holds no name"),
+    "palette.gpl": ("GIMP Palette\nColumns 2\n0 0 0 road\n", r"line \d is .*, but others are like"),
+    "some.json": ('[{"id": 0, "name": "a"}, {"name": "b"}]', r"name 2: 'b' has neither a value nor a colour"),
+    "no names.yaml": ("path: x\nnc: 3\n", r"'path' has neither a value nor a colour"),
+    "no.yaml": ("names: [yes, car]\n", r"name 1: True is no name"),
+    "tree.json": ('{"vehicle": {"car": 0, "bus": 1}}', r"entry 'vehicle'"),
+    "nothing.json": ('{"images": [], "annotations": [{"id": 3}]}', r"entry 'images'"),
+    "big.json": ('{"70000": "road"}', r"values up to 65535, not 70000"),
+    "twice.txt": ("0: road\n0: car\n", r"line 2: 0 is 'road' and 'car'"),
+    "three columns.csv": ("0,road,7\n1,car,8\n", r"line 1 is '0,road,7': its numbers are neither"),
+}
+
+
+@pytest.mark.parametrize("file", REFUSED)
+def test_what_is_no_name_is_quoted(tmp_path, file):
+    text, words = REFUSED[file]
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=words) as caught:
+        read_names(tmp_path / file)
+    assert file in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_comments_between_names_are_told(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("road\n# sidewalk\ncar\n")
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        assert read_names(tmp_path / "a.txt") == ["road", "car"]
+    assert "comment lines between names are not counted: 2 lines name labels 0 to 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["road", "sofa, couch", "猫"],
+        ["2 wheeler", "4 wheeler"],
+        ["7: is lucky", "a [b]"],
+        [ClassPrompts("car", ("car", "van")), "sky"],
+        [ClassPrompts("vehicle", ("car", "van")), ClassPrompts("rest", ("sky",))],
+        ["cat"],
+    ],
+    ids=str,
+)
+def test_written_names_read_back(tmp_path, classes):
+    (tmp_path / "names.txt").write_text(names_text(classes))
+    assert read_classes(tmp_path / "names.txt") == classes

@@ -1,0 +1,115 @@
+"""Class names as people type them after --classes."""
+
+import logging
+
+import pytest
+
+from fgaseg.data import read_typed
+from fgaseg.errors import DataError
+from fgaseg.vocabulary import ClassPrompts
+
+THREE = ["cat", "sofa", "wooden floor"]
+MANY = [f"thing{n}" for n in range(40)]
+TYPED = {
+    # separators
+    "cat, sofa, wooden floor": THREE,
+    "cat,sofa,wooden floor,": THREE,
+    " cat ,, sofa , wooden floor ": THREE,
+    "cat; sofa; wooden floor": THREE,
+    "cat;sofa;wooden floor;": THREE,
+    "cat. sofa. wooden floor.": THREE,
+    "cat . sofa . wooden floor .": THREE,
+    "cat. sofa. wooden floor": THREE,
+    "cat\nsofa\nwooden floor\n": THREE,
+    "cat\r\nsofa\r\nwooden floor": THREE,
+    "cat\tsofa\twooden floor": THREE,
+    "cat、sofa，wooden floor": THREE,
+    "cat, sofa; wooden floor.": THREE,
+    "cat, sofa, and wooden floor": THREE,
+    "- cat\n- sofa\n- wooden floor": THREE,
+    ", ".join(MANY): MANY,
+    # numbers
+    "1. cat, 2. sofa, 3. wooden floor": THREE,
+    "1. cat 2. sofa 3. wooden floor": THREE,
+    "0: cat; 1: sofa; 2: wooden floor": THREE,
+    "1) cat\n2) sofa\n3) wooden floor": THREE,
+    "2 wheeler, 4 wheeler": ["2 wheeler", "4 wheeler"],
+    "1,000 dollar bill, cat": ["1,000 dollar bill", "cat"],
+    # quotes
+    '"cat", "sofa", "wooden floor"': THREE,
+    "'cat' 'sofa' 'wooden floor'": THREE,
+    "“cat”, “sofa”, “wooden floor”": THREE,
+    '"sofa, couch", cat': ["sofa, couch", "cat"],
+    "'sofa; couch'; cat": ["sofa; couch", "cat"],
+    "cat, ‘a. b.’": ["cat", "a. b."],
+    "bird's nest, dog's bone": ["bird's nest", "dog's bone"],
+    "'0: lucky', cat": ["0: lucky", "cat"],
+    # lists and mappings
+    '["cat", "sofa", "wooden floor"]': THREE,
+    "['cat', 'sofa', 'wooden floor']": THREE,
+    "('cat', 'sofa', 'wooden floor')": THREE,
+    "[cat, sofa, wooden floor]": THREE,  # a shell has taken the quotes
+    '{"0": "cat", "2": "wooden floor", "1": "sofa"}': THREE,
+    "{0: 'cat', 1: 'sofa', 2: 'wooden floor'}": THREE,
+    # synonyms
+    "car | automobile | van, sky": ["car | automobile | van", "sky"],
+    "car|automobile|van; sky": ["car | automobile | van", "sky"],
+    "sofa | 'couch, big', sky": ["sofa | couch, big", "sky"],
+    '{"car": ["car", "van"], "sky": "sky"}': [ClassPrompts("car", ("car", "van")), "sky"],
+    '[["car", "van"], "sky"]': [ClassPrompts("car", ("car", "van")), "sky"],
+    # one name
+    "St. Bernard dog": ["St. Bernard dog"],
+    "cat.": ["cat"],
+    "wooden floor": ["wooden floor"],
+    "salt and pepper": ["salt and pepper"],
+}
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_what_a_stranger_means(text):
+    found = read_typed(text)
+    assert found == TYPED[text]
+
+
+@pytest.mark.parametrize("text", ["a; b; c", "a. b. c.", "1. a 2. b 3. c", "a\nb\nc"])
+def test_other_separators_than_commas_are_told(text, caplog):
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        assert read_typed(text) == ["a", "b", "c"]
+    assert "read as 3 classes: 'a', 'b', 'c'" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["a, b, c", "wooden floor, cat", "car | van, sky"])
+def test_nothing_is_told_of_commas(text, caplog):
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        read_typed(text)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("car | cat | dog", r"one class with 3 synonyms, which gets all pixels"),
+     ("car|cat", r"one class with 2 synonyms"),
+     ("cat. dog, sofa", r"'cat. dog' is read as one name")],
+)  # fmt: skip
+def test_what_is_doubtful_is_warned_of(text, words, caplog):
+    with caplog.at_level(logging.WARNING, "fgaseg"):
+        read_typed(text)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "holds no name"),
+        (" , ;", "holds no name"),
+        ("cat: dog", "'cat: dog' looks like more than a name"),
+        ("names=[a, b]", "looks like more than a name"),
+        ('cat, "dog', "'\"dog' looks like more"),
+        ("[1, 2]", "1 is no name"),
+        ("cat, {dog}", "looks like more"),
+    ],
+)
+def test_what_is_no_name_is_quoted(text, words):
+    with pytest.raises(DataError, match="^class names: ") as caught:
+        read_typed(text)
+    assert words in str(caught.value)
