@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,6 +19,8 @@ from .encoders import Tokenizer
 log = logging.getLogger(__name__)
 
 SHOWN = 6  # names in a message
+TOLD = 10_000  # notes after which they may come again
+_told: set[tuple[str, str]] = set()  # notes and the names that they were about, of all models of the process
 _LIST = re.compile(r"[;\n\r\t{}\[\]]")  # in no name
 _LISTED = re.compile(r",\s*\w|\w\.\s+\w+\.|\s[/+]\s")  # in none that is the only one
 
@@ -66,7 +68,7 @@ class PromptPlan:
         return Vocabulary(names, torch.cat(means), None, first)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PromptReader:
     """Makes plans, and tells once what a user may not expect about the names.
 
@@ -77,7 +79,6 @@ class PromptReader:
     subject: Callable[[str], str]
     tokenizer: Tokenizer | None
     synonyms: Literal["best", "average"]
-    _told: set[tuple[str, str]] = field(default_factory=set)
 
     def plan(self, classes: Sequence[ClassPrompts], templates: tuple[str, ...]) -> PromptPlan:
         """The prompts of classes, to be put into templates with one `{}` each."""
@@ -134,9 +135,11 @@ class PromptReader:
 
     def _tell(self, level: int, names: Sequence[str], text: str) -> None:
         """One line about names that it was not yet told about; {names} in the text stands for some of them."""
-        new = [one for one in dict.fromkeys(names) if (text, one) not in self._told]
+        new = [one for one in dict.fromkeys(names) if (text, one) not in _told]
         if new:
-            self._told.update((text, one) for one in new)
+            if len(_told) > TOLD:
+                _told.clear()
+            _told.update((text, one) for one in new)
             more = f" and {len(new) - SHOWN} more" if len(new) > SHOWN else ""
             log.log(level, "class names: %s", text.format(names=", ".join(new[:SHOWN]) + more))
 

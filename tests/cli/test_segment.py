@@ -11,6 +11,7 @@ from PIL import Image
 from tiny import NAMES, tiny_model
 
 import fgaseg
+import fgaseg.model.prompts
 from fgaseg.cli import main
 from fgaseg.kernels import decode_runs
 
@@ -68,6 +69,63 @@ def test_a_file_with_an_equals_sign_in_its_name_is_a_photo(model, photo, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert main(["segment", "seed=1.png", "inference=whole", "--model", model, "--classes", "cat, dog", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["picture"] == "seed=1_labels.png"
+
+
+SKY = '{"vehicle": ["car", "van"], "sky": ["sky"]}'
+TYPED = {
+    "cat, dog": ["cat", "dog"],
+    "cat; dog": ["cat", "dog"],
+    "cat. dog.": ["cat", "dog"],
+    "'cat, kitten', dog": ["cat, kitten", "dog"],
+    "car | automobile | van, person, sky": ["car", "person", "sky"],
+    SKY: ["vehicle", "sky"],
+}
+FILES = {
+    "names.txt": ("1: cat\n0: dog\n", ["dog", "cat"]),
+    "coco.json": ('{"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}]}', ["cat", "dog"]),
+    "yolo.yaml": ("nc: 2\nnames: [cat, dog]\n", ["cat", "dog"]),
+    "names.csv": ("id,name\n0,unlabeled\n1,cat\n2,dog\n", ["cat", "dog"]),
+    "synonyms.yaml": ("vehicle: [car, van]\nsky: sky | clouds\n", ["vehicle", "sky"]),
+    "labelmap.txt": ("cat:1,2,3::\ndog:4,5,6::\n", ["cat", "dog"]),
+}
+
+
+def segmented(arguments, monkeypatch):
+    """The exit status, and the classes of the result."""
+    seen, segment = [], fgaseg.FGASeg.segment
+
+    def spy(self, *args):
+        seen.append(segment(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
+    return main(["segment", *arguments]), [list(one.classes) for one in seen]
+
+
+@pytest.mark.parametrize("text", TYPED)
+def test_names_as_people_type_them(model, photo, tmp_path, monkeypatch, text):
+    out = str(tmp_path / "o.png")
+    assert segmented([photo, "--model", model, "--classes", text, "--out", out], monkeypatch) == (0, [TYPED[text]])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_names_of_other_tools(model, photo, tmp_path, monkeypatch, file):
+    text, classes = FILES[file]
+    (tmp_path / file).write_text(text)
+    command = [photo, "--model", model, "--names", str(tmp_path / file), "--out", str(tmp_path / "o.png")]
+    assert segmented([*command, "--pseudo-masks"], monkeypatch) == (0, [classes])
+
+
+def test_what_is_told_of_names_is_told_once(model, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fgaseg.model.prompts, "_told", set())
+    command = ["segment", photo, "--model", model, "--out", str(tmp_path / "o.png"), "--compare", model]
+    assert main([*command, "--classes", "orange_star; Water; water; 猫"]) == 0
+    told = capsys.readouterr().err
+    for words in ("read as 4 classes", "'orange_star' as 'orange star'", "'water' is 'Water'", "the script of '猫'"):
+        assert told.count(words) == 1  # though there are two models
+    assert main([*command, "--classes", str(photo)]) == 1 and "give it as --names" in capsys.readouterr().err
+    assert main([*command, "--classes", "cat: dog"]) == 1 and "'cat: dog' looks like more" in capsys.readouterr().err
+    assert main([*command, "--classes", ", "]) == 1 and "holds no name" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f"no photos at {DATA}")

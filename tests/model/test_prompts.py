@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import pixels, tiny_model
 
+import fgaseg.model.prompts
 from fgaseg import FGASeg, Vocabulary
 from fgaseg.errors import VocabularyError
 from fgaseg.model.prompts import classes_of_rows, merge_rows
@@ -24,6 +25,11 @@ MODES = {
     "fast": {"fast": True, "top_k": 1},
     "bce": {"loss": {"seg": "bce"}},
 }
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch):
+    monkeypatch.setattr(fgaseg.model.prompts, "_told", set())
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +181,20 @@ def told(names, caplog, **switches):
 
 @pytest.mark.parametrize("name", ["orange_star", "traffic_light", "_wall_", "a__b"])
 def test_underscores_are_spaces(name, caplog):
+    ((level, text),) = told([name], caplog)
     model = tiny_model()
     spaces = " ".join(name.replace("_", " ").split())
     assert torch.equal(model.encode([name]).embeddings, model.encode([spaces]).embeddings)
     assert model.encode([name]).names == (name,)
-    ((level, text),) = told([name], caplog)
     assert level == "INFO" and f"{name!r} as {spaces!r}" in text
+
+
+def test_what_was_told_is_not_told_again(caplog):
+    names = ["orange_star", "Water", "water", "猫", "..."]
+    assert len(told(names, caplog)) == 4
+    caplog.clear()
+    assert told(names, caplog) == told(names[1:], caplog) == []
+    assert len(told([*names, "blue_ring"], caplog)) == 1 and "orange" not in caplog.text
 
 
 @pytest.mark.parametrize("words", [13, 20, 300])
