@@ -33,7 +33,7 @@ _PROMPT_KEYS = ("prompts", "prompt", "synonyms", "aliases")
 _FIELDS = {*VALUE_KEYS, *COLOUR_KEYS, *_RGB_KEYS[0], *_RGB_KEYS[1], *_PROMPT_KEYS}
 # that hold the entries themselves; the first ones hold nothing else
 _LISTS = ("names", "categories", "id2label", "label2id", "class_names")
-_PERHAPS_LISTS = ("labels", "classes", "items", "label_map")
+_PERHAPS_LISTS = ("labels", "classes", "items", "label_map", "tags")
 _WORDNET = re.compile(r"n\d{8}")
 _LARGEST = 65535  # value of a label image
 

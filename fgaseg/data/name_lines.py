@@ -12,16 +12,17 @@ from .class_tables import ClassTable, Collector
 
 log = logging.getLogger(__name__)
 
-_NUMBERS_BEFORE = re.compile(r"(?:-?\d+(?:\s*[:=,;|)]\s*|\.\s+|\s+-\s+|\s+))+")
-_NUMBERS_AFTER = re.compile(r"(?:(?:\s*[:=,;|]\s*|\s+-\s+|\s+)-?\d+)+$")
+_NUMBERS_BEFORE = re.compile(r"(?:-?\d+(?:(?:\s*[:=,;|)])+\s*|\.\s+|\s+-\s+|\s+))+")
+_NUMBERS_AFTER = re.compile(r"(?:(?:(?:\s*[:=,;|])+\s*|\s+-\s+|\s+)-?\d+)+$")
 _NUMBER = re.compile(r"-?\d+")
 _HEX = re.compile(r"(?<![\w&])#([0-9a-fA-F]{6})(?![\w])")
+_BRACKETS = re.compile(r"[(\[]\s*(-?\d+(?:\s*[,;\s]\s*\d+){0,3})\s*[)\]]")  # (0, 0, 142)
 _PARTS = re.compile(r"([^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*):(.*)")  # car:0,0,142:parts:actions
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _BULLET = re.compile(r"[-*•–]\s+")
 _HEADERS = {"name", "names", "class", "classes", "label", "labels", "class_name", "class name", "category"}
 _WORDNET = re.compile(r"n\d{8}\s+")
-_SYNTAX = re.compile(r"[{}\[\]<>=;\t\\]|:|^[-*/%|]|\"|^'")
+_SYNTAX = re.compile(r"[{}\[\]<>=;\\\x00-\x1f]|:|^[-*/%|(]|\"|^'")
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ def _lines(text: str) -> tuple[list[Line], list[int]]:
             said = [(number, line.removesuffix(end).rstrip()) for number, line in said]
     if said and all(_BULLET.match(line) for _, line in said):
         said = [(number, _BULLET.sub("", line, count=1)) for number, line in said]
+    if len(said) > 1 and said[0][1].lower() == "__ignore__":  # labelme's first line is that of value -1
+        said = said[1:]
+    said = [(number, re.sub(r" +", " ", line)) for number, line in said]
+    said = [(number, re.sub(r"^_+(\w+?)_+$", r"\1", line)) for number, line in said]  # _background_
     if said and all(_WORDNET.match(line) for _, line in said):  # n01440764 tench, Tinca tinca
         said = [(number, _WORDNET.sub("", line, count=1)) for number, line in said]
     return [_line(number, line) for number, line in said], comments
@@ -132,6 +137,7 @@ def _line(number: int, text: str) -> Line:
     if quoted:
         return Line(number, text, (), whole, (), False, True)
     rest = _HEX.sub(lambda hit: ",".join(str(int(hit[1][i : i + 2], 16)) for i in (0, 2, 4)), text)
+    rest = _BRACKETS.sub(lambda hit: f" : {hit[1]} " if hit.start() else f"{hit[1]}: ", rest).strip()
     if parts := _PARTS.fullmatch(rest):
         rest = parts[1].strip()
     before, rest, after = _ends(rest)

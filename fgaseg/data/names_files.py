@@ -24,6 +24,7 @@ from .typed_names import python_literal, split_names
 log = logging.getLogger(__name__)
 
 _YAML = re.compile(r"^(names|classes|labels|categories|id2label|label2id)\s*:\s*([\[{|>].*)?$", re.MULTILINE)
+_NUMBERS_FIRST = re.compile(r"\s*[\[(][-\d\s,;]+[\])][ \t:=,]*\w")
 _ASSIGNED = re.compile(r"^\s*\w+\s*=\s*(?=[\[({])")
 _ITEM = re.compile(r"item\s*\{(?P<fields>(?:[^{}\"']|\"[^\"]*\"|'[^']*')*)\}")
 _FIELD = re.compile(r"(\w+)\s*:\s*(\"[^\"]*\"|'[^']*'|[^\s,{}\"']+)")
@@ -59,6 +60,8 @@ def _format(file: Path, text: str, label_map: bool) -> Reader:
         return _read_yaml
     if suffix == ".json":
         return _read_json
+    if _NUMBERS_FIRST.match(text):  # (128, 64, 128): road
+        return read_lines
     if start in ("{", "[") or (start == "(" and text.rstrip().endswith(")")):
         return _read_literal
     if _ITEM.search(text):
@@ -140,6 +143,8 @@ def _read_json(text: str, origin: str, label_map: bool) -> ClassTable:
             lines = [json.loads(line, object_pairs_hook=unique) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError:
             lines = []
+        if len(lines) < 2 and (literal := python_literal(text.strip())) is not None:  # ["a", "b",]
+            return _from_data(literal, origin, label_map)
         if len(lines) < 2:
             line = (text.splitlines()[error.lineno - 1 : error.lineno] or [""])[0].strip()[:40]
             raise DataError(f"{origin}: is not valid JSON (line {error.lineno}, {line!r}: {error.msg})") from None
@@ -178,12 +183,17 @@ def _read_items(text: str, origin: str, label_map: bool) -> ClassTable:
 
 def _header(line: str) -> dict[str, int] | None:
     """The columns of a header of a table, by lower-case name; None if the line is no header."""
-    cells = [cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", line.lstrip("#"))]
+    cells = [_column(cell) for cell in re.split(r"[,;\t]", line.lstrip("#"))]
     columns = {cell: number for number, cell in enumerate(cells)}
     named = any(key in columns for key in NAME_KEYS)
     meant = {*VALUE_KEYS, *COLOUR_KEYS, "r", "red", "supercategory", "prompts", "synonyms"} & columns.keys()
     several_names = sum(key in columns for key in NAME_KEYS) > 1  # label,name
     return columns if named and (meant or several_names) and len(cells) > 1 else None
+
+
+def _column(cell: str) -> str:
+    """Class ID is id, and so is label_id; class alone is a name."""
+    return re.sub(r"^(?:class|label|category|pixel)_(?=.)", "", cell.strip().strip('"').lower().replace(" ", "_"))
 
 
 def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
@@ -203,7 +213,10 @@ def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
                 f"{origin}: {where}: has {len(cells)} cells, the header {len(columns)}: put quotes around a name that "
                 "holds the separator"
             )
-        rows.append((where, {column: cells[index].strip() for column, index in columns.items()}))
+        row = {column: cells[index].strip() for column, index in columns.items()}
+        if separator != ";":  # building;edifice
+            row |= {key: row[key].replace(";", " | ") for key in NAME_KEYS if key in row}
+        rows.append((where, row))
     for key in [key for key in NAME_KEYS if key in columns]:  # label,name: a column of numbers is no column of names
         if rows and all(re.fullmatch(r"-?\d+", row[key]) for _, row in rows):
             kept = "" if {*VALUE_KEYS} & columns.keys() else "value"

@@ -35,6 +35,8 @@ PLAIN = {
     "classes.json": json.dumps({"classes": NAMES, "version": 1}),
     "table.csv": 'name,supercategory\nroad,flat\ntraffic light,object\n"sofa, couch",furniture\n',
     "synsets.txt": "n04096066 road\nn06874185 traffic light\nn04256520 sofa, couch\n",
+    "labelme.txt": "__ignore__\n_road_\ntraffic  light\nsofa, couch\n",
+    "trailing comma.json": '["road", "traffic light", "sofa, couch",]',
     "one line.txt": '"road"; traffic light; "sofa, couch"\n',
 }
 
@@ -74,6 +76,10 @@ NUMBERED = {
                                   "categories": [{"id": key, "name": name, "supercategory": "thing"}
                                                  for key, name in reversed(GAPS.items())]}),
     "lines.json": "".join(json.dumps({"id": key, "name": name}) + "\n" for key, name in GAPS.items()),
+    "brackets.txt": "[7] road\n[11] traffic light\n[26] sofa, couch\n",
+    "brackets after.txt": "road (7)\ntraffic light (11)\nsofa, couch (26)\n",
+    "_classes.csv": 'Pixel Value, Class\n7, road\n11, traffic light\n26, "sofa, couch"\n',
+    "capitals.csv": 'Class ID,Class Name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
     "header.csv": 'id,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
     "semicolons.csv": "Class;Id\nroad;7\ntraffic light;11\nsofa, couch;26\n",
     "label and name.csv": 'label,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
@@ -96,6 +102,10 @@ COLOURED = {
     "class_dict.csv": "name,r,g,b\nroad,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
     "no header.csv": "road,128,64,128\ntraffic light,250,170,30\ncar,0,0,142\n",
     "label_colors.txt": "128 64 128\troad\n250 170 30\ttraffic light\n0 0 142\t\tcar\n",
+    "brackets.txt": "(128, 64, 128): road\n[250 170 30] traffic light\n(0,0,142)=car\n",
+    "tags.json": json.dumps({"tags": [{"name": "road", "color": "#804080"},
+                                      {"name": "traffic light", "color": "#faaa1e"},
+                                      {"name": "car", "color": "#00008e"}]}),
     "hex.txt": "road #804080\ntraffic light #faaa1e\ncar #00008e\n",
     "supervisely.json": json.dumps({"classes": [{"title": "road", "color": "#804080"},
                                                 {"title": "traffic light", "color": "#FAAA1E"},
@@ -159,6 +169,7 @@ SYNONYMS = {
     "commas.yaml": "car: car, automobile, van\nsky: sky\n",
     "records.yaml": "car: {prompts: [car, automobile, van], color: [0, 0, 142]}\nsky: {color: '#4682b4'}\n",
     "values.json": json.dumps({"0": ["car", "automobile", "van"], "1": ["sky"]}),
+    "semicolons.csv": "id,name\n0,car;automobile;van\n1,sky\n",
     "synonyms.csv": "id,name,synonyms\n0,car,automobile|van\n1,sky,\n",
 }
 
@@ -192,6 +203,8 @@ REFUSED = {
     "tab.txt": ("road\tflat\ncar\tvehicle\n", r"line 1 is 'road\\tflat', which looks like more"),
     "colon.txt": ("sky\nvehicle: car\n", r"line 2 is 'vehicle: car', which looks like more"),
     "markdown.md": ("| id | name |\n|---|---|\n| 0 | road |\n", r"line 1 is '\| id \| name \|'"),
+    "tuples.txt": ("(0, 'road'),\n(1, 'car'),\n", r"line 1 is \"\(0, 'road'\)\", which looks like more"),
+    "binary.txt": ("road\x00\x01\ncar\n", r"line 1 is 'road\\x00\\x01', which looks like more"),
     "numbers.txt": ("0\n1\n", r"line 1 is '0': it holds no name"),
     "xml.xml": ("<a>\n<name>cat</name>\n</a>", r"its first line is '<a>': XML is not read"),
     "ini.txt": ("[classes]\nroad=0\n", r"not valid JSON \(line 1, '\[classes\]'"),
