@@ -65,6 +65,14 @@ def test_nothing_is_said_of_good_labels(tmp_path, name):
     assert said(make(tmp_path, files, names), ignore=ignore) == ("ready", [], [])
 
 
+@pytest.mark.parametrize("lines", ["7: road\n8: car\n", "7 road\n8 car", '{"7": "road", "8": "car"}'])
+def test_numbers_in_the_names_file_leave_no_doubt(tmp_path, lines):
+    """Without them, that the first class is nearly everywhere is suspicious."""
+    keys = make(tmp_path, [[7] * 9 + [8]] * 5)
+    keys["names"].write_text(lines)
+    assert said(keys) == ("ready", [], [])
+
+
 BLACK_AND_WHITE = {
     "half": ([[0, 255]] * 3, ["background", "crack"], "{0: background, 255: crack}"),
     "a little white": ([[0] * 20 + [255], [0]], ["road", "pothole"], "{0: road, 255: pothole}"),
