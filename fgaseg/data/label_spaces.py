@@ -56,9 +56,10 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
         origin_of_classes = f"the names of {config.names}"
     _refuse_void_class(names, config.void, origin_of_classes)
     prompts = (replace(table, prompts=label_map.prompts | table.prompts) if table else label_map).with_prompts(names)
+    numbered = table is not None and bool(table.names)
     plain = label_map is _UNNAMED and coco is None and entries == dict(enumerate(names))
     if plain and void_values == (config.void,):
-        return LabelSpace(prompts, names, config.void, None, origin)  # values are labels: nothing to look up
+        return LabelSpace(prompts, names, config.void, None, origin, numbered=numbered)  # values are labels
     label_of, others = _resolve(entries, label_map, names, config, origin)
     for value in void_values:
         if label_of.setdefault(value, config.void) != config.void:
@@ -66,7 +67,6 @@ def open_label_space(config: DataConfig, labels: Path | None) -> LabelSpace:
                 f"{origin}: label {value} is {names[label_of[value]]!r} and cannot be ignored too: set data.ignore "
                 "to a value that no class has, such as 65535"
             )
-    numbered = table is not None and bool(table.names)
     return LabelSpace(prompts, names, config.void, None, origin, label_of, others, numbered)
 
 

@@ -65,10 +65,10 @@ def test_nothing_is_said_of_good_labels(tmp_path, name):
     assert said(make(tmp_path, files, names), ignore=ignore) == ("ready", [], [])
 
 
-@pytest.mark.parametrize("lines", ["7: road\n8: car\n", "7 road\n8 car", '{"7": "road", "8": "car"}'])
+@pytest.mark.parametrize("lines", ["0: road\n1: car\n", "0 road\n1 car", '{"0": "road", "1": "car"}'])
 def test_numbers_in_the_names_file_leave_no_doubt(tmp_path, lines):
     """Without them, that the first class is nearly everywhere is suspicious."""
-    keys = make(tmp_path, [[7] * 9 + [8]] * 5)
+    keys = make(tmp_path, [[0] * 9 + [1]] * 5)
     keys["names"].write_text(lines)
     assert said(keys) == ("ready", [], [])
 
