@@ -180,17 +180,18 @@ class PromptReader:
         self._tell(logging.WARNING, [f"{_short(one)!r} without {_short(rest)!r}" for one, rest in cut.items()],
                    f"prompts are cut after {self.tokenizer.length} tokens: {{names}}")  # fmt: skip
         strange = [one for one in unique if one not in wordless and self._in_pieces(one)]
-        self._tell(logging.WARNING, [repr(one) for one in strange], "the text tower hardly knows the script "
-                   "of {names}: it reads single bytes, not words: write it in English")  # fmt: skip
+        self._tell(logging.WARNING, [repr(one) for one in strange], "the text tower hardly knows {names}: to "
+                   "its tokenizer that is single bytes, or unknown; write it in English")  # fmt: skip
 
     def _in_pieces(self, subject: str) -> bool:
         """Whether a word in another writing falls into as many tokens as it has letters, or into unknown ones."""
         assert self.tokenizer is not None
         letters = [char for char in subject if char.isalpha()]
-        if all("LATIN" in unicodedata.name(char, "") for char in letters):
+        latin = all("LATIN" in unicodedata.name(char, "") for char in letters)
+        if latin and self.tokenizer.unknown is None:
             return False
         pieces = self.tokenizer.pieces(subject)
-        return self.tokenizer.unknown in pieces or len(pieces) >= len(letters)
+        return self.tokenizer.unknown in pieces or (not latin and len(pieces) >= len(letters))
 
 
 def _of(one: ClassPrompts, prompt: str) -> str:

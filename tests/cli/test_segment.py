@@ -121,7 +121,7 @@ def test_what_is_told_of_names_is_told_once(model, photo, tmp_path, capsys, monk
     command = ["segment", photo, "--model", model, "--out", str(tmp_path / "o.png"), "--compare", model]
     assert main([*command, "--classes", "orange_star; Water; water; 猫"]) == 0
     told = capsys.readouterr().err
-    for words in ("read as 4 classes", "'orange_star' as 'orange star'", "'water' is 'Water'", "the script of '猫'"):
+    for words in ("read as 4 classes", "'orange_star' as 'orange star'", "'water' is 'Water'", "hardly knows '猫'"):
         assert told.count(words) == 1  # though there are two models
     assert main([*command, "--classes", str(photo)]) == 1 and "give it as --names" in capsys.readouterr().err
     assert main([*command, "--classes", "cat: dog"]) == 1 and "'cat: dog' looks like more" in capsys.readouterr().err

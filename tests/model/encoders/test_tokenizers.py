@@ -7,7 +7,17 @@ import sys
 import pytest
 import torch
 from open_clip import SimpleTokenizer
-from small_encoders import OWN_TEXT, PLAIN_TEXT, SIZES, SPECIAL, WORDS, encoder_section, make_tokenizer, small_encoder
+from small_encoders import (
+    OWN_TEXT,
+    PLAIN_TEXT,
+    SIZES,
+    SPECIAL,
+    WORDS,
+    encoder_section,
+    make_tokenizer,
+    small_encoder,
+    small_model,
+)
 
 from fgaseg import EncoderConfig, FGASeg, ModelConfig
 from fgaseg.errors import EncoderError, VocabularyError
@@ -32,6 +42,30 @@ def test_tokens_are_those_of_hugging_face_cleaned_as_the_configuration_says(toke
         [ids["a"]] * 5 + [1],
     ]
     assert Tokenizer("mine", {**text, "tokenizer_kwargs": {}}, tokenizer)(["CAT"])[0, 0] == 2  # cased without it
+
+
+@pytest.mark.parametrize("length", [4, 6, 16])
+@pytest.mark.parametrize("prompt", ["a red cat", "a a a a a", "thing " * 20, "red " * 14, "a", "猫 " * 9, ""])
+def test_what_is_cut_of_a_prompt(prompt, length, tokenizer):
+    """It is what is missing in the tokens, with both kinds of tokenizers."""
+    for mine in (
+        Tokenizer("plain", {**PLAIN_TEXT, "context_length": length}),
+        Tokenizer("mine", {**HUB, "context_length": length}, tokenizer),
+    ):
+        whole, cut = mine.pieces(prompt), mine.cut(prompt)
+        room = length - (1 if mine.hugging_face else 2)
+        assert bool(cut) == (len(whole) > room)
+        words = prompt.split()
+        if cut and words[0].isascii():
+            assert cut.split() == words[room:]
+    assert Tokenizer("plain", PLAIN_TEXT).unknown is None and Tokenizer("mine", HUB, tokenizer).unknown == 2
+
+
+def test_words_that_a_tokenizer_does_not_have_are_told(tokenizer, caplog):
+    model = small_model("worldwide", tokenizer)
+    model.encode(["cat", "unheard", "red"])
+    assert "'unheard'" in caplog.text and "'cat'" not in caplog.text
+    assert model.first_of_equals(model.encode(["unheard", "unseen", "cat"])) == [0, 0, 2]
 
 
 @pytest.mark.parametrize("size", [49408 + 1000, 901629, 30000])
