@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +81,8 @@ def _classes(options: argparse.Namespace) -> "ClassNames":
 
     if options.names:
         return read_classes(options.names)
-    if options.classes.strip() and Path(options.classes).is_file():
-        raise UsageError(f"--classes {options.classes} is a file: give it as --names")
+    if re.search(r"\.(txt|json|ya?ml|csv|names)$", options.classes.strip().lower()):
+        raise UsageError(f"--classes {options.classes}: is a file, and not names: give it as --names")
     return read_typed(options.classes)
 
 

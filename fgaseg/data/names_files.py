@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def _decode(file: Path, kind: str, presets: str) -> str:
     try:
         content = file.read_bytes()
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return content.decode("utf-16" if wide else "utf-8-sig")
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        return unicodedata.normalize("NFC", text)  # e and an accent are é, as in other files
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 text: save the {kind} as UTF-8") from error
     except OSError as error:

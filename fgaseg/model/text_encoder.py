@@ -15,6 +15,8 @@ from .encoders import Encoder
 from .prompts import PromptPlan, PromptReader
 
 CACHED_VOCABULARIES = 16
+# zero-width spaces, byte order marks and soft hyphens, which come along with copied text
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad"))
 SAMPLES = 256  # values of each weight that are compared before a cached vocabulary is used again
 
 
@@ -80,6 +82,7 @@ class TextEncoder:
 
     def subject(self, name: str) -> str:
         """The text substituted into the template; prompts with equal subjects have equal embeddings."""
+        name = name.translate(_INVISIBLE) or name
         first = name.split(", ")[0] if self.first_synonym else name
         return " ".join((first if first.strip(" _") else name).replace("_", " ").split()) or name
 

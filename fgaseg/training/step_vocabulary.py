@@ -50,7 +50,7 @@ class StepVocabulary:
         self.plan = model.text_encoder.plan(names)
         self.recipe, self.ignore = config.train, config.data.void
         self.trains = model.text_encoder.trains()
-        self._frozen: Tensor | None = None
+        self._frozen: Vocabulary | None = None
 
     def choose(self, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The labels of this process [B, h, w] as indices into the classes of a step (0-based), and these classes."""
@@ -65,12 +65,18 @@ class StepVocabulary:
 
     def of(self, chosen: Tensor) -> Vocabulary:
         """The vocabulary of the chosen classes, the same on every process."""
-        return self.plan.vocabulary(self.embed(self.plan.rows(chosen)), chosen.tolist())
+        rows = self.plan.rows(chosen)
+        if self.trains:
+            return self.plan.vocabulary(self.embed(rows), chosen.tolist())
+        whole = self.frozen()
+        names = tuple(whole.names[index] for index in chosen)
+        if whole.counts is None:  # one row for each class
+            return Vocabulary(names, whole.embeddings[chosen.to(self.device)])
+        counts = tuple(whole.counts[index] for index in chosen) if len(rows) > len(chosen) else None
+        return Vocabulary(names, whole.embeddings[rows.to(self.device)], counts)
 
     def embed(self, chosen: Tensor) -> Tensor:
-        """Text embeddings [T, C] of the chosen prompts, the same on every process."""
-        if not self.trains:
-            return self.frozen()[chosen.to(self.device)]
+        """Text embeddings [T, C] of the chosen prompts by a text tower that trains, the same on every process."""
         # Sharded weights are gathered in every block, so all processes must embed equally many batches of prompts: the
         # last ranks repeat some of the first ones where the prompts do not go round, and drop them again.
         share = -(-len(chosen) // world_size())
@@ -83,10 +89,10 @@ class StepVocabulary:
         indices = indices[indices < len(chosen)]
         return share_rows(rows[: len(indices)], indices.to(self.device), len(chosen))
 
-    def frozen(self) -> Tensor:
-        """Embeddings of all prompts by a frozen text tower, computed at the first call."""
+    def frozen(self) -> Vocabulary:
+        """The vocabulary of all classes by a frozen text tower, computed at the first call."""
         if self._frozen is None:
-            self._frozen = self._embed(torch.arange(len(self.plan.prompts)))
+            self._frozen = self.model.encode(self.names)
         return self._frozen
 
     def _embed(self, indices: Tensor) -> Tensor:

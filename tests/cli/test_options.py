@@ -41,7 +41,7 @@ MISTAKES = {
     "no name": (["models", "cat-seg-b17"], "'cat-seg-b17': no model has this name; did you mean cat-seg-b16"),
     "fetch what": (["models", "--fetch"], "--fetch: name the models to fetch"),
     "no photo": (["segment", "nothing.jpg", "--model", "MODEL", "--classes", "cat"], "no such file"),
-    "empty class": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat,,dog"], "entry 1 is empty"),
+    "empty class": (["segment", "PHOTO", "--model", "MODEL", "--classes", ", ,"], "holds no name"),
     "misspelt key": (["train", "CONFIG", "train.stepz=3"], "train.steps"),
     "no device": (["segment", "PHOTO", "--model", "MODEL", "--classes", "cat", "--device", "gpu"], "cannot be used"),
     "no config": (["train", "nowhere.yaml"], "cannot be read"),

@@ -123,7 +123,8 @@ def test_what_is_told_of_names_is_told_once(model, photo, tmp_path, capsys, monk
     told = capsys.readouterr().err
     for words in ("read as 4 classes", "'orange_star' as 'orange star'", "'water' is 'Water'", "hardly knows '猫'"):
         assert told.count(words) == 1  # though there are two models
-    assert main([*command, "--classes", str(photo)]) == 1 and "give it as --names" in capsys.readouterr().err
+    for file in ("names.txt", "classes.JSON", "a/b.yaml"):
+        assert main([*command, "--classes", file]) == 1 and "give it as --names" in capsys.readouterr().err
     assert main([*command, "--classes", "cat: dog"]) == 1 and "'cat: dog' looks like more" in capsys.readouterr().err
     assert main([*command, "--classes", ", "]) == 1 and "holds no name" in capsys.readouterr().err
 

@@ -53,6 +53,11 @@ def test_utf16(tmp_path):
     assert read_names(tmp_path / "names.txt") == ["road", "sofa, couch", "猫"]
 
 
+def test_composed_characters(tmp_path):
+    (tmp_path / "names.txt").write_text("cafe\u0301\nStraße\n")
+    assert read_names(tmp_path / "names.txt") == ["café", "Straße"]
+
+
 GAPS = {7: "road", 11: "traffic light", 26: "sofa, couch"}
 NUMBERED = {
     "colon.txt": "7: road\n11: traffic light\n\n26: sofa, couch\n",

@@ -128,7 +128,7 @@ def test_frozen_texts_are_embedded_once(data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         fgaseg.model.text_encoder.TextEncoder,
         "_embed",
-        lambda self, names: (calls.append(names), embed(self, names))[1],
+        lambda self, prompts: (calls.append(prompts), embed(self, prompts))[1],
     )
     train(configure(data, tmp_path, ["model.encoder.finetune=none"]), progress=False)
     assert calls == [tuple(NAMES)]  # eight steps with other classes each, two evaluations
