@@ -101,6 +101,20 @@ def gaps(root: Path) -> dict[str, Any]:
             "names": write_names(root / "names.txt"), "label_map": str(root / "ids.yaml")}  # fmt: skip
 
 
+def numbered_names(root: Path) -> dict[str, Any]:
+    """The same, and the names file alone says the ids."""
+    keys = gaps(root)
+    lines = [f"{value}: {name}" for value, name in zip(IDS, names(), strict=True)]
+    write_names(root / "names.txt", ["# ids", *lines[::-1], "0: unlabeled"])
+    return {key: keys[key] for key in ("images", "labels", "names")}
+
+
+def coloured_names(root: Path) -> dict[str, Any]:
+    """RGB, and the names file is the labelmap.txt."""
+    keys = coloured(root)
+    return {"images": keys["images"], "labels": keys["labels"], "names": Path(keys["label_map"])}
+
+
 def void_zero(root: Path) -> dict[str, Any]:
     """0 is void, the names begin at 1."""
     return plain(root) | {"labels": write(root / "shifted", lambda values: values + np.uint8(1)), "ignore": [0, 255]}
@@ -203,6 +217,7 @@ def coco_panoptic(root: Path) -> dict[str, Any]:
 
 
 LAYOUTS = {layout.__name__: layout for layout in (
-    plain, coloured, transparent, reordered, gaps, void_zero, void_zero_alone, suffixed, one_folder, grey_in_rgb,
+    plain, coloured, transparent, reordered, gaps, numbered_names, coloured_names, void_zero, void_zero_alone, suffixed,
+    one_folder, grey_in_rgb,
     coco_runs, coco_compressed, coco_polygons, coco_panoptic,
 )}  # fmt: skip
