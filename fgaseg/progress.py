@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -31,7 +32,9 @@ def track(items: Iterable[T], title: str, total: int, *, done: int = 0, shown: b
         return
     console = Console(stderr=True)
     last = time.monotonic()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    # what is printed meanwhile appears above the bar, unless it goes elsewhere: then it must not end up here
+    above = sys.stdout is not None and sys.stdout.isatty()
+    with Progress(console=console, transient=True, disable=not console.is_terminal, redirect_stdout=above) as bar:
         task = bar.add_task(escape(title), total=total, completed=done)
         for count, item in enumerate(items, done + 1):
             yield item

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import add_command, add_json, add_label_options, check_out, label_values
+from .options import add_command, add_json, add_label_options, add_view_options, check_out, label_values, view_values
 
 if TYPE_CHECKING:
     from ..config import DataConfig
@@ -73,6 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.set_defaults(action=function)
         add_json(action)
     check.add_argument("--quick", action="store_true", help="count only, decode nothing")
+    add_view_options(check)
     check.add_argument("--picture", type=Path, metavar="FILE", help="draw five of your own photos with their labels")
     prepare.add_argument("--out", type=Path, help="write there (default: --root), with links to the originals")
     for one in (check, prepare):
@@ -171,6 +172,7 @@ def _check_folders(options: argparse.Namespace) -> "CheckReport":
         workers=options.workers,
         progress=True,
         **label_values(options),
+        **view_values(options),
     )
     if options.picture:
         _draw(_own_config(options), options.picture)
@@ -181,7 +183,8 @@ def _own_config(options: argparse.Namespace) -> "DataConfig":
     from ..config import DataConfig
 
     values = {key: value for key in ("images", "labels", "names") if (value := getattr(options, key)) is not None}
-    return DataConfig.read(values | label_values(options), "fgaseg data")
+    view = view_values(options) if "bands" in options else {}
+    return DataConfig.read(values | label_values(options) | view, "fgaseg data")
 
 
 def _draw(config: "DataConfig", file: Path) -> None:

@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse options and words in any order, which argparse alone does not allow."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    unknown = [word for word in rest if word.startswith("-") or not hasattr(options, "words")]
+    unknown = [word for word in rest if (word.startswith("-") and word != "-") or not hasattr(options, "words")]
     if unknown:
         hint = next((f" ({hint})" for word in unknown for old, hint in RENAMED.items() if word.startswith(old)), "")
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")

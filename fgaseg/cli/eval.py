@@ -14,12 +14,14 @@ from .options import (
     add_json,
     add_label_options,
     add_model_options,
+    add_view_options,
     add_words,
     autocast,
     check_out,
     label_values,
     load_model,
     model_and_overrides,
+    view_values,
 )
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_label_options(parser)
     parser.add_argument("--count", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--csv", type=Path, help="write the per-class rows to this file")
+    add_view_options(parser)
     add_model_options(parser)
 
 
@@ -104,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_data_options(options: argparse.Namespace) -> None:
     """There is one source of data."""
-    others = [key for key in ("names", "list", "config") if getattr(options, key)]
+    others = [key for key in ("names", "list", "config", "bands", "range") if getattr(options, key)]
     others += [key.replace("_", "-") for key in label_values(options)]
     if options.data and others:
         raise UsageError(f"--data names whole sets: leave --{others[0]} out")
@@ -165,6 +168,7 @@ def _data_overrides(options: argparse.Namespace) -> list[str]:
     """The data set's flags as overrides; with photos or labels, nothing of the configuration's own split is left."""
     given = {"images": options.images, "labels": options.labels, "names": options.names, "val_list": options.list}
     overrides = [f"data.{key}={json.dumps(str(value))}" for key, value in given.items() if value]
+    overrides += [f"data.{key}={json.dumps(value)}" for key, value in view_values(options).items()]
     if options.images or options.labels:
         overrides += ["data.scenes=false", "data.val_images=null", "data.val_labels=null", "data.train_list=null"]
         overrides += ["data.set=null", "data.val_set=null"]

@@ -40,6 +40,36 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
                         help="of autocast: lower is faster and changes some labels")  # fmt: skip
 
 
+def add_view_options(parser: argparse.ArgumentParser) -> None:
+    """Which bands and values of photos are shown; `view_values` reads them."""
+    parser.add_argument("--bands", type=whole_numbers, metavar="R,G,B",
+                        help="bands of the photos that are shown, from 1 on (default: the first three)")  # fmt: skip
+    parser.add_argument("--range", type=_limits, metavar="LOW,HIGH", help="values that become black and white, 0,4095, "
+                        "or percentiles, 2%%,98%%; --range=-5,5 (default: the range of the type)")  # fmt: skip
+
+
+def view_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_view_options` that were given, by the key of `data` that each sets. Raises UsageError."""
+    from ..config.view import wrong_bands, wrong_range
+
+    for name, value, check in (("bands", options.bands, wrong_bands), ("range", options.range, wrong_range)):
+        if value is not None and (why := check(value)):
+            raise UsageError(f"--{name} {why}")
+    given = {"bands": options.bands, "value_range": options.range}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _limits(text: str) -> list[float | str]:
+    """The limits of --range as `data.value_range` takes them; what is no number is left as it is, to be named."""
+    found: list[float | str] = []
+    for limit in text.split(","):
+        try:
+            found.append(float(limit))
+        except ValueError:
+            found.append(limit.strip())
+    return found
+
+
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """What the files and values of a user's own labels mean; `label_values` reads them."""
     parser.add_argument("--label-map", type=_label_map, metavar="FILE|PRESET|{...}",

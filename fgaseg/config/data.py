@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from .section import Section
+from .view import Limit, wrong_bands, wrong_range
 
 
 class DataConfig(Section):
@@ -60,6 +61,11 @@ class DataConfig(Section):
     """Mirror half of the training photos."""
     color_jitter: bool = True
     """Change brightness, contrast, saturation and hue of the training photos at random."""
+    bands: tuple[PositiveInt, ...] | None = None
+    """Bands of the photos that are red, green and blue, or the one that is grey, from 1 on; null: the first three."""
+    value_range: tuple[Limit, Limit] | None = None
+    """Values of the photos that become black and white, or percentiles: [0, 4095], ["2%", "98%"]; null: the whole range
+    of the type."""
     workers: NonNegativeInt = 0
     """Loader processes per training process; their number never changes results."""
     scenes: bool = False
@@ -93,6 +99,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.bands is not None and (why := wrong_bands(self.bands)):
+            raise ValueError(f"bands: {why}")
+        if self.value_range is not None and (why := wrong_range(self.value_range)):
+            raise ValueError(f"value_range: {why}")
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"scale: smallest first is needed, e.g. [0.5, 2.0]; got {list(self.scale)}")
         if self.set and (self.images or self.scenes):

@@ -1,6 +1,10 @@
 """Photos and labels: reading, data sets, drawn scenes, the benchmark sets, their preparation and checks.
 
 images.py          opening and decoding image files; the pixels that the network takes
+rasters.py         TIFFs of any kind and 16-bit PNGs, of which Pillow keeps too little
+samples.py         which bands are shown, and which values are black and white
+addresses.py       images at web addresses
+file_kinds.py      what files are that are no photos
 label_formats.py   how labels are stored: a reader for every format
 names_files.py     files of class names and label maps: a reader for every format
 name_lines.py      the same line by line
@@ -26,6 +30,7 @@ from_config.py     the data sets that a configuration names
 workers.py         applying a function to many files in worker processes
 """
 
+from .addresses import NamedBytes, is_address
 from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import percent, read_classes, read_names
@@ -35,6 +40,7 @@ from .from_config import VALIDATION_SCENES, data_sets
 from .images import CLIP_MEAN, CLIP_NORMALIZATION, CLIP_STD, ImageSource, Normalization, read_image, to_pixels
 from .preparation import PrepareReport, prepare, prepare_folders
 from .prepared_sets import open_set, open_set_in_folders
+from .samples import Bands, ValueRange, View
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .set_files import SplitFiles, default_root
 from .typed_names import read_typed
@@ -47,19 +53,24 @@ __all__ = [
     "SEEN",
     "UNSEEN",
     "VALIDATION_SCENES",
+    "Bands",
     "CheckReport",
     "FolderDataset",
     "ImageSource",
+    "NamedBytes",
     "Normalization",
     "PairDataset",
     "PrepareReport",
     "SceneDataset",
     "SplitFiles",
+    "ValueRange",
+    "View",
     "check",
     "check_folders",
     "check_labels",
     "data_sets",
     "default_root",
+    "is_address",
     "open_set",
     "open_set_in_folders",
     "percent",

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +31,7 @@ from .label_survey import LabelFacts, LabelSurvey, inspect_pair, survey
 from .label_suspicions import Finding, findings
 from .pairing import PairNames, find_pairs
 from .preparation import decode_unrotated, shrink
+from .samples import Bands, ValueRange, View
 from .set_files import SplitFiles, require_root
 from .workers import run_tasks
 
@@ -193,13 +195,15 @@ def check_folders(
     image_suffix: str | None = None,
     label_suffix: str | None = None,
     rotate_labels: bool | None = None,
+    bands: Bands | None = None,
+    value_range: ValueRange | None = None,
     set_name: str | None = None,
     workers: int = 0,
     progress: bool = False,
 ) -> CheckReport:
     """Read the photos and labels of a user's own folders, and say what is wrong or suspicious about them.
 
-    The arguments from ``labels`` to ``rotate_labels`` are the keys of DataConfig.
+    The arguments from ``labels`` to ``value_range`` are the keys of DataConfig.
 
     names     file of class names; None: those of ``label_map``, of the COCO file ``labels``, or of the set
     set_name  a benchmark set whose prepared labels the folders hold: that as many pairs are there is checked too
@@ -210,7 +214,8 @@ def check_folders(
     """
     config = DataConfig.read(
         {"images": images, "labels": labels, "names": names, "ignore": ignore, "label_map": label_map,
-         "image_suffix": image_suffix, "label_suffix": label_suffix, "rotate_labels": rotate_labels},
+         "image_suffix": image_suffix, "label_suffix": label_suffix, "rotate_labels": rotate_labels,
+         "bands": bands, "value_range": value_range},
         "check_folders",
     )  # fmt: skip
     benchmark = find_set(set_name) if set_name and names is None and label_map is None else None
@@ -227,7 +232,8 @@ def check_folders(
     if skipped:
         report.problems["left out"] = skipped
     report.check_count()
-    tasks = [(photo, label, label_space, rotate_labels) for _, photo, label in pairs]
+    view = View(config.bands, config.value_range)
+    tasks = [(photo, label, label_space, rotate_labels, view) for _, photo, label in pairs]
     survey = LabelSurvey(count)
     for found, facts in run_tasks(check_pair, tasks, workers, f"checking {report.set}", progress):
         report.add(found)
@@ -240,11 +246,11 @@ def check_folders(
 
 
 def check_pair(
-    photo: Path, source: Labels, label_space: LabelSpace, rotated: bool | None
+    photo: Path, source: Labels, label_space: LabelSpace, rotated: bool | None, view: View
 ) -> tuple[Findings, LabelFacts]:
     """Read a photo and its labels, and compare them."""
     found = Findings()
-    found.read(read_image, photo)
+    found.read(partial(read_image, bands=view.bands, value_range=view.value_range), photo)
     facts = inspect_pair(photo, source, label_space, rotated)
     if facts.unreadable and ("unreadable", facts.unreadable) not in found.problems:
         found.add("unreadable", facts.unreadable)

@@ -19,6 +19,7 @@ from .class_names import LabelSpace
 from .coco import CocoLabels
 from .images import CLIP_NORMALIZATION, Normalization, orientation, read_image, to_pixels, turn_upright
 from .label_formats import read_stored
+from .samples import View
 
 Item = dict[str, Any]  # {"pixels" or "image", "labels", "stem"}
 Labels = Path | CocoLabels  # of one photo: a label image, or annotations
@@ -56,6 +57,7 @@ class PairDataset(EpochDataset):
     augmentation  a DataConfig: training items, augmented as it says; None: evaluation items, whole photos
     seed          of the augmentation; item i depends only on (seed, epoch, i), whatever the number of workers
     rotated       labels were drawn on photos before their EXIF orientation is applied; None: where the sizes say so
+    view          which bands and values of the photos are shown
 
     Training items are {"pixels" float32 [3, crop, crop] normalised, "labels" int64 [crop, crop], "stem"}, see
     ``augment``; evaluation items are {"image" uint8 [H, W, 3], "labels" int64 [H, W], "stem"}. Reading an item raises
@@ -70,12 +72,14 @@ class PairDataset(EpochDataset):
         augmentation: DataConfig | None = None,
         seed: int = 0,
         rotated: bool | None = None,
+        view: View | None = None,
     ) -> None:
         super().__init__()
         self.name, self.pairs, self.label_space = name, list(pairs), label_space
         self.names, self.classes, self.class_of = label_space.prompts, label_space.classes, label_space.class_of
         self.ignore = label_space.ignore
         self.augmentation, self.seed, self.rotated = augmentation, seed, rotated
+        self.view = view or View()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -96,7 +100,7 @@ class PairDataset(EpochDataset):
         strict  values without a meaning are errors; else they become ``ignore``
         """
         _, photo, source = self.pairs[index]
-        image, stored = read_image(photo), read_source(source, self.label_space)
+        image, stored = self.read_photo(photo), read_source(source, self.label_space)
         stored = upright_labels(stored, photo, image.size, self.rotated)
         if image.size != stored.shape[::-1]:
             sizes = f"{image.width}x{image.height} (upright) and {stored.shape[1]}x{stored.shape[0]}"
@@ -105,6 +109,10 @@ class PairDataset(EpochDataset):
             return image, self.label_space.decode(stored, source)
         labels, missing = self.label_space.labels(stored)
         return image, np.where(missing, self.ignore, labels)
+
+    def read_photo(self, photo: Path) -> Image.Image:
+        """As ``view`` says."""
+        return read_image(photo, bands=self.view.bands, value_range=self.view.value_range)
 
 
 def read_source(source: Labels, label_space: LabelSpace) -> np.ndarray:

@@ -10,6 +10,7 @@ from ..errors import DataError
 from .datasets import PairDataset
 from .label_spaces import open_label_space
 from .pairing import PairNames, find_pairs
+from .samples import View
 
 
 class FolderDataset(PairDataset):
@@ -41,8 +42,8 @@ class FolderDataset(PairDataset):
         pairs, self.skipped = find_pairs(photos, labels, listed, excluded, names)
         if self.skipped:
             warnings.warn(f"{split}: {len(self.skipped)} files left out, the first: {self.skipped[0]}", stacklevel=2)
-        augmentation = None if validation else config
-        super().__init__(str(photos), pairs, label_space, augmentation, seed, config.rotate_labels)
+        augmentation, view = None if validation else config, View(config.bands, config.value_range)
+        super().__init__(str(photos), pairs, label_space, augmentation, seed, config.rotate_labels, view)
         self.config = config
 
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageError
+from .addresses import fetch, is_address
+from .file_kinds import why_not_read
+from .rasters import TIFF, is_deep_png, note_pages, read_deep_png, read_tiff, tiff_form
+from .samples import Bands, Samples, ValueRange, View, note_graded_alpha, note_spread, render, select, white_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,35 +27,52 @@ CLIP_NORMALIZATION = (CLIP_MEAN, CLIP_STD)
 Normalization = tuple[tuple[float, float, float], tuple[float, float, float]]  # mean, standard deviation
 PIXEL_LIMIT = 100_000_000  # larger images are refused or decoded at a reduced size
 
-ImageSource = str | os.PathLike[str] | Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray | torch.Tensor
 
 _OPEN_LOCK = threading.Lock()
+_HEAD = 4096  # bytes that tell what a file is
+_EXTRA_SAMPLES = 338  # the tag
+_NOT_FRAMES = ("MPO", "PSD", "ICO", "ICNS")  # formats of several pictures whose first one is the photo
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(
+    source: ImageSource, *, bands: Bands | None = None, value_range: ValueRange | None = None
+) -> Image.Image:
     """Read an image of any kind as an upright 8-bit RGB image.
 
-    source    a path (any format that Pillow reads; of several frames, the first), a PIL image, an array [H, W] or
-              [H, W, 1 | 3 | 4], or a tensor [1 | 3 | 4, H, W] or shaped like the arrays (channels first where both
-              fit). Arrays and tensors are uint8, uint16, or floating point in 0..1
-    returns   PIL image of mode RGB
+    source       a path, a web address or a binary file (any format that Pillow reads, and TIFFs with any number of
+                 bands; of several pages or frames, the first), a PIL image, an array [H, W] or [H, W, B], or a tensor
+                 [1 | 3 | 4, H, W] or shaped like the arrays (channels first where both fit). Four channels of arrays
+                 and tensors are RGBA; uint8, uint16, or floating point in 0..1; with ``value_range`` of any real type
+    bands        one band (grey) or three (red, green, blue), counted from 1, and no transparency. None: the first three
+    value_range  the values that become black and white, such as (0, 4095), or percentiles of all chosen bands together,
+                 ("2%", "98%"). None: the range of the type, 0..255, 0..65535 or 0..1
+    returns      PIL image of mode RGB
 
-    The EXIF orientation is applied; 16-bit grey values are divided by 257; transparent images are composited over
-    white; CMYK, palette and other colour modes are converted. Above 100 megapixels a JPEG is decoded at a half, a
-    quarter or an eighth of its size, with a warning; any other format is an error. The environment variable
-    FGASEG_PIXEL_LIMIT (in pixels) changes that limit. Raises ImageError naming the source if it cannot be read.
+    The EXIF orientation is applied; 16-bit values are divided by 257; transparent images are composited over white
+    (transparency is what the format says is such, not any fourth band); CMYK, palette and other colour modes are
+    converted; pixels of TIFFs without a value (NaN, GDAL's nodata value) are black. What was assumed is logged once:
+    bands left out, pages left out, values that use a small part of their range. Above 100 megapixels a JPEG is decoded
+    at a half, a quarter or an eighth of its size, with a warning; any other format is an error. The environment
+    variable FGASEG_PIXEL_LIMIT (in pixels) changes that limit. Raises ImageError naming the source if it cannot be
+    read.
     """
+    view = View(bands, value_range)
     if isinstance(source, torch.Tensor):
-        return _from_array(*_tensor_as_array(source))
+        return _from_array(*_tensor_as_array(source), view)
     if isinstance(source, np.ndarray):
-        return _from_array(source, f"array {source.dtype}{list(source.shape)}")
+        return _from_array(source, f"array {source.dtype}{list(source.shape)}", view)
     if isinstance(source, Image.Image):
-        return _to_rgb(
-            source, getattr(source, "filename", "") or f"PIL image {source.mode} {source.width}x{source.height}"
-        )
+        name = getattr(source, "filename", "") or f"PIL image {source.mode} {source.width}x{source.height}"
+        return _to_rgb(source, name, view)
+    if isinstance(source, str) and is_address(source):
+        source = fetch(source)
     if isinstance(source, str | os.PathLike):
-        with open_image(source) as image:
-            return _to_rgb(image, str(source))
+        path = Path(source)
+        with _opened(path) as file:
+            return _from_file(file, path, str(source), view)
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        return _from_file(source, source, str(getattr(source, "name", type(source).__name__)), view)
     raise ImageError(f"{type(source).__name__} is not an image: give a path, a PIL image, an array or a tensor")
 
 
@@ -57,37 +81,34 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
     Raises ImageError naming the file: missing, empty, unreadable, of no known format, or above the pixel limit.
     """
-    file = Path(path)
-    if file.is_dir():
-        raise ImageError(f"{file}: is a folder, not an image: name a file in it")
-    if not file.exists():
-        raise ImageError(f"{file}: no such file: check the path")
-    try:
-        if file.stat().st_size == 0:
-            raise ImageError(f"{file}: is empty (0 bytes): fetch or copy it again")
-        image = _open_any_size(file)
-    except PermissionError as error:
-        raise ImageError(f"{file}: may not be read: change its permissions") from error
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's readers raise a dozen types, SyntaxError and struct.error among them
-        raise ImageError(
-            f"{file}: is not an image Pillow can read, or its header is damaged: give a JPEG or PNG"
-        ) from error
-    _limit_pixels(image, str(file))
-    return image
+    with _opened(Path(path)) as file:
+        _refuse_others(file.read(_HEAD), str(path))
+    return _open(Path(path), str(path))
 
 
 def load_pixels(image: Image.Image, name: str | os.PathLike[str]) -> None:
     """Decode the pixels of an opened image. Raises ImageError with ``name`` if the data is truncated or corrupt."""
     try:
         image.load()
-    except Exception as error:  # as in open_image: every reader has its own types
+    except Exception as error:  # as in _open: every reader has its own types
         raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
+
+
+def stored_size(path: str | os.PathLike[str]) -> tuple[tuple[int, int], bool]:
+    """Width and height of an image file before it is turned upright, and whether it surely is upright as it is.
+
+    No pixels are decoded. Raises ImageError.
+    """
+    if form := _tiff_form(Path(path)):
+        return form[0], False
+    with open_image(path) as image:
+        return image.size, image.format == "PNG" and "exif" not in image.info
 
 
 def orientation(path: str | os.PathLike[str]) -> int:
     """The EXIF orientation of an image file, 1 to 8; 1, which is upright, where it has none. Raises ImageError."""
+    if form := _tiff_form(Path(path)):
+        return form[1]
     with open_image(path) as image:
         try:
             value = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -107,55 +128,155 @@ def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(values)
 
 
-def _open_any_size(file: Path) -> Image.Image:
+def _tiff_form(path: Path) -> tuple[tuple[int, int], int] | None:
+    """Size and orientation of a TIFF, of which Pillow opens few; None for other files."""
+    with _opened(path) as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        return tiff_form(file) if head.startswith(TIFF) and not why_not_read(head) else None
+
+
+def _opened(file: Path) -> IO[bytes]:
+    if file.is_dir():
+        raise ImageError(f"{file}: is a folder, not an image: name a file in it")
+    if not file.exists():
+        raise ImageError(f"{file}: no such file: check the path")
+    try:
+        return file.open("rb")
+    except PermissionError as error:
+        raise ImageError(f"{file}: may not be read: change its permissions") from error
+
+
+def _from_file(file: IO[bytes], source: Path | IO[bytes], name: str, view: View) -> Image.Image:
+    """Read an image from ``file``; Pillow opens ``source``, which is its path where it has one."""
+    file.seek(0)
+    head = file.read(_HEAD)
+    file.seek(0)
+    _refuse_others(head, name)
+    raster = None
+    if head.startswith(TIFF):
+        raster = read_tiff(file, name, view, partial(_refuse_large, name))
+        file.seek(0)
+    if raster is None:
+        with _open(source, name) as image:
+            if is_deep_png(head):
+                raster = read_deep_png(partial(_open_any_size, source), name, view)
+            if raster is None:
+                return _from_pillow(image, name, view)
+    upright = render(raster.samples, view)
+    if raster.samples.values.dtype == np.uint8 and not view.value_range:
+        note_spread(raster.samples.values, 255, name)
+    upright.getexif()[ExifTags.Base.Orientation] = raster.orientation
+    return ImageOps.exif_transpose(upright).convert("RGB")
+
+
+def _from_pillow(image: Image.Image, name: str, view: View) -> Image.Image:
+    """An opened file as RGB, and what is to be told about it."""
+    if image.format not in (*_NOT_FRAMES, "TIFF"):  # the pages of a TIFF are told already
+        try:
+            frames = getattr(image, "n_frames", 1)
+        except Exception:  # what is damaged is named when it is decoded, if it is the first
+            frames = 1
+        if frames > 1:
+            note_pages(frames, name)
+    rgb = _to_rgb(image, name, view)
+    if not (view or _is_deep(image)):
+        note_spread(np.asarray(rgb), 255, name)
+    return rgb
+
+
+def _refuse_others(head: bytes, name: str) -> None:
+    """Raise ImageError for a file whose first bytes say that it is no image."""
+    if not head:
+        raise ImageError(f"{name}: is empty (0 bytes): fetch or copy it again")
+    if reason := why_not_read(head):
+        raise ImageError(f"{name}: {reason}")
+
+
+def _open(source: Path | IO[bytes], name: str) -> Image.Image:
+    try:
+        image = _open_any_size(source)
+    except Exception as error:  # Pillow's readers raise a dozen types, SyntaxError and struct.error among them
+        raise ImageError(
+            f"{name}: is not an image Pillow can read, or its header is damaged: give a JPEG or PNG"
+        ) from error
+    _limit_pixels(image, name)
+    return image
+
+
+def _open_any_size(source: Path | IO[bytes]) -> Image.Image:
     """Open without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size."""
     with _OPEN_LOCK:
         guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(file)
+            return Image.open(source)
         finally:
             Image.MAX_IMAGE_PIXELS = guard
 
 
-def _limit_pixels(image: Image.Image, name: str) -> None:
+def _pixel_limit() -> int:
     setting = os.environ.get("FGASEG_PIXEL_LIMIT", str(PIXEL_LIMIT))
     if not setting.isdecimal():
         raise ImageError(f"environment variable FGASEG_PIXEL_LIMIT={setting!r}: give a whole number of pixels")
-    limit = int(setting)
-    width, height = image.size
-    if width * height <= limit:
-        return
-    size = f"{name}: {width}x{height} is more than {limit:,} pixels"
-    factor = next((n for n in (2, 4, 8) if width * height <= limit * n * n), None)
+    return int(setting)
+
+
+def _refuse_large(name: str, width: int, height: int) -> None:
+    limit = _pixel_limit()
+    if width * height > limit:
+        raise ImageError(
+            f"{name}: {width}x{height} is more than {limit:,} pixels: make it smaller, or set "
+            f"FGASEG_PIXEL_LIMIT={width * height} in the environment"
+        )
+
+
+def _limit_pixels(image: Image.Image, name: str) -> None:
+    limit, (width, height) = _pixel_limit(), image.size
+    factor = next((n for n in (1, 2, 4, 8) if width * height <= limit * n * n), None)
     if factor is None or not isinstance(image, JpegImageFile):
-        raise ImageError(f"{size}: make it smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment")
+        _refuse_large(name, width, height)
+        return
+    if factor == 1:
+        return
     image.draft(None, (width // factor, height // factor))
     warnings.warn(
-        f"{size}: decoded at {image.width}x{image.height}; FGASEG_PIXEL_LIMIT in the environment changes the limit",
-        stacklevel=4,
+        f"{name}: {width}x{height} is more than {limit:,} pixels: decoded at {image.width}x{image.height}; "
+        "FGASEG_PIXEL_LIMIT in the environment changes the limit",
+        stacklevel=5,
     )
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
     if 0 in image.size:
         raise ImageError(f"{name}: has no pixels ({image.width}x{image.height}): give one with at least 1x1")
     load_pixels(image, name)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
+    marked = tags is None or _EXTRA_SAMPLES in tags  # a TIFF's fourth band is transparency where it says so
     image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_array(_as_sixteen_bit(np.asarray(image), name), name)
+    if view or _is_deep(image) or (image.mode == "RGBA" and not marked):
+        return render(_samples_of(image, name, view, marked), view).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        if tags is not None:
+            note_graded_alpha(np.asarray(image.getchannel("A")), name, 4)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
-def _as_sixteen_bit(values: np.ndarray, name: str) -> np.ndarray:
-    """Grey values as uint16: Pillow reads some 16-bit files as 32 bits. Floating point stays."""
-    if values.dtype.kind == "f":
-        return values
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(f"{name}: holds grey values from {values.min()} to {values.max()}: save it with 8 or 16 bits")
-    return values.astype(np.uint16)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether its values are other than 8-bit ones, which is told where they are scaled."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _samples_of(image: Image.Image, name: str, view: View, marked: bool) -> Samples:
+    """The samples of a PIL image: as they are, or of colour modes and palettes as RGB or RGBA."""
+    if not (_is_deep(image) or image.mode in ("L", "LA", "RGB", "RGBA")):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    values = np.asarray(image)
+    values = values[..., None] if values.ndim == 2 else values
+    alpha = values.shape[2] - 1 if image.mode in ("LA", "RGBA") and marked else None
+    white = 65535.0 if image.mode.startswith("I;16") else white_of(values.dtype)
+    return select(values, name, white, view, alpha)
 
 
 def _tensor_as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
@@ -168,30 +289,36 @@ def _tensor_as_array(tensor: torch.Tensor) -> tuple[np.ndarray, str]:
     return tensor.numpy(), name
 
 
-def _from_array(values: np.ndarray, name: str) -> Image.Image:
-    if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"{name}: is not one image: give [H, W], [H, W, 3] or [H, W, 4] (tensors also [3, H, W])")
+def _from_array(values: np.ndarray, name: str, view: View) -> Image.Image:
+    if values.ndim == 2:
+        values = values[..., None]
+    # bands come last: of more than four they are fewer than rows and columns, or it is another layout
+    if values.ndim != 3 or values.shape[2] == 2 or (values.shape[2] > 4 and values.shape[2] >= min(values.shape[:2])):
+        raise ImageError(
+            f"{name}: is not one image: give [H, W], [H, W, 3] or [H, W, 4] (tensors also [3, H, W]; other bands last)"
+        )
     if 0 in values.shape:
         raise ImageError(f"{name}: has no pixels: give one with at least 1x1")
+    if view.value_range is None:
+        _check_values(values, name)
+    if values.dtype.kind not in "uif":
+        raise ImageError(f"{name}: holds {values.dtype} values: convert it to uint8")
+    alpha = 3 if values.shape[2] == 4 else None
+    if alpha is not None and view.bands is None:
+        note_graded_alpha(values[..., alpha], name, 4)
+    return render(select(values, name, white_of(values.dtype), view, alpha), view).convert("RGB")
+
+
+def _check_values(values: np.ndarray, name: str) -> None:
+    """Without a range: NaN is more likely a mistake than a pixel without a value, and few types have a range."""
     if values.dtype.kind == "f":
-        values = _from_unit_range(values, name)
-    elif values.dtype == np.uint16:
-        values = (values / 257).round().astype(np.uint8)
-    elif values.dtype != np.uint8:
-        raise ImageError(f"{name}: has neither 8-bit, 16-bit nor floating point values: convert it to uint8")
-    if values.ndim == 3 and values.shape[2] == 1:
-        values = values[..., 0]
-    return _to_rgb(Image.fromarray(np.ascontiguousarray(values)), name)
-
-
-def _from_unit_range(values: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        bad = np.argwhere(~np.isfinite(values))[0].tolist()
-        raise ImageError(f"{name}: holds NaN or infinity, first at {bad}: replace it")
-    if values.min() < 0 or values.max() > 1:
-        found = f"{values.min():.6g} to {values.max():.6g}"
-        raise ImageError(f"{name}: floating point images are in 0..1, this one is in {found}: scale it, or pass uint8")
-    return (values * 255).round().astype(np.uint8)
+        if not np.isfinite(values).all():
+            bad = np.argwhere(~np.isfinite(values))[0].tolist()
+            raise ImageError(f"{name}: holds NaN or infinity, first at {bad}: replace it, or give value_range")
+    elif values.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            f"{name}: has neither 8-bit, 16-bit nor floating point values: convert it to uint8, or give value_range"
+        )
 
 
 def to_pixels(

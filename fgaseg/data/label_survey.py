@@ -18,7 +18,7 @@ from ..progress import track
 from .class_names import LabelSpace, percent
 from .coco import CocoLabels
 from .datasets import Labels, Pair, PairDataset, read_source, upright_labels
-from .images import open_image, orientation
+from .images import orientation, stored_size
 from .label_formats import COLOURS, describe, read_palette
 
 _SHOWN = 12  # classes in one line
@@ -52,8 +52,7 @@ def inspect_pair(photo: Path, source: Labels, label_space: LabelSpace, rotated: 
     """Read the labels of a photo, of which only the size and the orientation are read."""
     facts = LabelFacts(photo, source)
     try:
-        with open_image(photo) as image:
-            size, upright = image.size, image.format == "PNG" and "exif" not in image.info
+        size, upright = stored_size(photo)
         if isinstance(source, CocoLabels):
             stored, facts.several = source.paint()
         else:

@@ -1,5 +1,6 @@
 """From a photo to labels: prediction, results and pictures."""
 
+from .doubts import note_doubts
 from .pictures import comparison, contact_sheet, heat, legend, overlay, panel
 from .prediction import (
     LONGEST,
@@ -28,6 +29,7 @@ __all__ = [
     "evaluation_mode",
     "heat",
     "legend",
+    "note_doubts",
     "overlay",
     "panel",
     "predict",

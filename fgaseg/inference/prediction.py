@@ -15,7 +15,9 @@ from ..config import ModelConfig
 from ..data import Normalization, to_pixels
 from ..kernels import upsample_argmax, upsample_argmax_windows
 from ..kernels.upsample_argmax.reference import averaged_scores
+from ..notes import note_once
 from ..vocabulary import Vocabulary
+from .panoramas import tiles
 from .results import PseudoMasks, Result
 
 LONGEST_ASPECT = 4  # the long side is at most this many times image_size
@@ -59,7 +61,7 @@ def evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def pseudo_masks(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> PseudoMasks:
-    """S_g and S_l of a photo (Fig. 6)."""
+    """S_g and S_l of a photo (Fig. 6), seen whole even if it is a panorama."""
     with torch.inference_mode(), evaluation_mode(model):
         out = model(_whole(model, image), vocabulary)
     return PseudoMasks(out.gcs[0].float().cpu().numpy(), None if out.lcs is None else out.lcs[0].float().cpu().numpy())
@@ -68,20 +70,53 @@ def pseudo_masks(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -
 def predict(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> Result:
     """Label a photo as `model.config.inference` says, in evaluation mode whatever mode the model is in.
 
-    whole    one view, aspect kept; argmax of the bilinearly upsampled logits
+    whole    one view, aspect kept; argmax of the bilinearly upsampled logits. A photo more than four times as long as
+             broad is seen in overlapping tiles along its long side, each of which is such a view
     windows  the released evaluation: short edge to 640, squashed to 640×640, four 384 windows and one global view,
              scores averaged; argmax of the averaged scores upsampled to the photo's size
     """
     size = (image.height, image.width)
     with evaluation_mode(model):
         if model.config.inference == "windows":
+            if _is_panorama(image):
+                note_once(
+                    ("squashed",),
+                    f"a photo of {image.width}x{image.height} is squashed to a square, as inference=windows does with "
+                    "every photo; inference=whole sees it in tiles",
+                )
             photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
             labels, scores = by_windows(model, photo, vocabulary, size)
         else:
-            labels, scores = (x[0] for x in label(model, _whole(model, image), vocabulary, size))
+            labels, scores = by_tiles(model, image, vocabulary)
     # equal classes differ by rounding only: the first of them gets the pixel
     first = torch.tensor(model.first_of_equals(vocabulary), device=labels.device)
     return Result(first[labels].cpu().numpy(), vocabulary.names, scores.float().cpu().numpy(), image)
+
+
+def by_tiles(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """Labels and scores [H, W] of a photo seen whole or, if it is longer than four times its breadth, in tiles."""
+    if not _is_panorama(image):
+        return _label_view(model, image, vocabulary)
+    length, breadth = max(image.size), min(image.size)
+    along = int(image.width > image.height)
+    # one patch for a pixel is as much as the longest view of a tile can give
+    parts: list[tuple[Tensor, Tensor]] = []
+    for tile in tiles(length, breadth, LONGEST_ASPECT * model.config.image_size // model.patch):
+        box = (tile.start, 0, tile.stop, breadth) if along else (0, tile.start, breadth, tile.stop)
+        seen = _label_view(model, image.crop(box), vocabulary)
+        first, count = tile.first - tile.start, tile.last - tile.first
+        parts.append((seen[0].narrow(along, first, count), seen[1].narrow(along, first, count)))
+    labels, scores = (torch.cat(x, dim=along) for x in zip(*parts, strict=True))
+    return labels, scores
+
+
+def _is_panorama(image: Image.Image) -> bool:
+    return max(image.size) > LONGEST_ASPECT * min(image.size)
+
+
+def _label_view(model: Segmenter, image: Image.Image, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    labels, scores = label(model, _whole(model, image), vocabulary, (image.height, image.width))
+    return labels[0], scores[0]
 
 
 def _whole(model: Segmenter, image: Image.Image) -> Tensor:

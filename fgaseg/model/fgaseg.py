@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..data import ImageSource, read_image
+from ..data import Bands, ImageSource, ValueRange, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
-from ..inference import Result, predict
+from ..inference import Result, note_doubts, predict
 from ..vocabulary import ClassNames, Vocabulary
 from ..weights import (
     ConversionReport,
@@ -168,23 +168,50 @@ class FGASeg(nn.Module):
         return texts.to(pixels.device, pixels.dtype)
 
     @overload
-    def segment(self, image: list[Any] | tuple[Any, ...], names: ClassNames | Vocabulary) -> list[Result]: ...
+    def segment(
+        self,
+        image: list[Any] | tuple[Any, ...],
+        names: ClassNames | Vocabulary,
+        *,
+        bands: Bands | None = None,
+        value_range: ValueRange | None = None,
+    ) -> list[Result]: ...
 
     @overload
-    def segment(self, image: ImageSource, names: ClassNames | Vocabulary) -> Result: ...
+    def segment(
+        self,
+        image: ImageSource,
+        names: ClassNames | Vocabulary,
+        *,
+        bands: Bands | None = None,
+        value_range: ValueRange | None = None,
+    ) -> Result: ...
 
     @torch.inference_mode()
-    def segment(self, image: Any, names: ClassNames | Vocabulary) -> Result | list[Result]:
+    def segment(
+        self,
+        image: Any,
+        names: ClassNames | Vocabulary,
+        *,
+        bands: Bands | None = None,
+        value_range: ValueRange | None = None,
+    ) -> Result | list[Result]:
         """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
 
-        names  class names as `encode` takes them, or a vocabulary made by it; labels are indices into its classes
+        names               class names as `encode` takes them, or a vocabulary made by it; labels are indices into its
+                            classes
+        bands, value_range  which bands and values of the photo are shown, as in `read_image`
 
-        A model in training mode is put into evaluation mode meanwhile. Raises ImageError and VocabularyError.
+        A model in training mode is put into evaluation mode meanwhile. What was assumed, and answers that say little,
+        are logged once. Raises ImageError and VocabularyError.
         """
         vocabulary = names if isinstance(names, Vocabulary) else self.text_encoder.encode(names)
-        if isinstance(image, list | tuple):
-            return [predict(self, read_image(one), vocabulary) for one in image]
-        return predict(self, read_image(image), vocabulary)
+        several = isinstance(image, list | tuple)
+        results = []
+        for one in image if several else [image]:
+            results.append(predict(self, read_image(one, bands=bands, value_range=value_range), vocabulary))
+            note_doubts(results[-1], softmax=self.config.loss.seg == "ce")
+        return results if several else results[0]
 
     @torch.inference_mode()
     def predict_labels(self, image: Any, vocabulary: Vocabulary) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from rich.console import Console
 from sample_data import copy_samples, needs_samples
@@ -166,3 +167,23 @@ def test_a_mapping_that_is_none_is_refused_by_the_parser(capsys):
     with pytest.raises(SystemExit):
         main(["data", "check", "--images", "x", "--label-map", "{0: "])
     assert "is not a mapping such as {0: background, 255: crack}" in capsys.readouterr().err
+
+
+def test_check_of_photos_with_bands_and_values_of_their_own(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for folder in ("photos", "labels"):
+        (tmp_path / folder).mkdir()
+    values = rng.integers(-2000, 9000, (30, 40, 5)).astype(np.int16)
+    turned = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "photos/a.tif", values, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(
+        tmp_path / "photos/b.tif", values, photometric="minisblack", planarconfig="contig", extratags=turned
+    )
+    Image.fromarray(rng.integers(0, 2, (30, 40), dtype=np.uint8)).save(tmp_path / "labels/a.png")
+    Image.fromarray(rng.integers(0, 2, (40, 30), dtype=np.uint8)).save(tmp_path / "labels/b.png")
+    (tmp_path / "names.txt").write_text("background\nroad\n")
+    command = ["data", "check", "--images", str(tmp_path / "photos"), "--labels", str(tmp_path / "labels"),
+               "--names", str(tmp_path / "names.txt"), "--workers", "0"]  # fmt: skip
+    assert main(command) == 1 and "value_range=(" in capsys.readouterr().out.replace("\n", "")
+    assert main([*command, "--bands", "5,3,1", "--range=-2000,9000", "--picture", str(tmp_path / "sheet.png")]) == 0
+    assert (tmp_path / "sheet.png").exists()

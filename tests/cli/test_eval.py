@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from paths import CONFIGS
 from PIL import Image
 from tiny import NAMES
@@ -25,6 +26,28 @@ def test_eval_scores_a_folder(model, photo, tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)["scores"]["val"]
     assert 0 <= scores["miou_gt"] <= 1 and len(csv.read_text().splitlines()) >= 6
     assert main(command) == 0 and "mIoU" in capsys.readouterr().out
+
+
+def test_bands_and_range_reach_the_photos(model, tmp_path, capsys):
+    names, rng = tmp_path / "names.txt", np.random.default_rng(0)
+    names.write_text("\n".join(NAMES))
+    for folder in ("deep", "plain", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(rng.integers(0, 5, (30, 40), dtype=np.uint8)).save(tmp_path / "labels/a.png")
+    values = rng.integers(0, 4096, (30, 40, 5), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "deep/a.tif", values, photometric="minisblack", planarconfig="contig")
+    shown = (values[..., [3, 2, 0]] / 4095 * 255).round().astype(np.uint8)
+    Image.fromarray(shown).save(tmp_path / "plain/a.png")
+
+    def scores(folder: str, *view: str) -> dict:
+        command = ["eval", model, "--images", str(tmp_path / folder), "--labels", str(tmp_path / "labels")]
+        assert main([*command, "--names", str(names), "--json", *view]) == 0
+        return json.loads(capsys.readouterr().out)["scores"]["val"]
+
+    expected = scores("plain")
+    assert scores("deep", "--bands", "4,3,1", "--range", "0,4095") == expected != scores("deep")
+    assert main(["eval", model, "--data", "a150", "--bands", "1,2,3"]) == 1
+    assert "--data names whole sets: leave --bands out" in capsys.readouterr().err
 
 
 def test_eval_flags_win_over_the_configuration(model, photo, tmp_path, capsys):
