@@ -46,3 +46,5 @@ def run(options: argparse.Namespace) -> None:
             for name, scores in summary.scores.items():
                 Console().print(scores_table(scores, name))
             print(f"model: {summary.model}")
+            if best := summary.best:
+                print(f"best: {best['model']} ({best['metric']} {best['score']:.4f} at step {best['step']})")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from .reading import read_yaml
 from .section import Section
 
 # open_clip's ViTs with OpenAI's weights; the list is here because a configuration is read without open_clip
@@ -59,6 +62,16 @@ def _positive(values: tuple[float, float, float]) -> tuple[float, float, float]:
     if min(values) <= 0:
         raise ValueError(f"must be positive; got {list(values)}")
     return values
+
+
+def _read_weights(value: Any) -> Any:
+    """A file as what is written in it, so that a saved configuration depends on no file."""
+    if isinstance(value, str | Path):
+        value = read_yaml(Path(value), "class names with their weights (car: 2.0)")
+    if isinstance(value, dict):
+        if wrong := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"{wrong[0]!r} is no class name: write it in quotes")
+    return value
 
 
 OddInt = Annotated[PositiveInt, AfterValidator(_odd)]
@@ -125,6 +138,9 @@ class LossConfig(Section):
     """With fast: how many of the three auxiliary heads are trained (released: 3)."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     """ce: a pixel of a class with n pixels has the weight n ** -class_balance."""
+    class_weights: Annotated[dict[str, NonNegativeFloat] | None, BeforeValidator(_read_weights)] = None
+    """Weights of classes in L_seg, {name: weight}, or a YAML or JSON file of them; 1 where none is given. ce: of a
+    pixel of that class; bce: of a positive (torch's pos_weight)."""
     lambda_align: NonNegativeFloat = 0.02
     """Weight of L_align; 0: not computed."""
     lambda_aux: NonNegativeFloat = 0.2

@@ -23,8 +23,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The sections in a YAML file; an empty file has none. Raises ConfigError."""
+def read_yaml(path: Path, expected: str = "sections (model:, data:, train:)") -> dict[str, Any]:
+    """The mapping in a YAML file, of what is `expected`; an empty file has none. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected sections (model:, data:, train:), got {type(data).__name__}")
+        raise ConfigError(f"{path}: expected {expected}, got {type(data).__name__}")
     return data
 
 

@@ -5,13 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from .section import Section
 
 
 def _no_from_yaml(value: Any) -> Any:
     return "no" if value is False else value  # YAML 1.1 reads a bare no as false
+
+
+def _full_name(value: Any) -> Any:
+    return "miou_gt" if value == "miou" else value
+
+
+Figure = Literal["miou_gt", "miou_union", "fwiou", "mean_accuracy", "pixel_accuracy"]
+
+
+def _default_keep_best(above: dict[str, Any]) -> Figure | None:
+    return "miou_gt" if above.get("patience") else None
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else [] if value is None else value
+
+
+TrackerName = Literal[
+    "tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"
+]  # those of accelerate
 
 
 class TrainConfig(Section):
@@ -56,6 +84,11 @@ class TrainConfig(Section):
     """Steps between evaluations; 0: only after the last step."""
     save_every: NonNegativeInt = 1000
     """Steps between checkpoints; 0: only after the last step."""
+    patience: PositiveInt | None = None
+    """Stop early, when the figure of `keep_best` has not risen in so many evaluations; null: train all `steps`."""
+    keep_best: Annotated[Figure | None, BeforeValidator(_full_name)] = Field(default_factory=_default_keep_best)
+    """Keep the model of the best evaluation in <out>/best, by this figure (miou is short for miou_gt), its mean where
+    there are several validation sets; null: only the last model. Default with patience: miou_gt."""
     classes_per_step: PositiveInt | None = None
     """Vocabulary of a step: the classes in its batch and random others, so many in all; null: all classes."""
     log_every: PositiveInt = 20
@@ -64,11 +97,20 @@ class TrainConfig(Section):
     """Write TensorBoard files to <out>/tensorboard."""
     pictures: NonNegativeInt = 2
     """Photos of each validation set that are drawn for TensorBoard after every evaluation."""
+    trackers: Annotated[tuple[TrackerName, ...], BeforeValidator(_one_or_several)] = ()
+    """Experiment trackers, one or a list, that are sent the configuration, losses and scores; tensorboard is as above.
+    Nothing is sent anywhere by default."""
+    project: str = "fgaseg"
+    """Name of the project, or experiment, in the trackers."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.warmup >= self.steps:
             raise ValueError(f"warmup: must be below steps ({self.steps}); got {self.warmup}: lower train.warmup too")
+        if self.patience and not self.keep_best:
+            raise ValueError(f"patience: {self.patience} needs keep_best, the figure that has to rise")
+        if self.patience and not self.eval_every:
+            raise ValueError(f"patience: {self.patience} needs evaluations to count: give eval_every above 0")
         if self.fsdp and self.amp == "fp16":
             raise ValueError("fsdp: its gradients are not scaled as amp=fp16 needs; give amp=bf16 or amp=no")
         return self

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import Config
 from ..evaluation import FIGURES, Scores, record_hash, state_hash
 from ..model import FGASeg
+from .state import TrainingState
 
 # of the train section; the rest changes no weight, or is the business of one machine
 RECIPE = ("steps", "batch", "lr", "encoder_lr_factor", "weight_decay", "clip_norm", "schedule", "warmup", "amp",
@@ -17,17 +18,19 @@ RECIPE = ("steps", "batch", "lr", "encoder_lr_factor", "weight_decay", "clip_nor
 AUGMENTATION = ("crop", "short_edge", "scale", "flip", "color_jitter")
 
 
-def training_facts(config: Config, train_set: Any, processes: int) -> dict[str, Any]:
-    """Data and recipe of a training as plain JSON types, without paths."""
+def training_facts(config: Config, train_set: Any, processes: int, state: TrainingState) -> dict[str, Any]:
+    """Data and recipe of a training that is as far as `state` says, as plain JSON types, without paths."""
     recipe, data = config.train.dump(), config.data.dump()
     chosen = {key: recipe[key] for key in RECIPE} | {key: data[key] for key in AUGMENTATION}
     chosen["finetune"] = config.model.encoder.finetune
     if config.train.init is not None:
         chosen["init"] = Path(config.train.init).name  # where it was is nobody else's business
+    if state.changes:
+        chosen["changed"] = state.changes
     kind = "drawn scenes" if config.data.scenes else f"{config.data.set or 'own photos'}"
     return {
         "data": f"{kind}, {len(train_set):,} images, {len(train_set.names)} classes",
-        "steps": config.train.steps,
+        "steps": state.step,
         "batch": config.train.batch,
         "processes": processes,
         "recipe": chosen,

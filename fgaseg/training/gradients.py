@@ -11,8 +11,9 @@ from torch import Tensor
 from ..config import Config
 from ..distributed import detect_lost_processes, rank, sum_over_processes
 from ..model import FGASeg
+from ..vocabulary import check_names
 from .batches import Batch
-from .losses import segmentation_losses
+from .losses import class_weights, segmentation_losses
 from .optimizer import Optimizer
 from .precision import autocast
 from .random_streams import torch_seed
@@ -27,6 +28,8 @@ class GradientComputer:
     ):
         self.model, self.vocabulary, self.optimizer = model, vocabulary, optimizer
         self.config, self.device = config, device
+        weights = class_weights(config.model.loss, [one.name for one in check_names(vocabulary.names)])
+        self.class_weights = None if weights is None else weights.to(device)
 
     def compute(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Add the gradients of a step (0-based), and return this process's part of the losses, float32 scalars.
@@ -49,13 +52,14 @@ class GradientComputer:
         texts = vocabulary.embeddings
         leaf = texts.detach().requires_grad_(texts.requires_grad)
         vocabulary = replace(vocabulary, embeddings=leaf)
+        weights = None if self.class_weights is None else self.class_weights[chosen.to(self.device)]
         totals: dict[str, Tensor] = {}
         micro_batches = (x.chunk(self.config.train.accumulate) for x in (pixels, labels))
         for some_pixels, some_labels in zip(*micro_batches, strict=True):
             with autocast(self.device, self.config.train.amp):
                 out = self.model(some_pixels, vocabulary)
             losses = segmentation_losses(
-                out, some_labels, self.config.model.loss, self.config.data.void, sum_over_processes, labels
+                out, some_labels, self.config.model.loss, self.config.data.void, sum_over_processes, labels, weights
             )
             self.optimizer.backward(losses["loss"])
             for name, value in losses.items():

@@ -1,6 +1,7 @@
 """L = L_seg + λ_align L_align + λ_aux L_aux (eqs. 8, 11-13), with the same meaning on any number of processes."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..config import LossConfig
+from ..errors import ConfigError
 from ..model import Output
 
 CLASSES_PER_CHUNK = 32  # classes whose maps are resized to the labels at a time
@@ -21,6 +23,7 @@ def segmentation_losses(
     ignore: int = 255,
     sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
     batch_labels: Tensor | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The training losses of one batch: {"loss", "seg", "align", "aux"}, scalars; align and aux (the first auxiliary
     head's) only if present.
@@ -30,17 +33,21 @@ def segmentation_losses(
                     losses (and gradients) of the processes add up to those of one process with the whole batch
     batch_labels    [n B, h, w], with gradient accumulation: the labels of all micro-batches, of which `labels` are one.
                     Means divide by counts over these, so that the micro-batches add up in the same way
+    class_weights   [T] float32, `class_weights` of the classes that the logits have; needed where the config has some
 
-    seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12); weighted by class if
-           class_balance > 0.
-           bce: binary cross-entropy with one-hot targets, mean over all B·h·w·T elements, unlabelled pixels all zero.
+    seg    ce: cross-entropy over classes, mean over the labelled pixels of the batch (eq. 12), weighted by class if
+           class_balance > 0 or with class_weights: torch's cross_entropy(weight=...).
+           bce: binary cross-entropy with one-hot targets, mean over all B·h·w·T elements, unlabelled pixels all zero;
+           class_weights multiply the terms of positives: torch's pos_weight.
     aux    the same loss at the auxiliary heads; the first has weight lambda_aux, further ones 1 (released code).
     align  mse (eq. 8): O resized to the labels against one-hot masks, labelled pixels only; mean over their pixels ×
            classes, or with align_reduction="sum" summed over pixels and classes and divided by B.
            bce: the mask resized (nearest) to O, mean over all elements.
     Logits are resized bilinearly (align_corners False) to the labels.
     """
-    targets = _Targets(labels, labels if batch_labels is None else batch_labels, ignore, sum_over_ranks)
+    if config.class_weights and class_weights is None:
+        raise ValueError("class_weights: the configuration has some: give those of the logits' classes")
+    targets = _Targets(labels, labels if batch_labels is None else batch_labels, ignore, sum_over_ranks, class_weights)
     losses = {"seg": _segmentation(out.logits, targets, config)}
     total = losses["seg"]
     if out.align is not None and config.lambda_align:
@@ -53,11 +60,29 @@ def segmentation_losses(
     return {"loss": total, **losses}
 
 
+def class_weights(config: LossConfig, names: Sequence[str]) -> Tensor | None:
+    """The weights of classes in L_seg, [T] float32, 1 where none is given; None if no class has one.
+
+    Raises ConfigError for the weight of a class that is not among the names, and where all are 0.
+    """
+    given = config.class_weights or {}
+    if unknown := [name for name in given if name not in names]:
+        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        raise ConfigError(
+            f"model.loss.class_weights: {unknown[0]!r} is none of the {len(names)} classes; did you mean {near[0]!r}?"
+        )
+    weights = [given.get(name, 1.0) for name in names]
+    if not any(weights):
+        raise ConfigError("model.loss.class_weights: every class has weight 0: give a positive one")
+    return torch.tensor(weights) if given else None
+
+
 class _Targets(NamedTuple):
     labels: Tensor  # [B, h, w], of this process's (micro-)batch
     batch_labels: Tensor  # [n B, h, w], of all its micro-batches: what is counted
     ignore: int
     sum_over_ranks: Callable[[Tensor], Tensor] | None
+    class_weights: Tensor | None  # [T]
 
     def global_count(self, n: Tensor | int) -> Tensor:
         """A count over `batch_labels` summed over all processes, float32."""
@@ -66,18 +91,20 @@ class _Targets(NamedTuple):
 
 
 def _segmentation(logits: Tensor, targets: _Targets, config: LossConfig) -> Tensor:
-    labels, batch_labels, ignore, _ = targets
+    labels, batch_labels, ignore, _, given = targets
     classes = logits.shape[1]
     if config.seg == "bce":
 
         def summed(chunk: Tensor, first: int) -> Tensor:
-            return _bce(_resize(chunk, labels), labels, first, ignore)
+            positive = None if given is None else given[first : first + chunk.shape[1], None, None]
+            return _bce(_resize(chunk, labels), labels, first, ignore, positive)
 
         return _sum_over_chunks(summed, logits) / targets.global_count(batch_labels.numel() * classes).clamp(min=1)
     logits = _resize(logits, labels)
     pixels_here = torch.bincount(batch_labels[batch_labels != ignore], minlength=classes)
     pixels = targets.global_count(pixels_here)  # [T]
     weights = pixels.clamp(min=1) ** -config.class_balance
+    weights = weights if given is None else weights * given
     if torch.are_deterministic_algorithms_enabled():  # CUDA has a deterministic loss of rows, none of maps
         logits, labels = logits.movedim(1, -1).flatten(0, -2), labels.flatten()
     total = F.cross_entropy(logits, labels, weights, ignore_index=ignore, reduction="sum")
@@ -85,7 +112,7 @@ def _segmentation(logits: Tensor, targets: _Targets, config: LossConfig) -> Tens
 
 
 def _alignment(maps: Tensor, targets: _Targets, config: LossConfig) -> Tensor:
-    labels, batch_labels, ignore, _ = targets
+    labels, batch_labels, ignore, *_ = targets
     if config.align == "bce":
         small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
         elements = targets.global_count(maps[0].numel() * len(batch_labels)).clamp(min=1)
@@ -115,9 +142,10 @@ def _sum_over_chunks(loss: Callable[[Tensor, int], Tensor], maps: Tensor) -> Ten
     return torch.stack(sums).sum()
 
 
-def _bce(logits: Tensor, labels: Tensor, first: int, ignore: int) -> Tensor:
+def _bce(logits: Tensor, labels: Tensor, first: int, ignore: int, positive: Tensor | None = None) -> Tensor:
+    """`positive` [c, 1, 1] multiplies the terms of positives."""
     target = _one_hot(labels, first, logits, ignore)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=positive, reduction="sum")
 
 
 def _one_hot(labels: Tensor, first: int, maps: Tensor, ignore: int) -> Tensor:

@@ -18,9 +18,8 @@ from ..config import Config
 from ..evaluation import Scores
 from ..files import atomic_write
 from .callbacks import Callback
-from .metrics import peak_memory_mb
 from .processes import opening
-from .validation import figures
+from .validation import rows
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +82,8 @@ class LogFile(Callback):
         self._add(step, "train", metrics)
 
     def on_evaluation(self, step: int, scores: dict[str, Scores], seconds: float) -> None:
-        images = sum(one.images for one in scores.values())
-        speed = {"images_per_second": images / seconds, "peak_memory_mb": peak_memory_mb()}
-        for name, row in figures(scores).items():
-            self._add(step, name, row | speed)
+        for name, row in rows(scores, seconds).items():
+            self._add(step, name, row)
 
     def _add(self, step: int, name: str, row: dict[str, Any]) -> None:
         if self.file is None:

@@ -43,6 +43,12 @@ class Summary:
     """Scores of the final model by validation set: "val", the name of a benchmark set, or "seen" and "unseen"."""
     history: list[dict[str, Any]]
     """{"step", "<set>": {"miou_gt", ...}} of every evaluation."""
+    best: dict[str, Any] | None
+    """The model of the best evaluation, {"model", "step", "metric", "score"} (train.keep_best), or None."""
+    stopped_early: str
+    """Why the run ended before train.steps (train.patience); "" if it did not."""
+    changes: list[str]
+    """What was changed where the run was resumed with more steps or another learning rate."""
     skipped: list[str]
     """Photos that could not be read and were replaced (train.skip_unreadable), and why."""
 

@@ -10,25 +10,17 @@ from typing import Any
 import torch
 
 from ..config import Config
-from ..distributed import gather_objects
+from ..distributed import gather_objects, rank
 from ..errors import CheckpointError
 from ..model import FGASeg
 from ..vocabulary import as_text
 from ..weights import load_training, save_training, set_damaged_aside
+from .changes import differences
 from .optimizer import Optimizer
 from .processes import write_on_main
 from .sharding import whole_state
 
 log = logging.getLogger(__name__)
-
-# keys that may differ between the run that wrote a checkpoint and the one that resumes it
-FREE_ON_RESUME = {
-    "train.out", "train.init", "train.eval_every", "train.save_every", "train.log_every", "train.tensorboard",
-    "train.accumulate", "train.fsdp", "train.skip_unreadable", "train.pictures",
-    "data.workers", "data.val_list", "data.val_images", "data.val_labels", "data.val_count",
-    "data.images", "data.labels", "data.names", "data.train_list", "data.root", "data.val_set",
-    "data.image_suffix", "data.label_suffix", "data.label_map",
-}  # fmt: skip
 
 
 @dataclass
@@ -63,18 +55,22 @@ class TrainingState:
     """The same since that line."""
     skipped: dict[int, str] = field(default_factory=dict)
     """Unreadable photos that others replaced: index in the training set, and why."""
+    changes: list[str] = field(default_factory=list)
+    """What was changed where the run was resumed with more steps or another learning rate."""
 
 
 class StateStore:
     """Writes the checkpoints of one run, finds the last one, and refuses that of another run.
 
-    saved  the step of the checkpoint of this run on disk, if there is one
+    saved         the step of the checkpoint of this run on disk, if there is one
+    announcement  what the resumed run does otherwise than the one before, for the user; "" if nothing
     """
 
     def __init__(self, config: Config, train_set: Any, device: torch.device):
         self.config, self.train_set, self.device = config, train_set, device
         self.folder = config.train.out / "checkpoint"
         self.saved: int | None = None
+        self.announcement = ""
 
     def describe(self) -> str:
         """Which checkpoint there is, for messages."""
@@ -96,6 +92,7 @@ class StateStore:
             "means": asdict(state.means),
             "seconds": state.seconds,
             "skipped": state.skipped,
+            "changes": state.changes,
         }
         if label_map := self._label_map():
             content["label_map"] = label_map
@@ -129,7 +126,10 @@ class StateStore:
             ) from None
         self.saved = content["step"]
         kept = {name: content[name] for name in ("step", "seconds", "history", "losses", "skipped")}
-        return TrainingState(**kept, means=Means(**content["means"]))
+        changes = list(content.get("changes", []))  # absent in checkpoints of earlier versions
+        if self.announcement:
+            changes.append(f"after step {content['step']}: {self.announcement}")
+        return TrainingState(**kept, changes=changes, means=Means(**content["means"]))
 
     def check_shared(self, step: int) -> None:
         """Raise CheckpointError where the processes found different checkpoints, or only some of them found one."""
@@ -146,10 +146,7 @@ class StateStore:
         return None if space is None else space.fingerprint()
 
     def _refuse_other_run(self, content: dict[str, Any]) -> None:
-        before, now = _dotted(json.loads(content["config"])), _dotted(self.config.dump())
-        before = _dotted(Config().dump()) | before  # keys that were not there yet
-        differing = [key for key in now if key not in FREE_ON_RESUME and before.get(key) != now[key]]
-        changes = [f"{key} was {before.get(key)!r}, now {now[key]!r}" for key in differing]
+        changes, self.announcement = differences(json.loads(content["config"]), self.config, content["step"])
         if content["names"] != list(map(as_text, self.train_set.names)) or content["samples"] != len(self.train_set):
             changes.append(
                 f"the data set had {content['samples']} items of {len(content['names'])} classes, now "
@@ -160,16 +157,8 @@ class StateStore:
         if changes:
             raise CheckpointError(
                 f"{self.folder}: belongs to another configuration ({'; '.join(changes)}). Give another train.out, go "
-                "back to that configuration, or start over with --restart (which replaces it)"
+                "back to that configuration (train.steps and train.lr may change), or start over with --restart (which "
+                "replaces it)"
             )
-
-
-def _dotted(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys; an inline architecture and a label map stay one value."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict) and key not in ("architecture", "label_map"):
-            flat |= _dotted(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+        if self.announcement and rank() == 0:
+            log.warning("%s, step %d: %s", self.folder, content["step"], self.announcement)

@@ -17,9 +17,8 @@ from ..inference import heat, legend, overlay, panel, pseudo_masks
 from ..model import FGASeg
 from ..vocabulary import ClassPrompts
 from .callbacks import Callback
-from .metrics import peak_memory_mb
 from .processes import opening
-from .validation import figures
+from .validation import rows
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +44,8 @@ class TensorBoard(Callback):
         self._add(step, "train", metrics)
 
     def on_evaluation(self, step: int, scores: dict[str, Scores], seconds: float) -> None:
-        images = sum(one.images for one in scores.values())
-        speed = {"images_per_second": images / seconds, "peak_memory_mb": peak_memory_mb()}
-        for name, row in figures(scores).items():
-            self._add(step, name, row | speed)
+        for name, row in rows(scores, seconds).items():
+            self._add(step, name, row)
         self._draw(step)
 
     def _add(self, step: int, of: str, row: dict[str, Any]) -> None:

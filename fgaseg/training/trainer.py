@@ -25,6 +25,7 @@ from ..evaluation import Scores
 from ..model import FGASeg, local_weights
 from ..weights import remove_leftovers, warm_start
 from .batches import BatchSource, make_loader
+from .best import BestModel, evaluations_without_rise
 from .callbacks import Callback, Event, as_callback
 from .card import result_facts, training_facts
 from .finite import FiniteCheck
@@ -41,6 +42,7 @@ from .signals import Signals
 from .state import Means, StateStore, TrainingState
 from .step_vocabulary import StepVocabulary
 from .tensorboard import TensorBoard
+from .trackers import Tracker
 from .validation import Validation, figures
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ class Trainer:
     callbacks            the list of callbacks, our own reporters first; more may be added before `train`
 
     Its parts, each in a module of its own: `batches`, `step_vocabulary`, `gradients`, `optimizer`, `finite`, `state`
-    (checkpoints), `validation`, `reporting` and `tensorboard` (callbacks), `results`.
+    (checkpoints), `best`, `validation`, `reporting`, `tensorboard` and `trackers` (callbacks), `results`.
     """
 
     def __init__(
@@ -94,13 +96,15 @@ class Trainer:
         self.train_set.normalization = self.model.normalization
         self.state, self.scores = TrainingState(), dict[str, Scores]()
         self.store = StateStore(config, self.train_set, self.device)
+        self.best = BestModel(config.train, self.val_sets, self.device)
         self.signals = Signals()
         self.sharded = config.train.fsdp and world_size() > 1
         self.progress = progress
         self.callbacks: list[Callback | Event] = [ProgressReporter(config)] if progress else []
         self.callbacks.append(LogFile(config.train.out))
-        if config.train.tensorboard:
+        if config.train.tensorboard or "tensorboard" in config.train.trackers:
             self.callbacks.append(TensorBoard(config, self.model, self.val_sets, sharded=self.sharded))
+        self.callbacks.extend(Tracker(name, config) for name in config.train.trackers if name != "tensorboard")
         self.callbacks.extend(callbacks)
 
     def train(self) -> Summary:
@@ -125,13 +129,30 @@ class Trainer:
             if self._save_due():
                 self._save()
             stop = self._evaluate() if self._evaluation_due() else False
-            if not stop and self.state.step < self.config.train.steps:
+            if not stop and self.state.step < self._last_step():
                 stop = self._step()
             self.state.seconds += time.monotonic() - began
             if stop:
                 self._stop()
-            if self.state.step == self.config.train.steps and not self._save_due() and not self._evaluation_due():
+            if self.state.step == self._last_step() and not self._save_due() and not self._evaluation_due():
                 return self._finish()
+
+    def _last_step(self) -> int:
+        """The step to end at: the last, or this one when patience has run out. The same on every process."""
+        return self.state.step if self._without_rise() else self.config.train.steps
+
+    def _without_rise(self) -> str:
+        """Why to stop early, or ""."""
+        recipe, history = self.config.train, self.state.history
+        if recipe.patience is None or recipe.keep_best is None or not history:
+            return ""
+        count, best = evaluations_without_rise(history, recipe.keep_best)
+        if count < recipe.patience:
+            return ""
+        return (
+            f"{recipe.keep_best} has not risen in {count} evaluations (train.patience={recipe.patience}) since "
+            f"{best['score']:.4f} at step {best['step']}"
+        )
 
     def _step(self) -> bool:
         """One step of the optimizer. True when some process was signalled to stop."""
@@ -174,7 +195,7 @@ class Trainer:
 
     def _evaluation_due(self) -> bool:
         done = any(entry["step"] == self.state.step for entry in self.state.history)
-        due = is_due(self.state.step, self.config.train.eval_every, self.config.train.steps)
+        due = is_due(self.state.step, self.config.train.eval_every, self._last_step())
         return due and bool(self.val_sets) and not done
 
     def _evaluate(self) -> bool:
@@ -188,13 +209,17 @@ class Trainer:
             self.state.history.append({"step": self.state.step, **figures(scores)})
             seconds = time.monotonic() - began
             self._notify(lambda callback: callback.on_evaluation(self.state.step, scores, seconds))
+        if self.best.is_beaten_by(scores):
+            self.best.write(self.model, self._whole_weights(), self.state.step, scores)
         return False
 
     def _save_due(self) -> bool:
-        due = is_due(self.state.step, self.config.train.save_every, self.config.train.steps)
+        due = is_due(self.state.step, self.config.train.save_every, self._last_step())
         return due and self.store.saved != self.state.step
 
     def _save(self) -> None:
+        if self.store.saved is None:
+            self.best.discard_other()
         self.store.save(self.model, self.optimizer, self.state)
         self._notify(lambda callback: callback.on_save(self.state.step, self.store.folder))
 
@@ -213,7 +238,11 @@ class Trainer:
         if content is not None:
             self.state = self.store.restore(content, self.optimizer)
         self.store.check_shared(self.state.step)
-        left = self.state.step < self.config.train.steps
+        self.best.start(resumed=content is not None)
+        scored = bool(self.state.history) and self.state.history[-1]["step"] == self.state.step
+        if scored and self.state.step == self._last_step():  # its scores are wanted once more, and not in a checkpoint
+            self.state.history.pop()
+        left = self.state.step < self._last_step()
         if left:
             check_before_training(self.train_set, self.val_sets, self.config.data.val_count, self.device, self.progress)
         pinned = self.device.type == "cuda"
@@ -290,6 +319,9 @@ class Trainer:
 
     def _finish(self) -> Summary:
         state, out = self.state, self.config.train.out
+        early = self._without_rise() if state.step < self.config.train.steps else ""
+        if early and rank() == 0:
+            log.warning("stopped after step %d of %d: %s", state.step, self.config.train.steps, early)
         summary = Summary(
             out=str(out),
             model=str(out / "model"),
@@ -303,11 +335,20 @@ class Trainer:
             losses=state.losses,
             scores=self.scores,
             history=state.history,
+            best=self.best.summary(),
+            stopped_early=early,
+            changes=state.changes,
             skipped=list(state.skipped.values()),
         )
-        weights = whole_state(self.model.state_dict())
-        if rank() == 0:
-            self.model.facts["training"] = training_facts(self.config, self.train_set, world_size())
-            self.model.facts["results"] = result_facts(self.model, self.scores, self.val_sets, self.config, weights)
+        weights = self._whole_weights()
         write_on_main(lambda: write_results(summary, self.model, weights, self.store.folder), self.device)
         return summary
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """The model's whole state dict, and in its facts what a card says of it."""
+        weights = whole_state(self.model.state_dict())
+        if rank() == 0:
+            facts = self.model.facts
+            facts["training"] = training_facts(self.config, self.train_set, world_size(), self.state)
+            facts["results"] = result_facts(self.model, self.scores, self.val_sets, self.config, weights)
+        return weights

@@ -8,6 +8,7 @@ from typing import Any
 from ..config import Config
 from ..evaluation import FIGURES, Scores, evaluate
 from ..model import FGASeg
+from .metrics import peak_memory_mb
 
 
 class Validation:
@@ -28,3 +29,10 @@ class Validation:
 def figures(scores: dict[str, Scores]) -> dict[str, dict[str, Any]]:
     """The figures of a history: {"<set>": {"miou_gt", ...}}."""
     return {name: {key: getattr(one, key) for key in FIGURES} for name, one in scores.items()}
+
+
+def rows(scores: dict[str, Scores], seconds: float) -> dict[str, dict[str, Any]]:
+    """What is reported of an evaluation that took `seconds`: the figures of each set, speed and memory."""
+    images = sum(one.images for one in scores.values())
+    speed = {"images_per_second": images / seconds, "peak_memory_mb": peak_memory_mb()}
+    return {name: row | speed for name, row in figures(scores).items()}

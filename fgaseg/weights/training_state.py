@@ -23,7 +23,7 @@ CHECKPOINT_FILES = ("model.safetensors", "state.pt")
 def remove_leftovers(folder: str | Path) -> None:
     """Remove the temporary files and folders that a killed training left in `folder`; no others."""
     folder = Path(folder)
-    own = ("checkpoint", "config.yaml", "log.jsonl", "nan_batch.safetensors", "summary.json",
+    own = ("checkpoint", "best", "config.yaml", "log.jsonl", "nan_batch.safetensors", "summary.json",
            "model/model.safetensors", "model/config.json", "model/README.md", "model/tokenizer")  # fmt: skip
     patterns = [Path(name).with_name(f".{Path(name).name}.*.tmp") for name in own]
     for leftover in (found for pattern in patterns for found in folder.glob(str(pattern))):

@@ -22,7 +22,7 @@ def test_the_layout_of_a_checkpoint_is_what_it_was(uninterrupted):
     assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "model.safetensors", "state.pt"]
     content = state(uninterrupted[0])
     assert list(content) == ["step", "optimizer", "scaler", "config", "samples", "names", "history", "losses", "means",
-                             "seconds", "skipped"]  # fmt: skip
+                             "seconds", "skipped", "changes"]  # fmt: skip
     assert (
         content["means"] == {"sums": {}, "counts": {}}
         and content["optimizer"].keys() <= weights(uninterrupted[0]).keys()
@@ -120,8 +120,13 @@ def test_scoring_that_fails_loses_no_training(uninterrupted, data, tmp_path, mon
 def test_resuming_another_configuration_is_refused(uninterrupted, data, tmp_path):
     out = shutil.copytree(uninterrupted[0], tmp_path / "run")
     before = weights(out)
-    with pytest.raises(CheckpointError, match=r"train\.lr was 0\.0001, now 0\.1"):
-        train(configure(data, out, ["train.lr=0.1"]), progress=False)
+    with pytest.raises(
+        CheckpointError, match=r"train\.seed was 0, now 1; model\.loss\.class_weights was None.* may change"
+    ):
+        changed = ["train.seed=1", "train.lr=0.1", "model.loss.class_weights={sky: 2}"]
+        train(configure(data, out, changed), progress=False)
+    with pytest.raises(CheckpointError, match=r"\(train\.steps is 7, but 8 are done\)"):
+        train(configure(data, out, ["train.steps=7"]), progress=False)
     with pytest.raises(CheckpointError, match="do not fit"):
         train(configure(data, out, ["model.hidden=64"]), progress=False)
     assert all(torch.equal(value, before[key]) for key, value in weights(out).items())
