@@ -79,6 +79,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--csv", type=Path, help="write the per-class rows to this file")
     add_view_options(parser)
+    parser.add_argument("--per-image", type=Path, metavar="FILE.csv", help="write a row per image to this file: "
+                        "its mIoU, and the IoU of each class in it")  # fmt: skip
+    parser.add_argument("--confusion", type=Path, metavar="FILE", help="write the confusion matrix to this file: in "
+                        "pixels to a .csv, as a picture to a .png")  # fmt: skip
     add_model_options(parser)
 
 
@@ -95,14 +99,23 @@ def run(options: argparse.Namespace) -> None:
     results = _evaluate(model, sets, options)
     if rank() > 0:
         return
-    if options.csv:
-        for name, result in results.items():
-            several = options.csv.with_stem(f"{options.csv.stem}_{name}")
-            result.scores.write_csv(several if len(results) > 1 else options.csv)
+    _write_files(options, results)
     if options.json:
         _print_json(options, source, results)
     else:
         _print_tables(options, results)
+
+
+def _write_files(options: argparse.Namespace, results: "Results") -> None:
+    """The files that were asked for; with several data sets each gets its own, with the name of the set."""
+    drawn = options.confusion and options.confusion.suffix.lower() == ".png"
+    for name, result in results.items():
+        scores = result.scores
+        confusion = scores.write_confusion_png if drawn else scores.write_confusion_csv
+        files = (options.csv, options.per_image, options.confusion)
+        for file, write in zip(files, (scores.write_csv, scores.write_images_csv, confusion), strict=True):
+            if file is not None:
+                write(file.with_stem(f"{file.stem}_{name}") if len(results) > 1 else file)
 
 
 def _check_data_options(options: argparse.Namespace) -> None:
@@ -134,6 +147,12 @@ def _check_values(options: argparse.Namespace) -> None:
             raise UsageError(f"--{key} {value}: give 1 or more")
     if options.top_k and options.top_k != "all" and not (options.top_k.isdecimal() and int(options.top_k)):
         raise UsageError(f"--top-k {options.top_k}: give a number of classes, or all")
+    for option, file, kinds in (
+        ("--per-image", options.per_image, (".csv",)),
+        ("--confusion", options.confusion, (".csv", ".png")),
+    ):
+        if file and file.suffix.lower() not in kinds:
+            raise UsageError(f"{option} {file}: give a name that ends in {' or '.join(kinds)}")
     if options.data and options.out is None:
         options.out = Path("runs/eval")
 
@@ -248,6 +267,7 @@ def _print_json(options: argparse.Namespace, source: str, results: "Results") ->
         "scores": {name: dump["scores"] for name, dump in dumps.items()},
         "records": {name: {key: dump[key] for key in ("hash", "record", "free")} for name, dump in dumps.items()},
         "table": table,
+        "details": {name: result.scores.details() for name, result in results.items()},
         "cautions": _cautions(options, results),
     }))  # fmt: skip
 

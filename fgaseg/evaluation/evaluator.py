@@ -170,12 +170,13 @@ def run_evaluation(
                     partial.save_when_due(state)
     if partial is not None and options.stopped():  # before waiting for the other processes
         partial.save(state)
-    confusion, images, samples_hash = state.summed()
-    if partial is not None and images < target.images:  # another process was stopped
+    scores = state.scores(target.classes)
+    if partial is not None and scores.images < target.images:  # another process was stopped
         partial.save(state)
-    scores = Scores(images, confusion.rows(target.classes), samples_hash)
-    if not scores.pixels and images == target.images:
-        raise DataError(f"nothing to score: all pixels of the {images} images are ignored (label {target.ignore})")
+    if not scores.pixels and scores.images == target.images:
+        raise DataError(
+            f"nothing to score: all pixels of the {scores.images} images are ignored (label {target.ignore})"
+        )
     return scores
 
 
@@ -238,7 +239,7 @@ def _count(state: EvalState, sample: Sample, predicted: Tensor, target: Target) 
     if target.class_of is not None:
         predicted = torch.tensor(target.class_of, device=predicted.device)[predicted]
     try:
-        state.add(sample.index, predicted, sample.item["labels"], sample.hashed)
+        state.add(sample.index, sample.item["stem"], predicted, sample.item["labels"], sample.hashed)
     except ValueError as error:
         raise DataError(f"{sample.item['stem']}: {error}") from error
 

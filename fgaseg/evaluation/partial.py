@@ -39,13 +39,14 @@ class PartialCounts:
     def restore(self, state: EvalState) -> None:
         """Add the parts of all processes of the interrupted run to this process's state, and save them as one part.
 
-        Raises UnfinishedError. A damaged part is left out with a warning: its samples are scored again.
+        Raises UnfinishedError. A part that is damaged, or of a version that kept less, is left out with a warning: its
+        samples are scored again.
         """
         for file in self.files():
             try:
                 record, tensors = _read_part(file)
             except Exception as error:  # safetensors, JSON and missing keys: each raises its own type
-                warnings.warn(f"{file}: is damaged ({error}); its images are scored again", stacklevel=2)
+                warnings.warn(f"{file}: cannot be resumed from ({error}); its images are scored again", stacklevel=2)
                 continue
             if changed := differences(record, self.record):
                 raise UnfinishedError(
@@ -78,7 +79,9 @@ def _read_part(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         record = json.loads(part.metadata()["record"])
         tensors = {key: part.get_tensor(key) for key in part.keys()}
         if part.metadata()["sha256"] != _digest(tensors):
-            raise ValueError("its checksum does not match")
+            raise ValueError("it is damaged: its checksum does not match")
+    if "stems" not in tensors:
+        raise ValueError("it is of an earlier version, without counts for each image")
     return record, tensors
 
 

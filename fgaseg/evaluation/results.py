@@ -42,13 +42,19 @@ class EvalResult:
 
 
 class ResultFiles:
-    """<folder>/<name>.json with the result and .csv with its classes; part files while the evaluation is unfinished.
+    """<folder>/<name>.json with the result, and what people look at: <name>.csv with its classes, <name>_images.csv,
+    <name>_confusion.csv and <name>_confusion.png. Part files while the evaluation is unfinished.
 
     record, files  `provenance` and `files_state` of this evaluation: what was saved by another one is refused
     """
 
     def __init__(self, folder: Path, name: str, record: dict[str, Any], files: str) -> None:
-        self.json, self.csv = folder / f"{name}.json", folder / f"{name}.csv"
+        self.json, self.csv, self.images = (
+            folder / f"{name}.json",
+            folder / f"{name}.csv",
+            folder / f"{name}_images.csv",
+        )
+        self.confusion, self.picture = folder / f"{name}_confusion.csv", folder / f"{name}_confusion.png"
         self.record, self.files = record, files
         self.partial = PartialCounts(folder, name, record | {"files": files})
 
@@ -58,7 +64,8 @@ class ResultFiles:
             return None
         try:
             data = json.loads(self.json.read_text())
-            result = EvalResult(data["record"], Scores.load(data["scores"]), data["free"])
+            scores = Scores.load(data["scores"], data.get("details"))  # earlier versions had no details
+            result = EvalResult(data["record"], scores, data["free"])
             before = _with_samples(result.record, "") | {"files": result.unhashed["files"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ResultError(f"{self.json}: holds no result of fgaseg eval ({error!r}): move it away") from None
@@ -71,15 +78,20 @@ class ResultFiles:
 
     def write(self, result: EvalResult) -> None:
         """Write the result, each file atomically, and then remove the part files."""
-        result.scores.write_csv(self.csv)
-        text = json.dumps(result.dump(), indent=2) + "\n"
+        scores = result.scores
+        scores.write_csv(self.csv)
+        scores.write_images_csv(self.images)
+        scores.write_confusion_csv(self.confusion)
+        scores.write_confusion_png(self.picture)
+        # numbers that nobody reads line by line, on one line
+        text = f'{json.dumps(result.dump(), indent=2)[:-2]},\n  "details": {json.dumps(scores.details())}\n}}\n'
         atomic_write(self.json, lambda file: file.write(text.encode()))
         self.partial.remove()
 
     def remove(self) -> None:
         """Remove everything, results too: beside an old result, a new evaluation could not be resumed."""
         self.partial.remove()
-        for file in (self.json, self.csv):
+        for file in (self.json, self.csv, self.images, self.confusion, self.picture):
             file.unlink(missing_ok=True)
 
 

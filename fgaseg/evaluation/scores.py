@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ..errors import ResultError
 from ..files import atomic_write
+from ..inference import confusion_picture
 
 
 class ConfusionMatrix:
@@ -26,10 +30,12 @@ class ConfusionMatrix:
         self.classes, self.ignore = classes, ignore
         self.matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
-    def add(self, predicted: Tensor, labels: Tensor) -> None:
+    def add(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Count one image. Integer tensors of the same shape; predicted in 0..T-1, labels too or `ignore`.
 
-        Raises ValueError naming the shapes or the value that is out of range; nothing is then counted.
+        Returns the counts of the k classes that occur in it, int64 [k, 4] on the CPU: class, and pixels that are
+        predicted correctly, in the ground truth, in the prediction. Raises ValueError naming the shapes or the value
+        that is out of range; nothing is then counted.
         """
         if predicted.shape != labels.shape:
             raise ValueError(f"predicted {list(predicted.shape)} and labels {list(labels.shape)} differ in shape")
@@ -44,7 +50,11 @@ class ConfusionMatrix:
                     f"{name} {int(wrong)} is none of the {self.classes} classes, nor {self.ignore} (ignore)"
                 )
         pairs = labels * self.classes + predicted
-        self.matrix += torch.bincount(pairs, minlength=self.classes**2).view_as(self.matrix)
+        counts = torch.bincount(pairs, minlength=self.classes**2).view_as(self.matrix)
+        self.matrix += counts
+        found = torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)], dim=1)
+        occurring = found.any(dim=1).nonzero()
+        return torch.cat([occurring, found[occurring[:, 0]]], dim=1).cpu()
 
     def rows(self, names: Sequence[str]) -> list[ClassScore]:
         """The counts of each class; `names` [T] are those of the classes, in order."""
@@ -81,11 +91,16 @@ class Scores:
     images        number of images that were scored
     rows          counts of each class
     samples_hash  identifies the images that were scored, by pixels and labels (`sample_hash`): 64 hexadecimal digits
+    confusion     [T, T] int64, pixels: rows are the classes of the ground truth, columns those of the prediction; None
+                  in a `subset`, and in results of earlier versions
+    per_image     the scores of each image alone, by its stem; their rows are the classes that occur in it
     """
 
     images: int
     rows: list[ClassScore]
     samples_hash: str = ""
+    confusion: Tensor | None = field(default=None, compare=False, repr=False)
+    per_image: dict[str, Scores] = field(default_factory=dict, repr=False)
 
     @property
     def present(self) -> int:
@@ -130,7 +145,10 @@ class Scores:
         wanted = set(names)
         if missing := wanted - {row.name for row in self.rows}:
             raise KeyError(f"classes that were not scored: {', '.join(sorted(missing))}")
-        return Scores(self.images, [row for row in self.rows if row.name in wanted], self.samples_hash)
+        each = {
+            stem: Scores(1, [row for row in one.rows if row.name in wanted]) for stem, one in self.per_image.items()
+        }
+        return Scores(self.images, [row for row in self.rows if row.name in wanted], self.samples_hash, None, each)
 
     def dump(self) -> dict[str, Any]:
         """As plain JSON types: all figures, and the rows of the classes."""
@@ -139,24 +157,83 @@ class Scores:
         return {"images": self.images, "pictures": self.samples_hash, "pixels": self.pixels, "classes": len(self.rows),
                 "present": self.present, **figures, "per_class": rows}  # fmt: skip
 
+    def details(self) -> dict[str, Any]:
+        """As plain JSON types: the confusion matrix, and figures and classes of each image.
+
+        A class of an image is [name, correct, labelled, predicted].
+        """
+        each = [
+            {"image": stem, "pixels": one.pixels, **{name: _number(getattr(one, name)) for name in FIGURES},
+             "per_class": [list(asdict(row).values()) for row in one.rows]}
+            for stem, one in self.per_image.items()
+        ]  # fmt: skip
+        return {"confusion": None if self.confusion is None else self.confusion.tolist(), "per_image": each}
+
     @classmethod
-    def load(cls, data: dict[str, Any]) -> Scores:
-        """Read what `dump` gave. Raises KeyError or TypeError when it is something else."""
+    def load(cls, data: dict[str, Any], details: dict[str, Any] | None = None) -> Scores:
+        """Read what `dump` and `details` gave. Raises KeyError or TypeError when it is something else."""
         counts = ("name", "correct", "labelled", "predicted")
         rows = [ClassScore(**{key: row[key] for key in counts}) for row in data["per_class"]]
-        return cls(data["images"], rows, data["pictures"])
+        if details is None:
+            return cls(data["images"], rows, data["pictures"])
+        confusion = None if details["confusion"] is None else torch.tensor(details["confusion"], dtype=torch.int64)
+        each = {one["image"]: cls(1, [ClassScore(*row) for row in one["per_class"]]) for one in details["per_image"]}
+        return cls(data["images"], rows, data["pictures"], confusion, each)
 
     def write_csv(self, path: str | Path) -> None:
         """Write one row per class: name, IoU, accuracy (empty where undefined) and the pixel counts. Atomic."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["class", "iou", "accuracy", "correct_pixels", "labelled_pixels", "predicted_pixels"])
-        for row in self.rows:
-            ratios = ["" if math.isnan(value) else value for value in (row.iou, row.accuracy)]
-            writer.writerow([row.name, *ratios, row.correct, row.labelled, row.predicted])
-        atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+        head = ["class", "iou", "accuracy", "correct_pixels", "labelled_pixels", "predicted_pixels"]
+        rows = [[row.name, row.iou, row.accuracy, row.correct, row.labelled, row.predicted] for row in self.rows]
+        _write_table(path, [head, *rows])
+
+    def write_images_csv(self, path: str | Path) -> None:
+        """Write one row per image: figures, and the IoU of each class that occurs in it (else empty). Atomic.
+
+        Classes whose name another class has too get no column. Raises ResultError where the images were not kept.
+        """
+        if self.images and not self.per_image:
+            raise ResultError(MISSING)
+        names = Counter(row.name for row in self.rows)
+        occurring = {row.name for one in self.per_image.values() for row in one.rows}
+        columns = [name for name, number in names.items() if number == 1 and name in occurring]
+        table: list[list[Any]] = [["image", "pixels", "miou_gt", "miou_union", "pixel_accuracy", *columns]]
+        for stem, one in self.per_image.items():
+            ious = {row.name: row.iou for row in one.rows}
+            figures = [stem, one.pixels, one.miou_gt, one.miou_union, one.pixel_accuracy]
+            table.append([*figures, *(ious.get(name, math.nan) for name in columns)])
+        _write_table(path, table)
+
+    def write_confusion_csv(self, path: str | Path) -> None:
+        """Write the confusion matrix in pixels, a row per class of the ground truth, names in front. Atomic.
+
+        Raises ResultError where there is none.
+        """
+        names, matrix = [row.name for row in self.rows], self._matrix()
+        head = ["ground truth / prediction", *names]
+        _write_table(path, [head, *([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))])
+
+    def confusion_picture(self, most: int = 40) -> Image.Image:
+        """The confusion matrix, drawn as shares of the pixels of each class; `most` classes at most.
+
+        Raises ResultError where there is none.
+        """
+        return confusion_picture(self._matrix().numpy(), [row.name for row in self.rows], most)
+
+    def write_confusion_png(self, path: str | Path) -> None:
+        """Write `confusion_picture`, atomically. Raises ResultError where there is no matrix."""
+        picture = self.confusion_picture()
+        atomic_write(path, lambda file: picture.save(file, "PNG"))
+
+    def _matrix(self) -> Tensor:
+        if self.confusion is None:
+            raise ResultError(MISSING)
+        return self.confusion
 
 
+MISSING = (
+    "these scores have neither confusion matrix nor images: a subset of the classes keeps none, and results that "
+    "earlier versions wrote have none (fgaseg eval --restart scores again)"
+)
 FIGURES = {
     "miou_gt": "mIoU (classes in the ground truth)",
     "miou_union": "mIoU (or in the prediction)",
@@ -164,6 +241,15 @@ FIGURES = {
     "mean_accuracy": "mean accuracy",
     "pixel_accuracy": "pixel accuracy",
 }
+
+
+def _write_table(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write CSV, atomically; NaN is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    for row in rows:
+        writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in row])
+    atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,7 +1,7 @@
 """From a photo to labels: prediction, results and pictures."""
 
 from .doubts import note_doubts
-from .pictures import comparison, contact_sheet, heat, legend, overlay, panel
+from .pictures import comparison, confusion_picture, contact_sheet, heat, legend, overlay, panel
 from .prediction import (
     LONGEST,
     LONGEST_ASPECT,
@@ -24,6 +24,7 @@ __all__ = [
     "WINDOWS_SIZE",
     "Result",
     "comparison",
+    "confusion_picture",
     "contact_sheet",
     "draw_pseudo_masks",
     "evaluation_mode",

@@ -298,6 +298,49 @@ def comparison(
     return panel([[("photo", photo), *pictures]], cell, below=strip)
 
 
+def confusion_picture(matrix: np.ndarray, names: Sequence[str], most: int = 40) -> Image.Image:
+    """A confusion matrix as a table of percentages: what the pixels of each class were predicted as.
+
+    matrix   [T, T] pixels, rows are the classes of the ground truth, columns those of the prediction
+    names    [T]
+    most     classes that are shown: those with the most pixels in ground truth and prediction, in the order of `names`
+
+    A row is divided by all pixels of its class, also those predicted as a class that is not shown; it is grey where the
+    class is not in the ground truth.
+    """
+    totals = matrix.sum(0) + matrix.sum(1)
+    occurring = np.flatnonzero(totals)
+    kept = np.sort(occurring[np.argsort(-totals[occurring], kind="stable")[:most]])
+    labelled = matrix.sum(1)[kept, None]
+    shares = np.where(labelled, matrix[np.ix_(kept, kept)] / np.maximum(labelled, 1), np.nan)
+    cell, size, gap = 30, 12, 8
+    texts = [_drawable(names[index], int(index), size) for index in kept]
+    texts = [(_shorten(text, font, 200), font) for text, font in texts]
+    margin = gap * 2 + max([round(font.getlength(text)) for text, font in texts], default=0)
+    said = "% of the pixels of each class (rows) predicted as (columns)"
+    if len(kept) < len(occurring):
+        said += f"; {len(kept)} of {len(occurring)} classes"
+    width = max(margin + cell * len(kept) + gap, round(_font(size).getlength(said)) + 2 * gap)
+    page = Image.new("RGB", (width, 3 * size + margin + cell * len(kept) + gap), _PAPER)
+    top = 3 * size + margin
+    draw = ImageDraw.Draw(page)
+    draw.text((gap, 1.5 * size), said, fill=_INK, font=_font(size), anchor="lm")
+    for number, (text, font) in enumerate(texts):
+        middle = number * cell + cell // 2
+        draw.text((margin - gap, top + middle), text, fill=_INK, font=font, anchor="rm")
+        upright = Image.new("RGB", (margin - gap, cell), _PAPER)
+        ImageDraw.Draw(upright).text((0, cell / 2), text, fill=_INK, font=font, anchor="lm")
+        page.paste(upright.rotate(90, expand=True), (margin + number * cell, 3 * size))
+    if len(kept):
+        cells = heat(shares, limits=(0.0, 1.0)).resize((cell * len(kept),) * 2, Image.Resampling.NEAREST)
+        page.paste(cells, (margin, top))
+    for row, column in np.argwhere(shares >= 0.005):
+        ink = _INK if shares[row, column] > 0.6 else _PAPER  # the ramp is light at its upper end
+        place = (margin + column * cell + cell / 2, top + row * cell + cell / 2)
+        draw.text(place, f"{100 * shares[row, column]:.0f}", fill=ink, font=_font(size), anchor="mm")
+    return page
+
+
 def contact_sheet(
     samples: Sequence[tuple[str, Image.Image, np.ndarray]], names: Sequence[str], cell: int = 300
 ) -> Image.Image:

@@ -45,7 +45,7 @@ def _announcement(before: dict[str, Any], recipe: TrainConfig, step: int) -> str
     schedule = f"the {recipe.schedule} schedule"
     if recipe.schedule == "cosine":
         schedule += f" of {recipe.steps} steps from the first to the last"
-    line = f"{said}: weights and optimizer state go on, and from step {step + 1} on the learning rate is that of {schedule}"
+    line = f"{said}: weights and optimizer state go on; from step {step + 1} on the learning rate is that of {schedule}"
     if step == 0:
         return line
     old = recipe.model_copy(update={key.partition(".")[2]: value for key, value in before.items()})

@@ -43,13 +43,16 @@ def test_resumes_where_it_was_stopped(model, dataset, interrupted, tmp_path, mon
 
 
 def test_the_saved_format_stays(model, dataset, interrupted, tmp_path):
-    """Part files of earlier versions have these keys."""
+    """Those of an earlier version lacked the last three."""
     interrupted(model, dataset, 4, out=tmp_path)
     tensors = read_weights(tmp_path / "val.part0.safetensors")
     assert {key: list(value.shape) for key, value in tensors.items()} == {
         "matrix": [5, 5],
         "pictures": [4],
         "done": [4],
+        "lengths": [4],
+        "counts": [20, 4],
+        "stems": [len('["0", "1", "10", "11"]')],
     }
 
 
@@ -118,7 +121,9 @@ def test_a_damaged_part_is_reported_and_scored_again(model, dataset, interrupted
     interrupted(model, dataset, 4, out=tmp_path)
     part = tmp_path / "val.part0.safetensors"
     part.write_bytes(damage(part.read_bytes()))
-    with pytest.warns(UserWarning, match=r"part0\.safetensors: is damaged"):
+    with pytest.warns(
+        UserWarning, match=r"part0\.safetensors: cannot be resumed from \(.*\); its images are scored again"
+    ):
         result = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
     assert result.scores == evaluate_with_provenance(model, dataset, "val").scores
 
@@ -173,4 +178,5 @@ def test_killed_it_resumes_with_another_number_of_processes(
         assert main(command) == 0
         found = json.loads(capsys.readouterr().out)
     whole = evaluate_with_provenance(model, dataset, "val")
+    assert found["details"]["val"] == whole.scores.details()
     assert found["scores"]["val"] == whole.scores.dump() and found["records"]["val"]["hash"] == whole.hash

@@ -83,13 +83,14 @@ def test_weights_are_those_of_the_file(model, saved_model):
 def test_what_is_written_is_what_was_hashed(model, dataset, tmp_path):
     result = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
     data = json.loads((tmp_path / "val.json").read_text())
-    assert set(data) == {"hash", "record", "free", "scores"}
+    assert set(data) == {"hash", "record", "free", "scores", "details"}
     assert data["hash"] == result.hash == short_hash(data["record"])
     assert data["record"]["data"]["images"] == 12 and data["record"]["weights"] == weights_hash(model)
     assert data["record"]["data"]["pictures"] == data["scores"]["pictures"] == result.scores.samples_hash
     assert set(data["record"]["versions"]) == {"fgaseg", "torch", "open_clip_torch"}
     assert data["scores"]["miou_gt"] == result.scores.miou_gt and (tmp_path / "val.csv").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["val.csv", "val.json"]
+    written = ["val.csv", "val.json", "val_confusion.csv", "val_confusion.png", "val_images.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 def test_a_finished_result_is_read_and_that_of_another_evaluation_refused(model, dataset, tmp_path, monkeypatch):

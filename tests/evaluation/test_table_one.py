@@ -79,7 +79,9 @@ def test_table_one_as_printed_and_as_json(saved_model, sets, tmp_path, capsys):
         line = next(line for line in text.splitlines() if line.strip().startswith(f"{name} "))
         assert line.split()[-6:] == [cell or "-" for cell in cells]
     assert [f"not comparable: {line}" in text for line in found["cautions"]] == [True] * len(found["cautions"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a150.csv", "a150.json", "pas20.csv", "pas20.json"]
+    endings = [".csv", ".json", "_confusion.csv", "_confusion.png", "_images.csv"]
+    written = [name + ending for name in ("a150", "pas20") for ending in endings]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
 
 
 def test_each_reason_against_a_comparison_is_given_once(saved_model, sets, tmp_path, capsys):
