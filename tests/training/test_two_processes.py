@@ -171,3 +171,35 @@ def test_fsdp_shards_the_encoders_and_sums_their_gradients(data, tmp_path, finet
     two = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert two["losses"] == pytest.approx(one.losses, rel=1e-5)
     assert two["trained_parameters"] == one.trained_parameters
+
+
+KEEPING = """
+import sys, torch
+torch.set_num_threads(1)
+from fgaseg.config import load_config
+from fgaseg.training import train
+
+train(load_config(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.parametrize("fsdp", ["false", "true"])
+def test_the_best_model_and_weighted_losses_are_those_of_one_process(data, tmp_path, fsdp):
+    recipe = ["train.steps=2", "train.eval_every=1", "train.patience=2", "train.accumulate=2", f"train.fsdp={fsdp}",
+              "train.schedule=constant", "model.loss.lambda_align=0",
+              "model.loss.class_weights={grass: 9, cat: 0}"]  # fmt: skip
+    one = train(configure(data, tmp_path / "one", recipe), progress=False)
+    configure(data, tmp_path / "two", recipe).save(tmp_path / "run.yaml")
+    (tmp_path / "run.py").write_text(KEEPING)
+    run_two_processes(tmp_path / "run.py", tmp_path / "run.yaml")
+    two = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert two["losses"] == pytest.approx(one.losses, rel=1e-4)
+    unweighted = train(configure(data, tmp_path / "plain", [*recipe, "model.loss.class_weights=null"]), progress=False)
+    assert unweighted.losses["gradient_norm"] != pytest.approx(one.losses["gradient_norm"], rel=1e-2)
+    scores = {entry["step"]: entry["val"]["miou_gt"] for entry in two["history"]}
+    assert two["best"]["score"] == max(scores.values()) == scores[two["best"]["step"]]
+    step, folder = two["best"]["step"], tmp_path / "until"
+    configure(data, folder, [*recipe, f"train.steps={step}"]).save(tmp_path / "run.yaml")
+    run_two_processes(tmp_path / "run.py", tmp_path / "run.yaml")
+    kept, last = (FGASeg.from_pretrained(one / "model").state_dict() for one in (tmp_path / "two" / "best", folder))
+    assert all(torch.equal(value, last[key]) for key, value in kept.items())
