@@ -23,8 +23,9 @@ class Tracker(Callback):
 
     name  of the tracker, as accelerate has it; its package has the same name
 
-    Where it sends to, and as whom, is the package's own business (WANDB_MODE, MLFLOW_TRACKING_URI, ...). Raises
-    TrainingError where the package is missing.
+    Where it sends to, and as whom, is the package's own business (WANDB_MODE, MLFLOW_TRACKING_URI, ...); so is
+    whether a resumed training is the same run there (WANDB_RUN_ID with WANDB_RESUME). Raises TrainingError where the
+    package is missing.
     """
 
     def __init__(self, name: str, config: Config):
