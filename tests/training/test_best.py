@@ -10,6 +10,7 @@ from runs import assert_same_run, configure, fail_at, kill_when, start, state
 import fgaseg
 import fgaseg.training.validation
 from fgaseg import FGASeg
+from fgaseg.cli import main
 from fgaseg.config import TrainConfig
 from fgaseg.errors import CheckpointError, ConfigError, TrainingError
 from fgaseg.evaluation import FIGURES, Scores
@@ -166,6 +167,13 @@ def test_a_full_disk_is_one_line_and_the_model_of_before_stays(data, tmp_path, m
     with pytest.raises(CheckpointError, match=r"best: could not be written: No space left .* of before is intact"):
         train(config, progress=False)
     assert kept(tmp_path)["step"] == 2 and fgaseg.load(tmp_path / "best").facts["training"]["steps"] == 2
+
+
+def test_the_command_says_where_it_is(data, tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, dict.fromkeys(range(1, 9), 0.1) | {2: 0.9})
+    configure(data, tmp_path / "run", OFTEN).save(tmp_path / "run.yaml")
+    assert main(["train", str(tmp_path / "run.yaml")]) == 0
+    assert f"best: {tmp_path}/run/best/model (miou_gt 0.9000 at step 2)" in capsys.readouterr().out
 
 
 # --- early stop

@@ -120,9 +120,8 @@ def test_scoring_that_fails_loses_no_training(uninterrupted, data, tmp_path, mon
 def test_resuming_another_configuration_is_refused(uninterrupted, data, tmp_path):
     out = shutil.copytree(uninterrupted[0], tmp_path / "run")
     before = weights(out)
-    with pytest.raises(
-        CheckpointError, match=r"train\.seed was 0, now 1; model\.loss\.class_weights was None.* may change"
-    ):
+    both = r"\(model\.loss\.class_weights was None, now {'sky': 2\.0}; train\.seed was 0, now 1\)"
+    with pytest.raises(CheckpointError, match=rf"{both}.*train\.steps and train\.lr may change"):
         changed = ["train.seed=1", "train.lr=0.1", "model.loss.class_weights={sky: 2}"]
         train(configure(data, out, changed), progress=False)
     with pytest.raises(CheckpointError, match=r"\(train\.steps is 7, but 8 are done\)"):

@@ -28,7 +28,7 @@ OWN_KEYS = ("train.out=", "train.seed=", "train.steps=")  # options of the comma
 # what changes neither the weights nor the scores of a training
 WITHOUT_EFFECT = (
     ("train", "out"), ("train", "eval_every"), ("train", "save_every"), ("train", "log_every"),
-    ("train", "tensorboard"), ("data", "workers"),
+    ("train", "tensorboard"), ("train", "keep_best"), ("train", "trackers"), ("train", "project"), ("data", "workers"),
 )  # fmt: skip
 # the encoders alone: logits are the cosines of pixel and text embeddings
 ENCODERS_ALONE = (
