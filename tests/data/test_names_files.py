@@ -85,6 +85,8 @@ NUMBERED = {
     "brackets after.txt": "road (7)\ntraffic light (11)\nsofa, couch (26)\n",
     "_classes.csv": 'Pixel Value, Class\n7, road\n11, traffic light\n26, "sofa, couch"\n',
     "capitals.csv": 'Class ID,Class Name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
+    "class_index.json": json.dumps({"7": ["n04096066", "road"], "11": ["n06874185", "traffic light"],
+                                    "26": ["n04256520", "sofa, couch"]}),
     "header.csv": 'id,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',
     "semicolons.csv": "Class;Id\nroad;7\ntraffic light;11\nsofa, couch;26\n",
     "label and name.csv": 'label,name\n7,road\n11,traffic light\n26,"sofa, couch"\n',

@@ -78,7 +78,7 @@ def test_other_separators_than_commas_are_told(text, caplog):
     assert "read as 3 classes: 'a', 'b', 'c'" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["a, b, c", "wooden floor, cat", "car | van, sky"])
+@pytest.mark.parametrize("text", ["a, b, c", "wooden floor, cat", "car | van, sky", "a, b;", "cat;"])
 def test_nothing_is_told_of_commas(text, caplog):
     with caplog.at_level(logging.INFO, "fgaseg"):
         read_typed(text)

@@ -10,6 +10,7 @@ import torch
 from runs import NAMES, TINY_MODEL, configure, fail_at, state, weights
 from tiny import tiny_model
 
+import fgaseg.training.gradients
 from fgaseg import Config, FGASeg
 from fgaseg.data import FolderDataset
 from fgaseg.errors import CheckpointError
@@ -52,17 +53,24 @@ def test_the_vocabulary_of_a_step_is_that_of_its_classes(chosen, finetune, synon
 
 
 @pytest.mark.parametrize("synonyms_of", ["best", "average"])
-def test_every_prompt_of_a_class_takes_part(synonyms, synonyms_of, tmp_path):
+def test_every_prompt_of_a_class_takes_part(synonyms, synonyms_of, tmp_path, monkeypatch):
     """Other synonyms are other trainings; and the losses count classes, not prompts."""
-    runs = {}
+    runs, maps, losses = {}, set(), fgaseg.training.gradients.segmentation_losses
+
+    def spy(out, *args):
+        maps.update(x.shape[1] for x in (out.logits, out.align, out.gcs, *out.aux) if x is not None)
+        return losses(out, *args)
+
+    monkeypatch.setattr(fgaseg.training.gradients, "segmentation_losses", spy)
     for name, classes in {"plain": NAMES, "synonyms": CLASSES, "others": ["grass | lawn | turf", *CLASSES[1:]]}.items():
         folder = tmp_path / name
         shutil.copytree(synonyms, folder)
         (folder / "names.txt").write_text("\n".join(classes))
-        overrides = [f"model.synonyms={synonyms_of}", "train.steps=2"]
+        overrides = [f"model.synonyms={synonyms_of}", "train.steps=2", "train.batch=2"]
         summary = train(configure(folder, folder / "out", overrides), progress=False)
         assert [row.name for row in summary.scores["val"].rows] == NAMES
         runs[name] = weights(folder / "out")
+    assert maps <= {5, 6}  # classes in a step; they have at least seven prompts
     for name in ("plain", "others"):
         assert any(not torch.equal(value, runs["synonyms"][key]) for key, value in runs[name].items())
 
