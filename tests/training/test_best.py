@@ -197,6 +197,7 @@ def test_stopped_early_the_same_command_does_nothing_more(data, tmp_path, monkey
     scripted(monkeypatch, dict.fromkeys(range(1, 9), 0.1))
     config = configure(data, tmp_path, ["train.patience=2", "train.eval_every=1", f"train.save_every={save_every}"])
     first = train(config, progress=False)
+    assert state(tmp_path)["step"] == 3
     weights = FGASeg.from_pretrained(tmp_path / "model").state_dict()
     again = train(config, progress=False)
     assert first.steps == again.steps == 3 and first.history == again.history and first.scores == again.scores
@@ -215,6 +216,19 @@ def test_interrupted_it_stops_where_it_would_have(data, tmp_path, monkeypatch, b
     parts = train(configure(data, tmp_path / "parts", words), progress=False)
     assert whole.steps == parts.steps == 6 and whole.history == parts.history
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_patience_that_has_run_out_when_a_run_resumes_ends_it_with_scores(data, tmp_path, monkeypatch):
+    """Also between two evaluations, where the model of this step has none yet; a good one goes on."""
+    for at_five, steps in ((0.2, 5), (0.95, 8)):
+        scripted(monkeypatch, {2: 0.9, 4: 0.1, 5: at_five, 6: 0.99, 8: 0.999})
+        out = tmp_path / str(steps)
+        config = configure(data, out, ["train.eval_every=2", "train.save_every=1"])
+        with pytest.raises(ZeroDivisionError):
+            train(config, progress=False, callbacks=[fail_at(6)])
+        summary = train(config.override("train.patience=1"), progress=False)
+        assert summary.steps == steps and summary.scores["val"].miou_gt == {5: 0.2, 8: 0.999}[steps]
+        assert bool(summary.stopped_early) == (steps == 5)
 
 
 def test_more_patience_goes_on(data, tmp_path, monkeypatch):
