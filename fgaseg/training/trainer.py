@@ -242,7 +242,7 @@ class Trainer:
         scored = bool(self.state.history) and self.state.history[-1]["step"] == self.state.step
         if scored and self.state.step == self._last_step():  # its scores are wanted once more, and not in a checkpoint
             self.state.history.pop()
-        left = self.state.step < self._last_step()
+        left = self.state.step < self.config.train.steps  # where patience has run out too: this score may rise
         if left:
             check_before_training(self.train_set, self.val_sets, self.config.data.val_count, self.device, self.progress)
         pinned = self.device.type == "cuda"
