@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -133,6 +133,10 @@ class FGASeg(nn.Module):
         In training mode, if the text tower trains, it is computed with its autograd graph and not cached.
         """
         return self.text_encoder.encode(names, graph=self.training)
+
+    def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Unit embeddings [N, C] of prompts, with a gradient as in `encode`, and without its cache and its notes."""
+        return self.text_encoder.embed(prompts, graph=self.training)
 
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         """pixels [B, 3, h, w], normalised (`normalization`), padded to whole patches: H = ceil(h / patch)."""

@@ -21,7 +21,8 @@ from ..model import FGASeg
 
 
 def shard_encoders(model: FGASeg) -> None:
-    """Shard the blocks, in place. From here on all processes must call `forward` and `encode` equally often.
+    """Shard the blocks, in place. From here on all processes must call `forward`, `encode` and `embed_prompts` equally
+    often.
 
     The parameters of the blocks become DTensors: load weights before, and make the optimizer afterwards.
     """
@@ -45,7 +46,8 @@ def shard_encoders(model: FGASeg) -> None:
                 register_fsdp_forward_method(block.attn, method)
     # A root without parameters of its own: it starts the units and, unlike them, is not gathered for good.
     fully_shard(model, mesh=mesh, ignored_params=set(unsharded(model.parameters())))
-    register_fsdp_forward_method(model, "encode")
+    for method in ("encode", "embed_prompts"):
+        register_fsdp_forward_method(model, method)
 
 
 @contextlib.contextmanager

@@ -96,5 +96,4 @@ class StepVocabulary:
         return self._frozen
 
     def _embed(self, indices: Tensor) -> Tensor:
-        prompts = [self.plan.prompts[index] for index in indices]
-        return self.model.text_encoder.embed(prompts, graph=self.model.training)
+        return self.model.embed_prompts([self.plan.prompts[index] for index in indices])

@@ -37,14 +37,16 @@ def test_every_name_is_embedded_once_in_as_many_batches_everywhere(monkeypatch, 
     """Else processes with sharded weights wait for each other for ever."""
     encoded = []
 
-    def embed(some, graph):
+    def embed(some):
         encoded.append(some)
         return torch.tensor([[float(name)] for name in some])
 
     def plan(some):
         return PromptPlan(tuple(some), tuple(some), (1,) * len(some), tuple(range(len(some))), False)
 
-    model = SimpleNamespace(training=True, text_encoder=SimpleNamespace(trains=lambda: True, plan=plan, embed=embed))
+    model = SimpleNamespace(
+        training=True, text_encoder=SimpleNamespace(trains=lambda: True, plan=plan), embed_prompts=embed
+    )
     vocabulary = StepVocabulary(model, [str(i) for i in range(10)], Config(), torch.device("cpu"))
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "PROMPTS_PER_BATCH", 2)
     monkeypatch.setattr(fgaseg.training.step_vocabulary, "world_size", lambda: processes)
