@@ -79,7 +79,7 @@ def measure(benchmark):
             seconds = row["device_ms" if DEVICE == "cuda" else "ms_p50"] / 1e3
             row |= {
                 "gb_s": round(nbytes * passes / seconds / 1e9, 2),
-                "copy_percent": round(100 * nbytes * passes / seconds / copy_rate(), 1),
+                "copy_percent": float(f"{100 * nbytes * passes / seconds / copy_rate():.3g}"),
                 "gflop_s": round(flops * passes / seconds / 1e9, 1),
                 "matmul_percent": round(100 * flops * passes / seconds / matmul_rate(inputs[0].dtype), 1),
             }
