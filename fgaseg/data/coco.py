@@ -64,7 +64,8 @@ class CocoLabels:
 
     def _mask(self, segmentation: Any, category: int) -> np.ndarray:
         """bool [H, W] of polygons or run lengths."""
-        masks = _pycocotools()
+        from pycocotools import mask as masks  # type: ignore[import-untyped]
+
         try:
             if isinstance(segmentation, dict):
                 if list(segmentation["size"]) != [self.height, self.width]:
@@ -166,7 +167,6 @@ def _used(labels: CocoLabels) -> set[int]:
 
 
 def _annotated(file: Path, data: dict[str, Any]) -> list[CocoLabels]:
-    _pycocotools()
     annotations: dict[Any, list[tuple[Any, int]]] = {one["id"]: [] for one in data["images"]}
     without = 0
     for one in data["annotations"]:
@@ -203,11 +203,3 @@ def _panoptic(file: Path, data: dict[str, Any]) -> list[CocoLabels]:
         name, size = photo["file_name"], (int(photo["height"]), int(photo["width"]))
         found.append(CocoLabels(file, name, *size, panoptic=(png, segments)))
     return found
-
-
-def _pycocotools() -> Any:
-    try:
-        from pycocotools import mask  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise DataError("COCO annotations are read by pycocotools: pip install 'fgaseg[data]'") from error
-    return mask

@@ -108,6 +108,8 @@ def test_every_kind_of_photo_keeps_its_colours(tmp_path, kind):
         image = image.quantize(256)
     elif mode == "progressive":
         options["progressive"] = True
+    if kind == "ycbcr.tif":
+        options["compression"] = "tiff_lzw"  # Pillow 12.3 cannot read the uncompressed ones that it writes
     if suffix in ("jpg", "webp", "avif"):
         options["quality"] = 95
     image.save(tmp_path / f"a.{suffix}", **options)
