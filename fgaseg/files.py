@@ -34,6 +34,26 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 @contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a path of the same name in a temporary folder beside `path`, for a library that opens its files itself.
+
+    If the block ends without an exception, all files of that folder are moved beside `path`, which comes last: what a
+    library writes next to its file, such as `<path>.aux.xml`, is there when the file is. Otherwise nothing is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    try:
+        yield folder / path.name
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            _fsync(file)
+            os.replace(file, path.with_name(file.name))
+        _fsync(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` to fill; if the block ends without an exception, it replaces `path`.
 

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from fgaseg.files import atomic_directory, atomic_write, complete_directory
+from fgaseg.files import atomic_directory, atomic_path, atomic_write, complete_directory
 from fgaseg.weights import remove_leftovers
 
 
@@ -45,6 +45,26 @@ def test_atomic_write_flushes_before_it_renames(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
     atomic_write(tmp_path / "file", lambda file: file.write(b"x"))
     assert events == ["fsync", "rename", "fsync"]  # the content, the name, the folder that holds the name
+
+
+def test_atomic_path_moves_what_was_written_and_the_file_last(tmp_path, monkeypatch):
+    order, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(b.name), replace(a, b)))
+    with atomic_path(tmp_path / "new" / "file.tif") as path:
+        path.write_text("one")
+        path.with_name("file.tif.aux.xml").write_text("names")
+        assert path.name == "file.tif" and not (tmp_path / "new" / "file.tif").exists()
+    assert (tmp_path / "new" / "file.tif").read_text() == "one"
+    assert names(tmp_path / "new") == ["file.tif", "file.tif.aux.xml"] and order == ["file.tif.aux.xml", "file.tif"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_atomic_path_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(type(error)), atomic_path(tmp_path / "file") as path:
+        path.write_text("ha")
+        raise error
+    assert (tmp_path / "file").read_text() == "old" and names(tmp_path) == ["file"]
 
 
 def test_atomic_directory_replaces(tmp_path):
