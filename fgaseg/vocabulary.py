@@ -20,6 +20,10 @@ class ClassPrompts(NamedTuple):
 ClassNames = Sequence[str | Sequence[str] | ClassPrompts] | Mapping[str, str | Sequence[str]]
 
 
+BACKGROUND = "background"  # the class of several background prompts
+NOTHING = "nothing"  # the label of pixels below a threshold, without a background class
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """Class names with their text embeddings, in the order of the logits' class axis. `model.encode(names)` makes one.
@@ -30,12 +34,14 @@ class Vocabulary:
                 that of the class; None: one row each, T = S
     first       the class that gets the pixels of each class, usually itself, the first of those that have the same
                 prompt; None: not known
+    background  the class that stands for everything else; None: there is none
     """
 
     names: tuple[str, ...]
     embeddings: Tensor = field(repr=False)
     counts: tuple[int, ...] | None = None
     first: tuple[int, ...] | None = field(default=None, repr=False)
+    background: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -44,6 +50,29 @@ class Vocabulary:
 def split_synonyms(name: str) -> tuple[str, ...]:
     """The prompts of a class as they are written in one text, with | between them."""
     return tuple(filter(None, (" ".join(part.split()) for part in name.split("|"))))
+
+
+def add_background(
+    classes: Sequence[ClassPrompts], background: str | Sequence[str]
+) -> tuple[tuple[ClassPrompts, ...], int]:
+    """Classes with one that stands for everything else, and its index.
+
+    background  prompts, as a list or with | between them. A single one is also the name of the class; several are
+                called "background". A class that is there already and has that name is taken, if it is its only prompt
+
+    Raises VocabularyError for no prompt, or where a class "background" is there and others prompts are given for it.
+    """
+    (given,) = check_names([background])
+    name = given.name if len(given.prompts) == 1 else BACKGROUND
+    for index, one in enumerate(classes):
+        if one.name == name:
+            if len(given.prompts) > 1 and one.prompts != given.prompts:
+                raise VocabularyError(
+                    f"background: a class is called {name!r} already, with its own prompts; leave these prompts out of "
+                    f"the background (give {name!r} alone) or rename the class"
+                )
+            return tuple(classes), index
+    return (*classes, ClassPrompts(name, given.prompts)), len(classes)
 
 
 def as_text(entry: str | ClassPrompts) -> str:

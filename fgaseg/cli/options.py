@@ -70,6 +70,39 @@ def _limits(text: str) -> list[float | str]:
     return found
 
 
+def add_background_options(parser: argparse.ArgumentParser) -> None:
+    """What becomes of pixels that are none of the classes; `background_values` reads them."""
+    parser.add_argument(
+        "--background",
+        metavar="NAMES",
+        help="names of everything else, commas between them, as one more class: other, 'wall, sky, ground', or stuff "
+        "for 39 usual ones; the name of a class makes that one the background",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="pixels whose score, a probability, is below it are the background or, without one, 'nothing'",
+    )
+
+
+def background_values(options: argparse.Namespace) -> tuple[list[str] | str | None, float | None]:
+    """Background and threshold as `FGASeg.encode` and `segment` take them. Raises VocabularyError and UsageError."""
+    if options.threshold is not None and not 0 < options.threshold < 1:
+        raise UsageError(f"--threshold {options.threshold:g}: is a probability: give a value between 0 and 1")
+    if options.background is None:
+        return None, options.threshold
+    from ..data import STUFF, read_typed
+    from ..vocabulary import check_names
+
+    if not options.background.strip():
+        raise UsageError("--background: names nothing; give names with commas between them, or stuff")
+    if options.background.strip().lower() == STUFF:
+        return STUFF, options.threshold
+    classes = check_names(read_typed(options.background))
+    return [prompt for one in classes for prompt in one.prompts], options.threshold
+
+
 def add_label_options(parser: argparse.ArgumentParser) -> None:
     """What the files and values of a user's own labels mean; `label_values` reads them."""
     parser.add_argument("--label-map", type=_label_map, metavar="FILE|PRESET|{...}",

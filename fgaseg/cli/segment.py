@@ -11,11 +11,13 @@ from ..errors import ImageError, UsageError
 from .options import (
     DEFAULT_MODEL,
     MODEL_HELP,
+    add_background_options,
     add_json,
     add_model_options,
     add_view_options,
     add_words,
     autocast,
+    background_values,
     load_model,
     split_words,
     view_values,
@@ -41,7 +43,7 @@ fetched once; `fgaseg models` lists others.
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
   fgaseg segment scene.tif --model runs/mine/model --classes "water, forest" --bands 4,3,2 --range 2%,98%
 
-Every pixel gets one of the names, whether it is there or not: name all that the photos show, or "background" too.
+Every pixel gets one of the names, whether it is there or not: name all that the photos show, or give a --background.
 PHOTO is a file, a folder (with all in it), a pattern such as "photos/**/*.jpg", a web address, @list.txt (a list of
 photos, one a line), or - (an image on standard input). A photo that cannot be read is named, the others are labelled,
 and the exit status is 1.
@@ -68,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="another model, drawn beside the first (Fig. 7); may be repeated",
     )
+    add_background_options(parser)
     add_view_options(parser)
     add_model_options(parser)
 
@@ -155,7 +158,11 @@ def _segment_one(
     from ..inference import comparison, draw_pseudo_masks, pseudo_masks
 
     image = read_image(photo.source(), **view)
-    results = {name: model.segment(image, classes) for name, model in models.items()}
+    background, threshold = background_values(options)
+    results = {
+        name: model.segment(image, classes, background=background, threshold=threshold)
+        for name, model in models.items()
+    }
     name, first = next(iter(results.items()))
     if len(results) > 1:
         picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], first.classes)

@@ -233,6 +233,9 @@ class ModelConfig(Section):
     """Channels of the two decoder stages."""
     inference: Literal["whole", "windows"] = _by_preset("whole", "windows")
     """Segment the photo as a whole, or as the released evaluation: four overlapping windows and the whole, averaged."""
+    resize: Literal["logits", "scores"] = _by_preset("logits", "scores")
+    """What a photo seen whole is labelled by: logits resized to its size, or scores (sigmoid, or softmax) resized to
+    it, as the released code does. Windows are averaged as scores either way."""
     class_maps_budget: NonNegativeFloat | None = None
     """Limit of the memory for class maps in inference, in MB per image; beyond it, maps are computed again instead of
     kept. null: no limit."""

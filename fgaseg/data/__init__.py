@@ -31,7 +31,7 @@ workers.py         applying a function to many files in worker processes
 """
 
 from .addresses import NamedBytes, is_address
-from .benchmark_sets import BENCHMARK_SETS
+from .benchmark_sets import BENCHMARK_SETS, STUFF, stuff_names
 from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import percent, read_classes, read_names
 from .datasets import PairDataset
@@ -51,6 +51,7 @@ __all__ = [
     "CLIP_NORMALIZATION",
     "CLIP_STD",
     "SEEN",
+    "STUFF",
     "UNSEEN",
     "VALIDATION_SCENES",
     "Bands",
@@ -80,5 +81,6 @@ __all__ = [
     "read_image",
     "read_names",
     "read_typed",
+    "stuff_names",
     "to_pixels",
 ]

@@ -64,7 +64,7 @@ def provenance(
             "first_synonym": config.pop("first_synonym"),
             **({"synonyms": synonyms} if several else {}),
         },
-        "input": _input(config.pop("inference"), config.pop("image_size"), model.patch),
+        "input": _input(config.pop("inference"), config.pop("image_size"), config.pop("resize"), model.patch),
         "model": config | {"encoder": encoder, "loss": {"seg": config["loss"]["seg"]}},
         "weights": weights or weights_hash(model),
         "numerics": _numerics(model.mean.device.type),
@@ -96,12 +96,13 @@ def _data(dataset: Any, name: str, count: int | None) -> dict[str, Any]:
     }
 
 
-def _input(inference: str, image_size: int, patch: int) -> dict[str, Any]:
+def _input(inference: str, image_size: int, resize: str, patch: int) -> dict[str, Any]:
     if inference == "windows":
         view = {"view": image_size // patch * patch, "patch": patch}
         return {"inference": "windows", "side": WINDOWS_SIZE, "window": WINDOW, "stride": STRIDE,
                 "longest": LONGEST, **view}  # fmt: skip
-    return {"inference": "whole", "longest": LONGEST_ASPECT * image_size, "view": image_size, "patch": patch}
+    scores = {"resize": "scores"} if resize == "scores" else {}
+    return {"inference": "whole", "longest": LONGEST_ASPECT * image_size, "view": image_size, "patch": patch, **scores}
 
 
 def _numerics(device: str) -> dict[str, Any]:

@@ -8,13 +8,18 @@ from .prediction import (
     STRIDE,
     WINDOW,
     WINDOWS_SIZE,
+    Segmenter,
+    decide,
     evaluation_mode,
+    label_names,
     predict,
     pseudo_masks,
     released_views,
     sliding_scores,
+    view_logits,
 )
 from .results import Result, draw_pseudo_masks
+from .scores import Probabilities, ScoreRule
 
 __all__ = [
     "LONGEST",
@@ -22,13 +27,18 @@ __all__ = [
     "STRIDE",
     "WINDOW",
     "WINDOWS_SIZE",
+    "Probabilities",
     "Result",
+    "ScoreRule",
+    "Segmenter",
     "comparison",
     "confusion_picture",
     "contact_sheet",
+    "decide",
     "draw_pseudo_masks",
     "evaluation_mode",
     "heat",
+    "label_names",
     "legend",
     "note_doubts",
     "overlay",
@@ -37,4 +47,5 @@ __all__ = [
     "pseudo_masks",
     "released_views",
     "sliding_scores",
+    "view_logits",
 ]

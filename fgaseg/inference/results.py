@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..errors import ResultError
 from ..kernels.labels import encode_runs
+from .scores import Probabilities, class_index
 
 
 @dataclass(frozen=True)
@@ -14,16 +16,22 @@ class Result:
     """What `model.segment` gives for one photo.
 
     labels   int64 [H, W], indices into classes, at the photo's own size (after its EXIF rotation)
-    classes  the names that were asked for, in that order
-    scores   float32 [H, W], the winning class's probability: softmax over the classes for a model trained with
-             cross-entropy, sigmoid for one trained with binary cross-entropy
+    classes  the names that were asked for, in that order; then, where they were asked for, the background or "nothing"
+    scores   float32 [H, W], the winning class's probability, 0 to 1: softmax over the classes for a model trained with
+             cross-entropy, sigmoid for one trained with binary cross-entropy. Where a threshold has decided that none
+             of the classes is there, that of the class that would have won
     image    the photo, RGB
+    nothing  which of the classes means "none of these"; None: no label does
+    source   the path or address that the photo was read from; "" for images, arrays and tensors
     """
 
     labels: np.ndarray = field(repr=False)
     classes: tuple[str, ...]
     scores: np.ndarray = field(repr=False)
     image: Image.Image = field(repr=False)
+    nothing: int | None = None
+    source: str = ""
+    maps: Probabilities | None = field(default=None, repr=False)
 
     @property
     def present(self) -> dict[str, float]:
@@ -32,15 +40,29 @@ class Result:
         order = np.argsort(-counts, kind="stable")
         return {self.classes[found[i]]: float(counts[i] / self.labels.size) for i in order}
 
-    def overlay(self, alpha: float = 0.7) -> Image.Image:
-        """The labels over the photo, with a legend."""
+    @property
+    def probabilities(self) -> Probabilities:
+        """Of every class, not only the winner's, at every pixel; computed one class at a time.
+
+        Raises ResultError unless they were asked for: `model.segment(photo, names, probabilities=True)`.
+        """
+        if self.maps is None:
+            raise ResultError("probabilities: were not kept; give model.segment probabilities=True")
+        return self.maps
+
+    def mask(self, name: str) -> np.ndarray:
+        """bool [H, W], where a class is. Raises VocabularyError for a name that is none of the classes."""
+        return np.asarray(self.labels == class_index(name, self.classes))
+
+    def overlay(self, alpha: float = 0.7, legend: bool = True) -> Image.Image:
+        """The labels over the photo, with a legend below, or at the photo's own size without one."""
         from .pictures import overlay
 
-        return overlay(self.image, self.labels, list(self.classes), alpha)
+        return overlay(self.image, self.labels, list(self.classes), alpha, with_legend=legend)
 
     def run_lengths(self) -> dict[str, list[int]]:
         """The mask of every class found, as COCO's uncompressed run lengths (column-major, zeros first)."""
-        return {name: encode_runs(self.labels == self.classes.index(name)).tolist() for name in self.present}
+        return {name: encode_runs(self.mask(name)).tolist() for name in self.present}
 
 
 class PseudoMasks(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..data import Bands, ImageSource, ValueRange, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
-from ..inference import Result, note_doubts, predict
+from ..inference import Result, ScoreRule, note_doubts, predict
 from ..vocabulary import ClassNames, Vocabulary
 from ..weights import (
     ConversionReport,
@@ -120,19 +120,23 @@ class FGASeg(nn.Module):
         self.image_encoder.compile(*args, **kwargs)
         self.head.compile(*args, **kwargs)
 
-    def encode(self, names: ClassNames) -> Vocabulary:
+    def encode(self, names: ClassNames, background: str | Sequence[str] | None = None) -> Vocabulary:
         """Class names to a reusable vocabulary, cached until the text tower's weights change.
 
-        names  a list of names, in which "car | automobile | van" is one class, car, with three prompts; or a mapping
-               from names to their prompts, {"car": ["car", "van"], "sky": "sky"}. `synonyms` of the configuration says
-               how the prompts of a class work together
+        names       a list of names, in which "car | automobile | van" is one class, car, with three prompts; or a
+                    mapping from names to their prompts, {"car": ["car", "van"], "sky": "sky"}. `synonyms` of the
+                    configuration says how the prompts of a class work together
+        background  prompts for everything else, which are one more class, the last: a list, or a text with | between
+                    them, of which always the best counts. A single prompt is also its name; several are called
+                    "background". "stuff" stands for 39 usual ones (wall, sky, grass, ...: those of PASCAL VOC with
+                    background). The name of one of the classes makes that one the background
 
         Logged once are names that the text tower cannot tell apart, cuts or hardly knows, and underscores, which it
         reads as spaces.
 
         In training mode, if the text tower trains, it is computed with its autograd graph and not cached.
         """
-        return self.text_encoder.encode(names, graph=self.training)
+        return self.text_encoder.encode(names, graph=self.training, background=background)
 
     def embed_prompts(self, prompts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, C] of prompts, with a gradient as in `encode`, and without its cache and its notes."""
@@ -179,6 +183,9 @@ class FGASeg(nn.Module):
         *,
         bands: Bands | None = None,
         value_range: ValueRange | None = None,
+        background: str | Sequence[str] | None = None,
+        threshold: float | None = None,
+        probabilities: bool = False,
     ) -> list[Result]: ...
 
     @overload
@@ -189,6 +196,9 @@ class FGASeg(nn.Module):
         *,
         bands: Bands | None = None,
         value_range: ValueRange | None = None,
+        background: str | Sequence[str] | None = None,
+        threshold: float | None = None,
+        probabilities: bool = False,
     ) -> Result: ...
 
     @torch.inference_mode()
@@ -199,22 +209,39 @@ class FGASeg(nn.Module):
         *,
         bands: Bands | None = None,
         value_range: ValueRange | None = None,
+        background: str | Sequence[str] | None = None,
+        threshold: float | None = None,
+        probabilities: bool = False,
     ) -> Result | list[Result]:
         """Label every pixel of a photo (PIL image, path, array or tensor), or of each photo in a list.
 
         names               class names as `encode` takes them, or a vocabulary made by it; labels are indices into its
                             classes
         bands, value_range  which bands and values of the photo are shown, as in `read_image`
+        background          prompts of a class for everything else, as `encode` takes them
+        threshold           between 0 and 1: pixels whose score is below it are the background or, without one, get a
+                            label of their own, "nothing", after the classes. What a score is, `Result` says
+        probabilities       keep what `Result.probabilities` is made of: the model's maps, 4H/patch × 4W/patch values a
+                            class
 
         A model in training mode is put into evaluation mode meanwhile. What was assumed, and answers that say little,
         are logged once. Raises ImageError and VocabularyError.
         """
-        vocabulary = names if isinstance(names, Vocabulary) else self.text_encoder.encode(names)
+        if isinstance(names, Vocabulary):
+            if background is not None:
+                raise VocabularyError("background: the vocabulary is made already: give the background to encode")
+            vocabulary = names
+        else:
+            vocabulary = self.text_encoder.encode(names, background=background)
         several = isinstance(image, list | tuple)
         results = []
         for one in image if several else [image]:
-            results.append(predict(self, read_image(one, bands=bands, value_range=value_range), vocabulary))
-            note_doubts(results[-1], softmax=self.config.loss.seg == "ce")
+            photo = read_image(one, bands=bands, value_range=value_range)
+            source = str(one) if isinstance(one, str | os.PathLike) else ""
+            results.append(
+                predict(self, photo, vocabulary, threshold=threshold, probabilities=probabilities, source=source)
+            )
+            note_doubts(results[-1], ScoreRule.of(self.config).softmax, threshold, len(vocabulary))
         return results if several else results[0]
 
     @torch.inference_mode()

@@ -34,6 +34,7 @@ class PromptPlan:
     counts   how many each class has
     first    the class that gets the pixels of each class: the first of those that have the same prompt
     average  the embeddings of a class are averaged; else its largest logit counts
+    background  the class that stands for everything else, of which the largest logit always counts; None: there is none
     """
 
     names: tuple[str, ...]
@@ -41,6 +42,7 @@ class PromptPlan:
     counts: tuple[int, ...]
     first: tuple[int, ...]
     average: bool
+    background: int | None = None
 
     @property
     def several(self) -> bool:
@@ -58,14 +60,15 @@ class PromptPlan:
         """The vocabulary of all classes or some, from the embeddings [T, C] of their prompts."""
         chosen = range(len(self.names)) if classes is None else classes
         names, first = tuple(self.names[one] for one in chosen), self.first if classes is None else None
+        background = self.background if classes is None else None
         counts = tuple(self.counts[one] for one in chosen)
-        if len(embeddings) == len(names):
-            return Vocabulary(names, embeddings, None, first)
-        if not self.average:
-            return Vocabulary(names, embeddings, counts, first)
-        parts = embeddings.split(counts)
-        means = [part if len(part) == 1 else F.normalize(part.mean(0, keepdim=True), dim=-1) for part in parts]
-        return Vocabulary(names, torch.cat(means), None, first)
+        if self.average and len(embeddings) > len(names):
+            parts = [
+                part if len(part) == 1 or one == self.background else F.normalize(part.mean(0, keepdim=True), dim=-1)
+                for one, part in zip(chosen, embeddings.split(counts), strict=True)
+            ]
+            embeddings, counts = torch.cat(parts), tuple(len(part) for part in parts)
+        return Vocabulary(names, embeddings, counts if len(embeddings) > len(names) else None, first, background)
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,17 @@ class PromptReader:
     tokenizer: Tokenizer | None
     synonyms: Literal["best", "average"]
 
-    def plan(self, classes: Sequence[ClassPrompts], templates: tuple[str, ...]) -> PromptPlan:
-        """The prompts of classes, to be put into templates with one `{}` each."""
+    def plan(
+        self, classes: Sequence[ClassPrompts], templates: tuple[str, ...], background: int | None = None
+    ) -> PromptPlan:
+        """The prompts of classes, to be put into templates with one `{}` each.
+
+        background  the class that stands for everything else; None: there is none
+        """
         subjects = {prompt: self.subject(prompt) for one in classes for prompt in one.prompts}
         keys = self._keys(list(dict.fromkeys(subjects.values())), templates)
         key_of = {prompt: keys[subject] for prompt, subject in subjects.items()}
-        plan = self._separate(classes, key_of)
+        plan = self._separate(classes, key_of, background)
         self._tell_lists(classes)
         self._tell_underscores(subjects)
         self._tell_equal(classes, key_of)
@@ -111,13 +119,15 @@ class PromptReader:
         assert self.tokenizer is not None
         return [tuple(row) for row in self.tokenizer([template.format(one) for one in subjects]).tolist()]
 
-    def _separate(self, classes: Sequence[ClassPrompts], key_of: dict[str, Hashable]) -> PromptPlan:
+    def _separate(
+        self, classes: Sequence[ClassPrompts], key_of: dict[str, Hashable], background: int | None
+    ) -> PromptPlan:
         """Each class with the prompts that no class before it has; a class that has none of its own left gives its
         pixels to the first that has its first prompt."""
-        average = self.synonyms == "average"
         owner: dict[Hashable, int] = {}
         prompts, counts, first = list[str](), list[int](), list[int]()
         for number, (_, words) in enumerate(classes):
+            average = self.synonyms == "average" and number != background  # its prompts are different things
             if average or len(words) == 1:
                 own = words
                 key = tuple(sorted(str(key_of[word]) for word in words)) if len(words) > 1 else key_of[words[0]]
@@ -129,7 +139,8 @@ class PromptReader:
             prompts += own
             counts.append(len(own))
         names = tuple(one.name for one in classes)
-        return PromptPlan(names, tuple(prompts), tuple(counts), tuple(first), average)
+        first_of = tuple(first)
+        return PromptPlan(names, tuple(prompts), tuple(counts), first_of, self.synonyms == "average", background)
 
     # ---- what is told
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..vocabulary import ClassNames, Vocabulary, check_names
+from ..data import STUFF, stuff_names
+from ..vocabulary import ClassNames, Vocabulary, add_background, check_names
 from .encoders import Encoder
 from .prompts import PromptPlan, PromptReader
 
@@ -42,17 +43,21 @@ class TextEncoder:
         self._plans: OrderedDict[tuple, PromptPlan] = OrderedDict()
         self._cache: OrderedDict[tuple, Vocabulary] = OrderedDict()
 
-    def plan(self, names: ClassNames) -> PromptPlan:
+    def plan(self, names: ClassNames, background: str | Sequence[str] | None = None) -> PromptPlan:
         """The prompts of class names; what may surprise about them is logged once."""
-        classes = check_names(names)
-        key = (classes, self.templates, self.first_synonym)
+        classes, index = check_names(names), None
+        if background is not None:
+            classes, index = add_background(classes, stuff_names() if background == STUFF else background)
+        key = (classes, index, self.templates, self.first_synonym)
         if key not in self._plans:
-            self._plans[key] = self._reader.plan(classes, self.templates)
+            self._plans[key] = self._reader.plan(classes, self.templates, index)
         return _latest(self._plans, key)
 
-    def encode(self, names: ClassNames, graph: bool = False) -> Vocabulary:
+    def encode(
+        self, names: ClassNames, graph: bool = False, background: str | Sequence[str] | None = None
+    ) -> Vocabulary:
         """Embed class names, or take them from the cache; with `graph`, record gradients and cache nothing."""
-        plan = self.plan(names)
+        plan = self.plan(names, background)
         if graph and torch.is_grad_enabled() and self.trains():
             return plan.vocabulary(self._embed(plan.prompts))
         with self._without_context():

@@ -28,7 +28,8 @@ def differences(before: dict[str, Any], config: Config, step: int) -> tuple[list
     returns  the differences that make it another run, "key was x, now y"; and the announcement of the others, or ""
     """
     now = dotted(config.dump())
-    then = dotted(Config().dump()) | dotted(before)  # the defaults of keys that were not there yet
+    defaults = Config.model_validate({"model": {"preset": before.get("model", {}).get("preset", "paper")}})
+    then = dotted(defaults.dump()) | dotted(before)  # the defaults of keys that were not there yet
     changed = [key for key in now if key not in FREE and then.get(key) != now[key]]
     refused = [f"{key} was {then.get(key)!r}, now {now[key]!r}" for key in changed if key not in ANNOUNCED]
     if config.train.steps < step:

@@ -279,7 +279,7 @@ def test_a_photo_without_memory_for_it_is_named(model, capsys, monkeypatch):
     draw("1.png", "2.png")
     segment_photo = fgaseg.FGASeg.segment
 
-    def fail(self, image, names):
+    def fail(self, image, names, **options):
         if image.getpixel((0, 0)) == Image.open("1.png").getpixel((0, 0)):
             raise MemoryError
         return segment_photo(self, image, names)
@@ -295,7 +295,8 @@ def test_bands_and_range_reach_the_photo(model, capsys, monkeypatch):
     seen = []
     segment_photo = fgaseg.FGASeg.segment
     monkeypatch.setattr(
-        "fgaseg.FGASeg.segment", lambda self, image, names: seen.append(image) or segment_photo(self, image, names)
+        "fgaseg.FGASeg.segment",
+        lambda self, image, names, **options: seen.append(image) or segment_photo(self, image, names, **options),
     )
     assert segment(model, "scene.tif", "--bands", "5,3,1", "--range", "0,4095") == 0
     np.testing.assert_array_equal(np.asarray(seen[0]), (values[..., [4, 2, 0]] / 4095 * 255).round())

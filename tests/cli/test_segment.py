@@ -34,9 +34,9 @@ def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monke
     seen = []
     segment = fgaseg.FGASeg.segment
 
-    def spy(self, *args):
+    def spy(self, *args, **options):
         seen.append((self.config.inference, self.config.class_maps_budget, torch.is_autocast_enabled("cpu")))
-        return segment(self, *args)
+        return segment(self, *args, **options)
 
     monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
     assert main(command) == 0
@@ -94,7 +94,7 @@ def segmented(arguments, monkeypatch):
     """The exit status, and the classes of the result."""
     seen, segment = [], fgaseg.FGASeg.segment
 
-    def spy(self, *args):
+    def spy(self, *args, **options):
         seen.append(segment(self, *args))
         return seen[-1]
 
@@ -135,3 +135,36 @@ def test_real_photo(model, tmp_path, capsys):
     names = str(DATA / "msrc_v2" / "names.txt")
     assert main(["segment", photo, "--model", model, "--names", names, "--out", str(tmp_path / "out.png")]) == 0
     assert Image.open(tmp_path / "out.png").width >= 300
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "background", "threshold"),
+    [(["--background", "other"], ("cat", "dog", "other"), 2, None),
+     (["--background", "wall, sky | clouds; ground"], ("cat", "dog", "background"), 2, None),
+     (["--background", "Stuff", "--threshold", "0.4"], ("cat", "dog", "background"), 2, 0.4),
+     (["--background", "dog"], ("cat", "dog"), 1, None),
+     (["--threshold", "0.9"], ("cat", "dog", "nothing"), 2, 0.9)],
+)  # fmt: skip
+def test_background_and_threshold(model, photo, tmp_path, monkeypatch, options, classes, background, threshold):
+    results, segment = [], fgaseg.FGASeg.segment
+
+    def spy(self, *args, **given):
+        results.append((segment(self, *args, **given), given.get("threshold")))
+        return results[-1][0]
+
+    monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
+    out = ["--out", str(tmp_path / "o.png")]
+    assert main(["segment", photo, "--model", model, "--classes", "cat, dog", *options, *out]) == 0
+    ((result, given),) = results
+    assert (result.classes, result.nothing, given) == (classes, background, threshold)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(["--threshold", "50"], "--threshold 50: is a probability"), (["--threshold", "0"], "between 0 and 1"),
+     (["--threshold", "nan"], "between 0 and 1"), (["--background", " "], "--background")],
+)  # fmt: skip
+def test_wrong_backgrounds_and_thresholds_are_one_line(model, photo, capsys, options, text):
+    assert main(["segment", photo, "--model", model, "--classes", "cat, dog", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
