@@ -4,9 +4,12 @@ import argparse
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..vocabulary import ClassPrompts
 
 DEFAULT_MODEL = "cat-seg-b16"
 MODEL_HELP = "a name of `fgaseg models`, a folder that train or save_pretrained wrote, a checkpoint file, or a hub id"
@@ -68,6 +71,25 @@ def _limits(text: str) -> list[float | str]:
         except ValueError:
             found.append(limit.strip())
     return found
+
+
+def add_class_options(parser: argparse.ArgumentParser) -> None:
+    """The classes, typed or in a file; `class_values` reads them."""
+    names = parser.add_mutually_exclusive_group(required=True)
+    names.add_argument("--classes", help="names with commas between them; | between synonyms of one class")
+    names.add_argument("--names", type=Path, help="file of names: text, JSON, YAML, CSV, a label map of a tool, ...")
+
+
+def class_values(options: argparse.Namespace) -> "tuple[ClassPrompts, ...]":
+    """The classes of the options of `add_class_options`. Raises DataError, UsageError and VocabularyError."""
+    from ..data import read_classes, read_typed
+    from ..vocabulary import check_names
+
+    if options.names:
+        return check_names(read_classes(options.names))
+    if re.search(r"\.(txt|json|ya?ml|csv|names)$", options.classes.strip().lower()):
+        raise UsageError(f"--classes {options.classes}: is a file, and not names: give it as --names")
+    return check_names(read_typed(options.classes))
 
 
 def add_background_options(parser: argparse.ArgumentParser) -> None:

@@ -2,22 +2,23 @@
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError, UsageError
+from ..errors import ImageError
 from .options import (
     DEFAULT_MODEL,
     MODEL_HELP,
     add_background_options,
+    add_class_options,
     add_json,
     add_model_options,
     add_view_options,
     add_words,
     autocast,
     background_values,
+    class_values,
     load_model,
     split_words,
     view_values,
@@ -56,9 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
               "photos, folders, patterns, addresses, @lists or -; overrides of the configuration of every model, e.g. "
               "inference=windows")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
-    names = parser.add_mutually_exclusive_group(required=True)
-    names.add_argument("--classes", help="names with commas between them; | between synonyms of one class")
-    names.add_argument("--names", type=Path, help="file of names: text, JSON, YAML, CSV, a label map of a tool, ...")
+    add_class_options(parser)
     parser.add_argument("--out", help="picture (.png, .jpg, .webp) or folder to write (default: <photo>_labels.png)")
     parser.add_argument(
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (the paper's Fig. 6)"
@@ -77,13 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..progress import track
-    from ..vocabulary import check_names
 
     words, overrides = split_words(options.words)
     photos = find_photos(words)
     outputs = picture_paths(photos, options.out)
     view = view_values(options)
-    classes = check_names(_classes(options))
+    classes = class_values(options)
     models = {}
     if not all(photo.error for photo in photos):
         models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
@@ -100,16 +98,6 @@ def run(options: argparse.Namespace) -> int:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
             print(f"{row['image']}: {shares} -> {out}", flush=True)
     return _report(failed, len(photos))
-
-
-def _classes(options: argparse.Namespace) -> "ClassNames":
-    from ..data import read_classes, read_typed
-
-    if options.names:
-        return read_classes(options.names)
-    if re.search(r"\.(txt|json|ya?ml|csv|names)$", options.classes.strip().lower()):
-        raise UsageError(f"--classes {options.classes}: is a file, and not names: give it as --names")
-    return read_typed(options.classes)
 
 
 def _report(failed: dict[str, str], count: int) -> int:

@@ -37,7 +37,16 @@ from .class_names import percent, read_classes, read_names
 from .datasets import PairDataset
 from .folders import FolderDataset
 from .from_config import VALIDATION_SCENES, data_sets
-from .images import CLIP_MEAN, CLIP_NORMALIZATION, CLIP_STD, ImageSource, Normalization, read_image, to_pixels
+from .images import (
+    CLIP_MEAN,
+    CLIP_NORMALIZATION,
+    CLIP_STD,
+    ImageSource,
+    Normalization,
+    read_image,
+    refuse_large,
+    to_pixels,
+)
 from .preparation import PrepareReport, prepare, prepare_folders
 from .prepared_sets import open_set, open_set_in_folders
 from .samples import Bands, ValueRange, View
@@ -81,6 +90,7 @@ __all__ = [
     "read_image",
     "read_names",
     "read_typed",
+    "refuse_large",
     "stuff_names",
     "to_pixels",
 ]

@@ -155,7 +155,7 @@ def _from_file(file: IO[bytes], source: Path | IO[bytes], name: str, view: View)
     _refuse_others(head, name)
     raster = None
     if head.startswith(TIFF):
-        raster = read_tiff(file, name, view, partial(_refuse_large, name))
+        raster = read_tiff(file, name, view, partial(refuse_large, name))
         file.seek(0)
     if raster is None:
         with _open(source, name) as image:
@@ -221,7 +221,8 @@ def _pixel_limit() -> int:
     return int(setting)
 
 
-def _refuse_large(name: str, width: int, height: int) -> None:
+def refuse_large(name: str, width: int, height: int) -> None:
+    """Raise ImageError if a picture has more than 100 megapixels, or than FGASEG_PIXEL_LIMIT in the environment."""
     limit = _pixel_limit()
     if width * height > limit:
         raise ImageError(
@@ -234,7 +235,7 @@ def _limit_pixels(image: Image.Image, name: str) -> None:
     limit, (width, height) = _pixel_limit(), image.size
     factor = next((n for n in (1, 2, 4, 8) if width * height <= limit * n * n), None)
     if factor is None or not isinstance(image, JpegImageFile):
-        _refuse_large(name, width, height)
+        refuse_large(name, width, height)
         return
     if factor == 1:
         return
