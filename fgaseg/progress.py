@@ -6,11 +6,21 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 T = TypeVar("T")
 
@@ -19,26 +29,59 @@ LOG_SECONDS = 60.0  # between two lines of the log
 log = logging.getLogger(__name__)
 
 
-def track(items: Iterable[T], title: str, total: int, *, done: int = 0, shown: bool = True) -> Iterator[T]:
-    """Yield the items and show how many have been consumed.
+class _Speed(ProgressColumn):
+    """How many items a second, lately."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(_speed(task.speed, self.unit) if task.speed else "", style="progress.data.speed")
+
+
+def track(
+    items: Iterable[T], title: str, total: int, *, done: int = 0, unit: str = "", shown: bool = True
+) -> Iterator[T]:
+    """Yield the items and show how many have been consumed, how many a second, and the time left.
 
     title  what is being done, such as "scoring"
     total  the number of all items, with those done before
-    done   how many of `total` were finished before, by an earlier run
+    done   how many of `total` were finished before, by an earlier run; speed and time left do not count them
+    unit   what the items are, in the plural, such as "photos"
     shown  False: only yield the items
     """
     if not shown:
         yield from items
         return
     console = Console(stderr=True)
-    last = time.monotonic()
+    start = last = time.monotonic()
     # what is printed meanwhile appears above the bar, unless it goes elsewhere: then it must not end up here
     above = sys.stdout is not None and sys.stdout.isatty()
-    with Progress(console=console, transient=True, disable=not console.is_terminal, redirect_stdout=above) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(unit),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=above
+    ) as bar:
         task = bar.add_task(escape(title), total=total, completed=done)
         for count, item in enumerate(items, done + 1):
             yield item
             bar.update(task, completed=count)
-            if not console.is_terminal and time.monotonic() - last >= LOG_SECONDS:
-                log.info("%s: %d of %d", title, count, total)
-                last = time.monotonic()
+            now = time.monotonic()
+            if not console.is_terminal and now - last >= LOG_SECONDS:
+                last = now
+                log.info("%s: %d of %d%s", title, count, total, _pace(count - done, total - count, now - start, unit))
+
+
+def _speed(per_second: float, unit: str) -> str:
+    """Slow work in items a minute: 0.0 a second says nothing."""
+    amount, time_unit = (per_second, "s") if per_second >= 0.1 else (60 * per_second, "min")
+    return f"{amount:.3g} {unit}/{time_unit}" if unit else f"{amount:.3g}/{time_unit}"
+
+
+def _pace(count: int, left: int, seconds: float, unit: str) -> str:
+    """Speed so far and the time that the rest takes at that speed, for a line of the log."""
+    if not seconds:
+        return ""
+    rest = timedelta(seconds=round(left * seconds / count))
+    return f", {_speed(count / seconds, unit)}, {rest} left"

@@ -1,6 +1,7 @@
 """A configuration is right, or one line says where it is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -106,6 +107,18 @@ def test_unknown_key_names_the_nearest(override, nearest):
     assert f"override '{override}'" in message and len(message.splitlines()) == 1
     if nearest:
         assert f"did you mean '{nearest}'?" in message and "unknown key" in message
+
+
+def test_paths_that_begin_with_a_dot_are_beside_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set").mkdir()
+    data = {"images": "./images", "labels": "../labels", "names": "names.txt", "label_map": "./map.yaml", "ignore": 0}
+    (tmp_path / "set" / "data.yaml").write_text(yaml.safe_dump({"data": data, "train": {"out": "./runs"}}))
+    config = load_config("set/data.yaml", "data.val_images=./mine")
+    assert config.data.images == Path("set/images") and config.data.labels.resolve() == tmp_path / "labels"
+    assert (config.data.names, config.data.label_map) == (Path("names.txt"), "set/map.yaml")
+    # what is typed, and what a run writes, is where one is
+    assert (config.data.val_images, config.train.out) == (Path("mine"), Path("runs"))
 
 
 def test_misspelt_key_in_a_file_names_the_file(tmp_path):

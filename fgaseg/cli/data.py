@@ -39,6 +39,7 @@ values that do not fit.
   fgaseg data check --images DIR --labels DIR --names names.txt       your own data
   fgaseg data check --images DIR --labels annotations.json --picture sheet.png
   fgaseg data check --images DIR --label-suffix _mask --label-map labelmap.txt
+  fgaseg data check mine.yaml                           the data of a training's configuration
 
 Of your own data the share of each class is shown, and what looks wrong, with its likely cause and the option that
 cures it; --picture draws five photos with their labels.
@@ -72,12 +73,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for action, function in ((listing, run_list), (check, run_check), (prepare, run_prepare)):
         action.set_defaults(action=function)
         add_json(action)
+    check.set_defaults(rotate_labels=None)
     check.add_argument("--quick", action="store_true", help="count only, decode nothing")
     add_view_options(check)
     check.add_argument("--picture", type=Path, metavar="FILE", help="draw five of your own photos with their labels")
     prepare.add_argument("--out", type=Path, help="write there (default: --root), with links to the originals")
     for one in (check, prepare):
-        one.add_argument("sets", nargs="*", metavar="SET", help="see fgaseg data list (default: all)")
+        more = "; or a configuration with data of your own" if one is check else ""
+        one.add_argument("sets", nargs="*", metavar="SET", help=f"see fgaseg data list (default: all){more}")
         one.add_argument("--root", type=Path, default=None, help="default: $DETECTRON2_DATASETS, or ./datasets")
         one.add_argument("--split", choices=("train", "val"), help="default: val, of coco-stuff both")
         one.add_argument("--images", type=Path, help="one set's photos, wherever they are")
@@ -135,6 +138,7 @@ def run_check(options: argparse.Namespace) -> int:
     from ..data import check, default_root
 
     root = options.root or default_root()
+    _read_configuration(options)
     _check_data_options(options)
     if options.images:
         reports = [_check_folders(options)]
@@ -154,6 +158,23 @@ def run_check(options: argparse.Namespace) -> int:
     return int(any(one.state in bad or (one.state == "absent" and one.set in options.sets) for one in reports))
 
 
+def _read_configuration(options: argparse.Namespace) -> None:
+    """A configuration in place of a set: its data, as if given by the options."""
+    if not any(one.lower().endswith((".yaml", ".yml")) for one in options.sets):
+        return
+    from ..config import load_config
+
+    given = [options.images, options.labels, options.names, *label_values(options), *view_values(options)]
+    if len(options.sets) > 1 or any(given):
+        raise UsageError(f"{' '.join(options.sets)}: give one configuration, and no sets and options of data with it")
+    data = load_config(options.sets[0]).data
+    if data.images is None:
+        raise UsageError(f"{options.sets[0]}: has no data.images, so there are no photos of your own to check")
+    for key in ("images", "labels", "names", "bands", "label_map", "image_suffix", "label_suffix", "rotate_labels"):
+        setattr(options, key, getattr(data, key))
+    options.sets, options.range, options.ignore = [], data.value_range, list(data.void_values)
+
+
 def _check_folders(options: argparse.Namespace) -> "CheckReport":
     from ..data import check_folders
 
@@ -171,6 +192,7 @@ def _check_folders(options: argparse.Namespace) -> "CheckReport":
         set_name=options.sets[0] if options.sets else None,
         workers=options.workers,
         progress=True,
+        rotate_labels=options.rotate_labels,
         **label_values(options),
         **view_values(options),
     )

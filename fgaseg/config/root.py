@@ -40,13 +40,24 @@ def load_config(path: str | Path | None = None, *words: str, **values: Any) -> C
 
         load_config("configs/vitb16.yaml", "model.kernel_size=5", "data.scale=[0.5, 2.0]", **{"train.out": folder})
 
-    `encoder` is short for `model.encoder`, and its name alone for the section: "encoder=ViT-B-16-SigLIP2-384".
+    `encoder` is short for `model.encoder`, and its name alone for the section: "encoder=ViT-B-16-SigLIP2-384". Paths are
+    relative to the working directory; those of the file's `data` section that begin with ./ or ../, to the file.
 
     Raises ConfigError naming the file or the override, the key, and for an unknown key the nearest valid one.
     """
-    data = {} if path is None else read_yaml(Path(path))
+    data = {} if path is None else _beside(Path(path), read_yaml(Path(path)))
     words, values = tuple(map(_in_full, words)), {_in_full(key): value for key, value in values.items()}
     return Config.read(data, "defaults" if path is None else str(path), apply_overrides(data, words, values))
+
+
+def _beside(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file, the paths in its `data` section that begin with a dot being relative to the file."""
+    section = data.get("data")
+    if not isinstance(section, dict):
+        return data
+    found = {key: str(path.parent / value) if isinstance(value, str) and value.startswith(("./", "../")) else value
+             for key, value in section.items()}  # fmt: skip
+    return data | {"data": found}
 
 
 def _in_full(key: str) -> str:

@@ -47,6 +47,7 @@ from .images import (
     refuse_large,
     to_pixels,
 )
+from .names_files import names_text
 from .preparation import PrepareReport, prepare, prepare_folders
 from .prepared_sets import open_set, open_set_in_folders
 from .samples import Bands, ValueRange, View
@@ -81,6 +82,7 @@ __all__ = [
     "data_sets",
     "default_root",
     "is_address",
+    "names_text",
     "open_set",
     "open_set_in_folders",
     "percent",

@@ -241,14 +241,29 @@ def _read_one_line(text: str, origin: str, label_map: bool) -> ClassTable:
 
 
 def names_text(classes: Sequence[str | ClassPrompts]) -> str:
-    """A names file of classes, in label order: one per line where that says it all, else in JSON."""
+    """A names file of classes, in label order, that ``read_table`` reads back.
+
+    One per line where that says it all, else one per line in quotes, else in JSON. Raises DataError for a name that
+    stands twice or that no names file can hold.
+    """
     prompts = {one: (one,) if isinstance(one, str) else one.prompts for one in classes}
-    text = "".join(f"{' | '.join(words)}\n" for words in prompts.values())
     names = [one if isinstance(one, str) else one.name for one in classes]
-    try:
-        table = read_lines(text, "names", label_map=False)
-        if table.with_prompts(table.class_names()) == list(classes):
+    if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise DataError(f"class names: {twice!r} stands twice, which a file of names cannot say: give it once")
+    in_json = dict(zip(names, map(list, prompts.values()), strict=True))
+    for text in (
+        "".join(f"{' | '.join(words)}\n" for words in prompts.values()),
+        "".join(f"{_quoted(name)}\n" for name in names),
+        json.dumps(in_json, indent=1, ensure_ascii=False) + "\n",
+    ):
+        try:
+            table = _format(Path("names"), text, False)(text, "names", False)
+        except DataError:
+            continue
+        if not table.names and table.with_prompts(table.class_names()) == list(classes):
             return text
-    except DataError:
-        pass
-    return json.dumps(dict(zip(names, map(list, prompts.values()), strict=True)), indent=1, ensure_ascii=False) + "\n"
+    raise DataError(f"class names: a file cannot hold {', '.join(map(repr, names[:5]))}: give names without signs")
+
+
+def _quoted(name: str) -> str:
+    return next((f"{sign}{name}{sign}" for sign in "\"'`" if sign not in name), name)

@@ -229,7 +229,7 @@ def _samples(
         log.info("resuming: %d of %d images were scored before", done, images)
     title = f"scoring, process 0 of {world_size()}" if world_size() > 1 else "scoring"
     with closing(_read_ahead(dataset, indices, options.read_ahead)) as samples:
-        for sample in track(samples, title, done + len(indices), done=done, shown=shown):
+        for sample in track(samples, title, done + len(indices), done=done, unit="images", shown=shown):
             if options.stopped():
                 return
             yield sample

@@ -147,6 +147,19 @@ def test_prepare_writes_own_labels_as_plain_ones(masks, tmp_path, capsys):
     assert row["converted"] == 5 and "3_mask.png: is empty" in row["failed"]["3"]
 
 
+def test_check_takes_the_data_of_a_configuration(masks, tmp_path, capsys, monkeypatch):
+    text = "data: {images: ./all, label_suffix: _mask, label_map: {0: sky, 255: sea}, ignore: 254}"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert main(["data", "check", str(tmp_path / "mine.yaml"), "--workers", "0", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["pairs"] == 6 and set(row["shares"]) == {"sky", "sea"}
+    for words in (["--images", str(masks)], ["--ignore", "3"], ["a150"]):
+        assert main(["data", "check", str(tmp_path / "mine.yaml"), *words]) == 1
+        assert "mine.yaml" in (printed := capsys.readouterr().err) and "one configuration" in printed
+    (tmp_path / "empty.yaml").write_text("train: {steps: 3}")
+    assert main(["data", "check", str(tmp_path / "empty.yaml")]) == 1 and "no data.images" in capsys.readouterr().err
+
+
 OWN_MISTAKES = {
     "no out": (["prepare", "--images", "EMPTY", "--labels", "EMPTY", "--label-map", MAP], "give --out"),
     "map of a set": (["check", "a150", "--images", "E", "--labels", "E", "--label-map", MAP], "a150 has its own"),

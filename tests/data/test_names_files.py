@@ -255,9 +255,23 @@ def test_comments_between_names_are_told(tmp_path, caplog):
         [ClassPrompts("car", ("car", "van")), "sky"],
         [ClassPrompts("vehicle", ("car", "van")), ClassPrompts("rest", ("sky",))],
         ["cat"],
+        ["a, b"],
+        ["1", "2"],
+        ["1 cat", "2 dog"],
+        ["- a", "- b"],
+        ["_background_", "a."],
+        ["# sharp", 'say "hi"', "don't"],
+        ["id,name", "x"],
+        ["name", "class"],
+        ["two\nlines", "a // b"],
     ],
     ids=str,
 )
 def test_written_names_read_back(tmp_path, classes):
     (tmp_path / "names.txt").write_text(names_text(classes))
     assert read_classes(tmp_path / "names.txt") == classes
+
+
+def test_a_name_that_stands_twice_is_not_written():
+    with pytest.raises(DataError, match="'car' stands twice"):
+        names_text(["car", "sky", "car"])
