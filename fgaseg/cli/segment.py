@@ -86,7 +86,9 @@ def run(options: argparse.Namespace) -> int:
     if not all(photo.error for photo in photos):
         models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
     failed: dict[str, str] = {}
-    for photo, out in track(zip(photos, outputs, strict=True), "labelling", len(photos), unit="photos", shown=len(photos) > 1):
+    for photo, out in track(
+        zip(photos, outputs, strict=True), "labelling", len(photos), unit="photos", shown=len(photos) > 1
+    ):
         row = _row(models, photo, view, classes, out, options)
         if "error" in row:
             failed[photo.name] = row["error"]

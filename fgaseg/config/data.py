@@ -13,8 +13,8 @@ from .view import Limit, wrong_bands, wrong_range
 
 class DataConfig(Section):
     """The data sets for training and validation: a folder of photos, a folder of label images and a file of class
-    names; or a benchmark set that `fgaseg data prepare` has prepared; or procedurally drawn scenes. Paths in a file that
-    begin with ./ or ../ are relative to that file, others to the working directory."""
+    names; or a benchmark set that `fgaseg data prepare` has prepared; or procedurally drawn scenes. Paths in a file
+    that begin with ./ or ../ are relative to that file, others to the working directory."""
 
     images: Path | None = None
     """Folder of training photos."""

@@ -40,8 +40,9 @@ def load_config(path: str | Path | None = None, *words: str, **values: Any) -> C
 
         load_config("configs/vitb16.yaml", "model.kernel_size=5", "data.scale=[0.5, 2.0]", **{"train.out": folder})
 
-    `encoder` is short for `model.encoder`, and its name alone for the section: "encoder=ViT-B-16-SigLIP2-384". Paths are
-    relative to the working directory; those of the file's `data` section that begin with ./ or ../, to the file.
+    `encoder` is short for `model.encoder`, and its name alone for the section: "encoder=ViT-B-16-SigLIP2-384".
+    Paths are relative to the working directory; those of the file's `data` section that begin with ./ or ../, to the
+    file.
 
     Raises ConfigError naming the file or the override, the key, and for an unknown key the nearest valid one.
     """

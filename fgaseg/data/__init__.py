@@ -45,6 +45,7 @@ from .images import (
     Normalization,
     read_image,
     refuse_large,
+    georeferenced_size,
     to_pixels,
 )
 from .names_files import names_text
@@ -81,6 +82,7 @@ __all__ = [
     "check_labels",
     "data_sets",
     "default_root",
+    "georeferenced_size",
     "is_address",
     "names_text",
     "open_set",

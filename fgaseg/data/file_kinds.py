@@ -7,7 +7,7 @@ import re
 from PIL import features
 
 _RAW = "is a camera's raw file: develop it to a JPEG or TIFF first"
-_VIDEO = "is a video: take single frames from it, for example with ffmpeg"
+_VIDEO = "is a video: label it with `fgaseg video`, or take single frames from it, for example with ffmpeg"
 _BOM = rb"\s*(?:\xef\xbb\xbf)?\s*"
 _KINDS = (
     (rb"%PDF", "is a PDF: save its page as PNG"),

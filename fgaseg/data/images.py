@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..errors import ImageError
 from .addresses import fetch, is_address
 from .file_kinds import why_not_read
-from .rasters import TIFF, is_deep_png, note_pages, read_deep_png, read_tiff, tiff_form
+from .rasters import TIFF, geotiff_size, is_deep_png, note_pages, read_deep_png, read_tiff, tiff_form
 from .samples import Bands, Samples, ValueRange, View, note_graded_alpha, note_spread, render, select, white_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -115,6 +115,17 @@ def orientation(path: str | os.PathLike[str]) -> int:
         except Exception as error:  # of a PNG the whole file is read
             raise ImageError(f"{path}: is truncated or corrupt ({error}): fetch or copy it again") from error
     return value if value in range(2, 9) else 1
+
+
+def georeferenced_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height of a TIFF that says where on the earth its pixels are; None for any other file.
+
+    Raises ImageError if there is no such file.
+    """
+    with _opened(Path(path)) as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        return geotiff_size(file) if head.startswith(TIFF) else None
 
 
 def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -226,8 +237,8 @@ def refuse_large(name: str, width: int, height: int) -> None:
     limit = _pixel_limit()
     if width * height > limit:
         raise ImageError(
-            f"{name}: {width}x{height} is more than {limit:,} pixels: make it smaller, or set "
-            f"FGASEG_PIXEL_LIMIT={width * height} in the environment"
+            f"{name}: {width}x{height} is more than {limit:,} pixels: label it in tiles with `fgaseg raster`, make it "
+            f"smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment"
         )
 
 
@@ -242,7 +253,7 @@ def _limit_pixels(image: Image.Image, name: str) -> None:
     image.draft(None, (width // factor, height // factor))
     warnings.warn(
         f"{name}: {width}x{height} is more than {limit:,} pixels: decoded at {image.width}x{image.height}; "
-        "FGASEG_PIXEL_LIMIT in the environment changes the limit",
+        "FGASEG_PIXEL_LIMIT in the environment changes the limit; `fgaseg raster` labels it in tiles at its own size",
         stacklevel=5,
     )
 

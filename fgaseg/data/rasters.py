@@ -128,6 +128,18 @@ def tiff_form(file: IO[bytes]) -> tuple[tuple[int, int], int] | None:
         return None
 
 
+def geotiff_size(file: IO[bytes]) -> tuple[int, int] | None:
+    """Width and height of the page that `read_tiff` reads, if the file has a georeference."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            page = _full_pages(tiff)[0]
+            return (page.imagewidth, page.imagelength) if page.is_geotiff else None
+    except Exception:  # as in read_tiff
+        return None
+
+
 def note_pages(count: int, name: str, cure: str = "") -> None:
     """Tell that only the first of several pages or frames is used."""
     note_once(("pages", count), f"{name}: holds {count} pages or frames, of which the first is used{cure}")

@@ -22,7 +22,7 @@ FILES = {
     "a.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is PostScript"),
     "page.jpg": (b"\n<!doctype HTML><html>", "is a web page"),
     "page2.jpg": (b"<html><body>404</body></html>", "is a web page"),
-    "a.mp4": (FTYP + b"isom\0\0\0\0isom", "is a video: take single frames"),
+    "a.mp4": (FTYP + b"isom\0\0\0\0isom", "is a video: label it with `fgaseg video`"),
     "a.mov": (FTYP + b"qt  \0\0\0\0qt  ", "is a video"),
     "a.avi": (b"RIFF\0\0\0\0AVI LIST", "is a video"),
     "a.mkv": (b"\x1aE\xdf\xa3....", "is a video"),

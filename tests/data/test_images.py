@@ -214,7 +214,7 @@ def test_hundred_megapixel_png_is_an_error_before_it_is_decoded(tmp_path, side):
 def test_pixel_limit_can_be_moved(tmp_path, monkeypatch):
     file = saved(tmp_path, Image.fromarray(gradient()), "a.png")
     monkeypatch.setenv("FGASEG_PIXEL_LIMIT", "599")
-    with pytest.raises(ImageError, match="30x20 is more than 599 pixels"):
+    with pytest.raises(ImageError, match="30x20 is more than 599 pixels: label it in tiles with `fgaseg raster`"):
         read_image(file)
     monkeypatch.setenv("FGASEG_PIXEL_LIMIT", "600")
     assert read_image(file).size == (30, 20)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fgaseg import notes
 from fgaseg.config import DataConfig
-from fgaseg.data import FolderDataset, rasters, read_image
+from fgaseg.data import FolderDataset, georeferenced_size, rasters, read_image
 from fgaseg.errors import ConfigError, ImageError
 
 H, W = 40, 50
@@ -478,3 +478,15 @@ def test_wrong_bands_and_ranges_of_a_configuration_are_one_line(values, words):
         DataConfig.read(values, "test")
     right = DataConfig.read({"bands": [4, 3, 2], "value_range": ["2%", 9000]}, "test")
     assert DataConfig.from_json(right.to_json(), "test") == right and right.value_range == ("2%", 9000)
+
+
+def test_only_a_tiff_with_a_georeference_has_a_size_on_the_earth(tmp_path):
+    values = np.zeros((6, 9), np.uint8)
+    keys = (1, 1, 0, 1, 1024, 0, 1, 1)  # GeoKeyDirectory: version and one key
+    tags = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True), (34735, "H", 8, keys, True)]
+    tifffile.imwrite(tmp_path / "map.tif", values, extratags=tags)
+    tifffile.imwrite(tmp_path / "plain.tif", values)
+    (tmp_path / "cut.tif").write_bytes((tmp_path / "map.tif").read_bytes()[:20])
+    Image.fromarray(values).save(tmp_path / "a.png")
+    sizes = [georeferenced_size(tmp_path / name) for name in ("map.tif", "plain.tif", "cut.tif", "a.png")]
+    assert sizes == [(9, 6), None, None, None]
