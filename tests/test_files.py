@@ -3,6 +3,8 @@
 import os
 import shutil
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -119,3 +121,21 @@ def test_a_complete_directory_exists_wherever_the_process_is_killed(tmp_path, mo
         with atomic_directory(path) as folder:  # and the next one lands
             (folder / "content").write_text("newest")
         assert names(tmp_path) == ["checkpoint"] and (path / "content").read_text() == "newest"
+
+
+def test_threads_that_write_leave_the_umask_as_it_is(tmp_path, monkeypatch):
+    before, umask = os.umask(0o022), os.umask
+
+    def slow(mask):
+        found = umask(mask)
+        time.sleep(0.001)  # for another thread
+        return found
+
+    monkeypatch.setattr(os, "umask", slow)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda n: atomic_write(tmp_path / f"{n}", lambda file: file.write(b"x")), range(20)))
+        assert umask(0o022) == 0o022
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
+    finally:
+        umask(before)

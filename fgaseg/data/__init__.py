@@ -27,7 +27,7 @@ preparation.py     `fgaseg data prepare`: published labels, and a user's own, to
 checks.py          `fgaseg data check`, and what training begins with: files that are missing, unreadable or wrong
 prepared_sets.py   opening a prepared benchmark set
 from_config.py     the data sets that a configuration names
-workers.py         applying a function to many files in worker processes
+workers.py         applying a function to many files, in worker processes or in threads that read ahead
 """
 
 from .addresses import NamedBytes, is_address
@@ -43,9 +43,10 @@ from .images import (
     CLIP_STD,
     ImageSource,
     Normalization,
+    georeferenced_size,
+    plain_suffix,
     read_image,
     refuse_large,
-    georeferenced_size,
     to_pixels,
 )
 from .names_files import names_text
@@ -55,6 +56,7 @@ from .samples import Bands, ValueRange, View
 from .scenes import SEEN, UNSEEN, SceneDataset
 from .set_files import SplitFiles, default_root
 from .typed_names import read_typed
+from .workers import read_ahead
 
 __all__ = [
     "BENCHMARK_SETS",
@@ -88,8 +90,10 @@ __all__ = [
     "open_set",
     "open_set_in_folders",
     "percent",
+    "plain_suffix",
     "prepare",
     "prepare_folders",
+    "read_ahead",
     "read_classes",
     "read_image",
     "read_names",

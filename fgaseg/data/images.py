@@ -117,6 +117,24 @@ def orientation(path: str | os.PathLike[str]) -> int:
     return value if value in range(2, 9) else 1
 
 
+def plain_suffix(path: str | os.PathLike[str], size: tuple[int, int]) -> str:
+    """The usual suffix of a file that every reader decodes to the picture that ``read_image`` gives; "" if it is none.
+
+    It is a JPEG or PNG in 8-bit grey or RGB, without transparency, upright as it is stored, and of that ``size`` (width
+    and height). Raises ImageError.
+    """
+    with _opened(Path(path)) as file:
+        head = file.read(_HEAD)
+    with open_image(path) as image:
+        form, mode, stored = image.format, image.mode, image.size
+        single = getattr(image, "n_frames", 1) == 1 or form in _NOT_FRAMES
+        opaque = not image.has_transparency_data
+    plain = form in ("JPEG", "MPO", "PNG") and mode in ("L", "RGB") and opaque and single and stored == size
+    if not plain or is_deep_png(head) or orientation(path) != 1:
+        return ""
+    return ".png" if form == "PNG" else ".jpg"
+
+
 def georeferenced_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height of a TIFF that says where on the earth its pixels are; None for any other file.
 

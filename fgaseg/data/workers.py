@@ -1,14 +1,18 @@
-"""Applying a function to many files in worker processes."""
+"""Applying a function to many files, in worker processes or in threads that read ahead."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
 from ..progress import track
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 class _Results(Dataset[Any]):
@@ -50,3 +54,21 @@ def run_tasks(
             f"{title}: a worker process died, perhaps out of memory ({error}): run the same command again with fewer "
             "workers"
         ) from error
+
+
+def read_ahead(read: Callable[[T], R], items: Iterable[T], ahead: int) -> Generator[R, None, None]:
+    """Yield read(item) for every item, in order; threads read up to ``ahead`` of them before they are asked for.
+
+    What ``read`` raises is raised in its turn. Closing the generator drops what has not begun.
+    """
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(ahead)
+    try:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

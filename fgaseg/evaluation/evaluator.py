@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import DataConfig
-from ..data import FolderDataset, check_labels, default_root, open_set
+from ..data import FolderDataset, check_labels, default_root, open_set, read_ahead
 from ..distributed import rank, sum_over_processes, world_size
 from ..errors import DataError
 from ..progress import track
@@ -228,7 +226,12 @@ def _samples(
     if done and shown:
         log.info("resuming: %d of %d images were scored before", done, images)
     title = f"scoring, process 0 of {world_size()}" if world_size() > 1 else "scoring"
-    with closing(_read_ahead(dataset, indices, options.read_ahead)) as samples:
+
+    def read(index: int) -> Sample:
+        item = dataset[index]
+        return Sample(index, item, sample_hash(item))
+
+    with closing(read_ahead(read, indices, options.read_ahead)) as samples:
         for sample in track(samples, title, done + len(indices), done=done, unit="images", shown=shown):
             if options.stopped():
                 return
@@ -242,23 +245,3 @@ def _count(state: EvalState, sample: Sample, predicted: Tensor, target: Target) 
         state.add(sample.index, sample.item["stem"], predicted, sample.item["labels"], sample.hashed)
     except ValueError as error:
         raise DataError(f"{sample.item['stem']}: {error}") from error
-
-
-def _read_ahead(dataset: LabelledImages, indices: Iterable[int], ahead: int) -> Generator[Sample, None, None]:
-    """The samples in order; threads read up to `ahead` of them before they are asked for."""
-
-    def read(index: int) -> Sample:
-        item = dataset[index]
-        return Sample(index, item, sample_hash(item))
-
-    waiting: deque[Future[Sample]] = deque()
-    pool = ThreadPoolExecutor(ahead)
-    try:
-        for index in indices:
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from paths import SHARED
-from PIL import Image
+from PIL import ExifTags, Image
 
-from fgaseg.data.images import CLIP_MEAN, CLIP_STD, read_image, to_pixels
+from fgaseg.data.images import CLIP_MEAN, CLIP_STD, plain_suffix, read_image, to_pixels
 from fgaseg.errors import ImageError
 
 MSRC = SHARED / "data" / "msrc_v2"
@@ -283,3 +283,25 @@ def test_real_photos_are_read():
         with Image.open(file) as image:
             assert read_image(file).size == image.size
         assert np.asarray(read_image(file)).std() > 5
+
+
+def test_a_file_that_every_reader_decodes_alike_has_its_usual_suffix(tmp_path):
+    rgb, turned = Image.fromarray(gradient()), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    half = rgb.copy()
+    half.putalpha(90)
+    deep = Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30))
+    plain = {"a.jpe": ".jpg", "b.png": ".png", "c.tif": "", "d.webp": "", "grey.png": ".png", "turned.jpg": "",
+             "half.png": "", "palette.png": "", "deep.png": "", "cmyk.jpg": ""}  # fmt: skip
+    saved(tmp_path, rgb, "a.jpe", format="JPEG")
+    for name in ("b.png", "c.tif", "d.webp"):
+        saved(tmp_path, rgb, name)
+    for name, image in {"grey.png": rgb.convert("L"), "half.png": half, "palette.png": rgb.quantize(8),
+                        "deep.png": deep, "cmyk.jpg": rgb.convert("CMYK")}.items():  # fmt: skip
+        saved(tmp_path, image, name)
+    saved(tmp_path, rgb, "turned.jpg", exif=turned)
+    assert {name: plain_suffix(tmp_path / name, (30, 20)) for name in plain} == plain
+    assert plain_suffix(tmp_path / "b.png", (15, 10)) == ""  # read at a reduced size
+    frames = [rgb, rgb.rotate(90)]
+    saved(tmp_path, frames[0], "moves.png", save_all=True, append_images=frames[1:])
+    assert plain_suffix(tmp_path / "moves.png", (30, 20)) == ""
