@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DataError
 from ..progress import track
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class _Results(Dataset[Any]):
