@@ -52,15 +52,13 @@ def split_synonyms(name: str) -> tuple[str, ...]:
     return tuple(filter(None, (" ".join(part.split()) for part in name.split("|"))))
 
 
-def add_background(
-    classes: Sequence[ClassPrompts], background: str | Sequence[str]
-) -> tuple[tuple[ClassPrompts, ...], int]:
+def add_background(classes: Sequence[ClassPrompts], background: Sequence[str]) -> tuple[tuple[ClassPrompts, ...], int]:
     """Classes with one that stands for everything else, and its index.
 
-    background  prompts, as a list or with | between them. A single one is also the name of the class; several are
-                called "background". A class that is there already and has that name is taken, if it is its only prompt
+    background  its prompts. A single one is also the name of the class; several are called "background". A class that
+                is there already and has that name is taken, if no other prompts are given for it
 
-    Raises VocabularyError for no prompt, or where a class "background" is there and others prompts are given for it.
+    Raises VocabularyError where there is no prompt, or where a class "background" is there with prompts of its own.
     """
     (given,) = check_names([background])
     name = given.name if len(given.prompts) == 1 else BACKGROUND

@@ -108,21 +108,13 @@ def add_background_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def background_values(options: argparse.Namespace) -> tuple[list[str] | str | None, float | None]:
-    """Background and threshold as `FGASeg.encode` and `segment` take them. Raises VocabularyError and UsageError."""
+def background_values(options: argparse.Namespace) -> tuple[str | None, float | None]:
+    """Background and threshold as `FGASeg.encode` and `segment` take them. Raises UsageError."""
     if options.threshold is not None and not 0 < options.threshold < 1:
         raise UsageError(f"--threshold {options.threshold:g}: is a probability: give a value between 0 and 1")
-    if options.background is None:
-        return None, options.threshold
-    from ..data import STUFF, read_typed
-    from ..vocabulary import check_names
-
-    if not options.background.strip():
+    if options.background is not None and not options.background.strip(" ,|;"):
         raise UsageError("--background: names nothing; give names with commas between them, or stuff")
-    if options.background.strip().lower() == STUFF:
-        return STUFF, options.threshold
-    classes = check_names(read_typed(options.background))
-    return [prompt for one in classes for prompt in one.prompts], options.threshold
+    return options.background, options.threshold
 
 
 def add_label_options(parser: argparse.ArgumentParser) -> None:

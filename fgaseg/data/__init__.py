@@ -10,6 +10,7 @@ names_files.py     files of class names and label maps: a reader for every forma
 name_lines.py      the same line by line
 class_tables.py    what such files say: names, values, colours, prompts
 typed_names.py     class names as people type them
+backgrounds.py     the prompts of a class for everything else
 class_names.py     class names of a file; what the values in label images mean
 label_maps.py      files that name the values or colours in label images, and presets of them
 label_spaces.py    the same for a configuration's own folders, from names, label map, ignored values and COCO categories
@@ -31,7 +32,8 @@ workers.py         applying a function to many files, in worker processes or in 
 """
 
 from .addresses import NamedBytes, is_address
-from .benchmark_sets import BENCHMARK_SETS, STUFF, stuff_names
+from .backgrounds import read_background, stuff_names
+from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import percent, read_classes, read_names
 from .datasets import PairDataset
@@ -64,7 +66,6 @@ __all__ = [
     "CLIP_NORMALIZATION",
     "CLIP_STD",
     "SEEN",
-    "STUFF",
     "UNSEEN",
     "VALIDATION_SCENES",
     "Bands",
@@ -94,6 +95,7 @@ __all__ = [
     "prepare",
     "prepare_folders",
     "read_ahead",
+    "read_background",
     "read_classes",
     "read_image",
     "read_names",

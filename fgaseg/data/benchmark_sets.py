@@ -275,10 +275,3 @@ _ALL = (
 )  # fmt: skip
 
 BENCHMARK_SETS: dict[str, BenchmarkSet] = {one.name: one for one in _ALL}
-
-STUFF = "stuff"  # the background preset
-
-
-def stuff_names() -> list[str]:
-    """The 39 prompts that stand for the background of PASCAL VOC in `pas20b`: wall, sky, grass, ... (CAT-Seg)."""
-    return BENCHMARK_SETS["pas20b"].names[20:]

@@ -126,8 +126,8 @@ class FGASeg(nn.Module):
         names       a list of names, in which "car | automobile | van" is one class, car, with three prompts; or a
                     mapping from names to their prompts, {"car": ["car", "van"], "sky": "sky"}. `synonyms` of the
                     configuration says how the prompts of a class work together
-        background  prompts for everything else, which are one more class, the last: a list, or a text with | between
-                    them, of which always the best counts. A single prompt is also its name; several are called
+        background  prompts for everything else, which are one more class, the last, of which always the best counts: a
+                    list, or a text with commas or | between them. A single prompt is also its name; several are called
                     "background". "stuff" stands for 39 usual ones (wall, sky, grass, ...: those of PASCAL VOC with
                     background). The name of one of the classes makes that one the background
 

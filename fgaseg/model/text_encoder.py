@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import STUFF, stuff_names
+from ..data import read_background
 from ..vocabulary import ClassNames, Vocabulary, add_background, check_names
 from .encoders import Encoder
 from .prompts import PromptPlan, PromptReader
@@ -47,7 +47,9 @@ class TextEncoder:
         """The prompts of class names; what may surprise about them is logged once."""
         classes, index = check_names(names), None
         if background is not None:
-            classes, index = add_background(classes, stuff_names() if background == STUFF else background)
+            if isinstance(background, str) and background in {one.name for one in classes}:
+                background = [background]
+            classes, index = add_background(classes, read_background(background))
         key = (classes, index, self.templates, self.first_synonym)
         if key not in self._plans:
             self._plans[key] = self._reader.plan(classes, self.templates, index)

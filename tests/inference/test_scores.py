@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from tiny import NAMES, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fgaseg import ResultError, VocabularyError, notes
+from fgaseg import DataError, ResultError, VocabularyError, notes
 from fgaseg.data import read_image, stuff_names
-from fgaseg.inference import decide, label_names, view_logits
+from fgaseg.inference import decide, label_names, prediction, view_logits
 from fgaseg.inference.prediction import DROPPED, evaluation_mode
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -25,7 +25,6 @@ MODES = {
     "released fast windows": {"preset": "released", "fast": True, "top_k": 1},
     "released fast whole": {"preset": "released", "fast": True, "inference": "whole", "top_k": 1},
     "softmax windows": {"inference": "windows"},
-    "in parts": {"class_maps_budget": 0.01},
 }
 
 
@@ -51,6 +50,20 @@ def test_probabilities_are_those_that_labels_and_scores_come_from(mode, photo):
         np.testing.assert_allclose(maps.sum(0), 1, atol=1e-4)
     assert np.array_equal(result.probabilities["red star"], result.probabilities[2])
     assert np.array_equal(result.probabilities[-1], result.probabilities["wooden floor"])
+
+
+@pytest.mark.parametrize("mode", ["softmax", "softmax of scores", "sigmoid", "sigmoid of scores", "released windows"])
+def test_maps_that_come_in_parts_give_the_same(mode):
+    names = [f"thing {i}" for i in range(150)]
+    model, streaming = tiny_model(**MODES[mode]), tiny_model(**MODES[mode], class_maps_budget=0)
+    with torch.inference_mode():
+        views = prediction._whole(streaming, read_image(PHOTO))
+        assert len(list(streaming.stream(views, streaming.encode(names)))) > 1
+    one, other = (each.segment(PHOTO, names, probabilities=True) for each in (model, streaming))
+    assert (one.labels == other.labels).mean() > 0.999  # elsewhere rounding decides
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3)
+    np.testing.assert_allclose(one.probabilities[149], other.probabilities[149], rtol=1e-3)
+    assert np.array_equal(streaming.segment(PHOTO, names).labels, other.labels)
 
 
 @pytest.mark.parametrize("loss", ["ce", "bce"])
@@ -168,6 +181,8 @@ def test_a_threshold_gives_what_no_class_fits_a_label_of_its_own():
 @pytest.mark.parametrize(
     ("background", "name", "prompts"),
     [("other", "other", ["other"]), ("wall | sky", "background", ["wall", "sky"]),
+     ("wall, sky; ground", "background", ["wall", "sky", "ground"]), (" Stuff", "background", stuff_names()),
+     (["wall, brick"], "wall, brick", ["wall, brick"]),
      (["wall", "sky | ground"], "background", ["wall", "sky", "ground"]), ("stuff", "background", stuff_names())],
 )  # fmt: skip
 def test_a_background_is_one_more_class_of_which_the_best_prompt_counts(background, name, prompts):
@@ -198,6 +213,11 @@ def test_a_class_of_that_name_is_the_background():
     assert np.array_equal(result.labels, np.where(plain.scores < limit, 1, plain.labels))
 
 
+def test_a_name_that_holds_a_comma_may_be_the_background():
+    vocabulary = tiny_model().encode(["sofa, couch", "cat"], background="sofa, couch")
+    assert vocabulary.background == 0 and vocabulary.names == ("sofa, couch", "cat")
+
+
 def test_a_prompt_of_a_class_stays_with_the_class():
     vocabulary = tiny_model().encode(["sky", "cat"], background="wall | Sky | ground")
     assert vocabulary.counts == (1, 1, 2)
@@ -213,8 +233,8 @@ def test_backgrounds_and_thresholds_that_make_no_sense_are_refused():
     assert model.segment(PHOTO, ["cat", "nothing"], threshold=0.5, background="nothing").nothing == 1
     with pytest.raises(VocabularyError, match="a class is called 'background' already"):
         model.encode(["cat", "background"], background="wall | sky")
-    for empty in ("", "  ", [], "|"):
-        with pytest.raises(VocabularyError):
+    for empty in ("", "  ", [], "|", [" "]):
+        with pytest.raises((VocabularyError, DataError)):
             model.encode(NAMES, background=empty)
     with pytest.raises(VocabularyError, match="give the background to encode"):
         model.segment(PHOTO, model.encode(NAMES), background="other")
