@@ -1,7 +1,7 @@
 """From a photo to labels: prediction, results and pictures."""
 
 from .doubts import note_doubts
-from .pictures import comparison, confusion_picture, contact_sheet, heat, legend, overlay, panel
+from .pictures import comparison, confusion_picture, contact_sheet, heat, legend, overlay, palette, panel
 from .prediction import (
     LONGEST,
     LONGEST_ASPECT,
@@ -18,7 +18,7 @@ from .prediction import (
     sliding_scores,
     view_logits,
 )
-from .results import Result, draw_pseudo_masks
+from .results import PseudoMasks, Result, draw_pseudo_masks
 from .scores import Probabilities, ScoreRule
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "WINDOW",
     "WINDOWS_SIZE",
     "Probabilities",
+    "PseudoMasks",
     "Result",
     "ScoreRule",
     "Segmenter",
@@ -42,6 +43,7 @@ __all__ = [
     "legend",
     "note_doubts",
     "overlay",
+    "palette",
     "panel",
     "predict",
     "pseudo_masks",

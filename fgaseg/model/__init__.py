@@ -4,7 +4,7 @@ from .class_selection import ClassSelector
 from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
 from .head import Output
-from .loading import fetch_named, load, local_weights, usable_device
+from .loading import check_source, fetch_named, load, local_weights, usable_device
 from .published import cache_place, converted_folder, here, read_record
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "FGASeg",
     "Output",
     "cache_place",
+    "check_source",
     "converted_folder",
     "fetch_named",
     "here",

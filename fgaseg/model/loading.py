@@ -53,6 +53,15 @@ def load(
     return _load_published(found.named, found.revision, words, values).to(chosen)
 
 
+def check_source(source: str | Path) -> None:
+    """Raise CheckpointError for a source that `load` would refuse at once. Nothing is fetched, no weights are read."""
+    path = Path(os.path.expanduser(source))
+    if not (str(source).strip() and path.exists()):
+        parse_source(str(source), None)
+    elif path.is_dir() and not (_model_folder(path) / "config.json").exists():
+        raise CheckpointError(f"{path}: has no config.json: give the folder of a saved model (of a training, <out>/model)")
+
+
 def fetch_named(model: NamedModel) -> None:
     """Fetch and convert the weights of a name, if they are not here. Raises as `load`."""
     if model.config:

@@ -1,0 +1,290 @@
+"""What the page does with photos and names, without the page: photos and results are kept here, bounded in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..data import NamedBytes, SceneDataset, read_image, read_typed
+from ..errors import FGASegError, ImageError, UsageError
+from ..inference import PseudoMasks, Result, heat, palette, pseudo_masks
+from ..model import FGASeg, load
+from ..notes import told_anew
+from ..vocabulary import Vocabulary, check_names
+
+MOST_PROMPTS = 500  # of one question: names, and synonyms of these
+MOST_LETTERS = 20_000
+MOST_UPLOAD = 50_000_000  # bytes of a photo's file
+MOST_KEPT = 1_000_000_000  # bytes of the photos and results in memory, of all users together
+KEPT_SECONDS = 3600.0  # since a photo was used last
+MOST_MODELS = 1_000_000_000  # bytes of the models in memory, apart from the one in use
+SHOWN_SIDE = 2048  # pixels of the longer side on the page; downloads have the photo's own size
+NO_DATA = 65535  # the label of a pixel without one, as it is sent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said about a photo.
+
+    labels  uint16 [H, W], of `Result.labels`, before any threshold; a quarter of its memory
+    """
+
+    model: str
+    vocabulary: Vocabulary
+    classes: tuple[str, ...]
+    labels: np.ndarray = field(repr=False)
+    scores: np.ndarray = field(repr=False)
+    notes: tuple[str, ...]
+    threshold: float = 0.0
+    maps: PseudoMasks | None = field(default=None, repr=False)
+
+
+@dataclass
+class Photo:
+    """A photo that somebody gave, under a key that nobody can guess, and the last answer about it."""
+
+    name: str
+    image: Image.Image = field(repr=False)
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
+    used: float = field(default_factory=time.monotonic)
+    answer: Answer | None = None
+
+    @property
+    def bytes(self) -> int:
+        size = self.image.width * self.image.height * 3
+        if self.answer:
+            size += self.answer.labels.nbytes + self.answer.scores.nbytes
+            size += sum(maps.nbytes for maps in self.answer.maps or () if maps is not None)
+        return size
+
+    @property
+    def shown(self) -> tuple[int, int]:
+        """Height and width on the page."""
+        scale = min(SHOWN_SIDE / max(self.image.size), 1)
+        return max(round(self.image.height * scale), 1), max(round(self.image.width * scale), 1)
+
+
+class Photos:
+    """Photos by key. The ones used least recently go beyond `MOST_KEPT` bytes, and all after `KEPT_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._photos: OrderedDict[str, Photo] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def add(self, photo: Photo) -> Photo:
+        with self._lock:
+            self._photos[photo.key] = photo
+        self.tidy()
+        return photo
+
+    def get(self, key: str) -> Photo:
+        """Raises UsageError for one that is not here, or no more."""
+        self.tidy()
+        with self._lock:
+            photo = self._photos.get(key)
+            if photo is None:
+                raise UsageError("this photo is not kept here any more: drop it again" if key else "drop a photo first")
+            photo.used = time.monotonic()
+            self._photos.move_to_end(key)
+            return photo
+
+    def drop(self, key: str) -> None:
+        with self._lock:
+            self._photos.pop(key, None)
+
+    def tidy(self) -> None:
+        """Let go of what is old or too much; the photo used last stays, however large it is."""
+        with self._lock:
+            oldest = time.monotonic() - KEPT_SECONDS
+            total = sum(photo.bytes for photo in self._photos.values())
+            for key, photo in list(self._photos.items()):
+                last = len(self._photos) == 1
+                if photo.used < oldest or (total > MOST_KEPT and not last):
+                    total -= self._photos.pop(key).bytes
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+
+class Models:
+    """Models by their titles on the page: loaded at the first use, and only some of them at once."""
+
+    def __init__(self, sources: Sequence[str], loader: Callable[[str], FGASeg]) -> None:
+        sources = list(dict.fromkeys(sources))
+        short = [title(source) for source in sources]
+        self.sources = {name if short.count(name) == 1 else source: source
+                        for name, source in zip(short, sources, strict=True)}  # fmt: skip
+        self._loader = loader
+        self._loaded: OrderedDict[str, tuple[FGASeg, int]] = OrderedDict()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it is in memory."""
+        return name in self._loaded
+
+    def get(self, name: str) -> FGASeg:
+        """Raises UsageError for a model that the page does not offer, and what `fgaseg.load` raises."""
+        if name not in self.sources:
+            raise UsageError(f"{name!r} is no model of this page: choose one of {', '.join(self.sources)}")
+        if name not in self._loaded:
+            while self._loaded and sum(size for _, size in self._loaded.values()) > MOST_MODELS:
+                self._loaded.popitem(last=False)
+            model = self._loader(self.sources[name])
+            self._loaded[name] = model, sum(p.numel() * p.element_size() for p in model.parameters())
+        self._loaded.move_to_end(name)
+        return self._loaded[name][0]
+
+
+def title(source: str) -> str:
+    """A model's name on the page: of a path, no more than its end."""
+    path = Path(os.path.expanduser(source))
+    return "/".join(path.parts[-2:]).lstrip("/") if path.exists() else source
+
+
+class Labeller:
+    """Photos in, labels out, for several people at once: a model runs for one of them at a time.
+
+    models     what `fgaseg.load` takes, in the order in which they are offered
+    overrides  key=value words for all of them
+    """
+
+    def __init__(self, models: Sequence[str], overrides: Sequence[str] = (), device: str | None = None) -> None:
+        self.models = Models(models, lambda source: load(source, *overrides, device=device))
+        self.photos = Photos()
+        self._running = threading.Lock()
+
+    def add(self, content: bytes, name: str) -> Photo:
+        """Read a photo's file. Raises ImageError."""
+        name = PurePosixPath(name.replace("\\", "/")).name[:100] or "photo"
+        if len(content) > MOST_UPLOAD:
+            raise too_large(name)
+        return self.photos.add(Photo(name, read_image(NamedBytes(content, name))))
+
+    def example(self) -> tuple[Photo, list[str]]:
+        """A drawn scene, another one each time, and names for it."""
+        scenes = SceneDataset("seen", length=1000, size=(288, 384))
+        item = scenes[secrets.randbelow(len(scenes))]
+        names = [scenes.names[label] for label in item["labels"].unique().tolist()]
+        return self.photos.add(Photo("drawn scene.png", Image.fromarray(item["image"].numpy()))), names
+
+    def label(self, key: str, typed: str, model: str) -> Photo:
+        """Label a photo with the names that were typed, read as `fgaseg segment --classes` reads them.
+
+        Raises ImageError, UsageError, VocabularyError, DataError, and what `fgaseg.load` raises.
+        """
+        photo = self.photos.get(key)
+        with told_anew() as notes:
+            classes = check_names(read_typed(_bounded(typed)))
+            if (count := sum(len(prompts) for _, prompts in classes)) > MOST_PROMPTS:
+                raise UsageError(f"these are {count} names and synonyms: give at most {MOST_PROMPTS}")
+            with self._running, _memory(photo.name):
+                network = self.models.get(model)
+                vocabulary = network.encode(classes)
+                result = network.segment(photo.image, vocabulary)
+        photo.answer = Answer(model, vocabulary, result.classes, result.labels.astype(np.uint16), result.scores,
+                              tuple(dict.fromkeys(notes)))  # fmt: skip
+        self.photos.tidy()
+        return photo
+
+    def maps(self, key: str) -> PseudoMasks:
+        """S_g and S_l of a labelled photo; they are computed once for an answer."""
+        photo, answer = self._answered(key)
+        if answer.maps is None:
+            with self._running, _memory(photo.name):
+                maps = pseudo_masks(self.models.get(answer.model), photo.image, answer.vocabulary)
+            if photo.answer is answer:  # nothing else was asked meanwhile
+                photo.answer = replace(answer, maps=maps)
+            return maps
+        return answer.maps
+
+    def result(self, key: str) -> Result:
+        """The answer as `model.segment` gives it."""
+        photo, answer = self._answered(key)
+        return Result(answer.labels.astype(np.int64), answer.classes, answer.scores, photo.image)
+
+    def draw_map(self, key: str, kind: str, index: int) -> Image.Image:
+        """S_g ("global") or S_l ("local") of a class in false colours, at the size of the page."""
+        maps = self.maps(key)
+        chosen = {"global": maps.gcs, "local": maps.lcs}.get(kind)
+        if chosen is None:
+            raise UsageError(f"this model has no {kind} map")
+        if not 0 <= index < len(chosen):
+            raise UsageError("this class is not among the names any more")
+        return heat(chosen[index], self.photos.get(key).shown)
+
+    def _answered(self, key: str) -> tuple[Photo, Answer]:
+        photo = self.photos.get(key)
+        if photo.answer is None:
+            raise UsageError("label the photo first")
+        return photo, photo.answer
+
+
+def describe(photo: Photo, result: Result | None) -> dict[str, Any]:
+    """What the page is told about a photo, apart from its pixels: all of it can be written as JSON."""
+    height, width = photo.shown
+    about: dict[str, Any] = {"photo": photo.key, "name": photo.name, "shown": [height, width],
+                             "size": [photo.image.height, photo.image.width]}  # fmt: skip
+    if result is None or photo.answer is None:
+        return about
+    counts = np.bincount(result.labels.ravel(), minlength=len(result.classes))
+    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return about | {
+        "classes": list(result.classes),
+        "colours": palette(len(result.classes)).tolist(),
+        "shares": [[i, float(counts[i] / result.labels.size)] for i in order],
+        "notes": list(photo.answer.notes),
+        "model": photo.answer.model,
+    }
+
+
+def pack(photo: Photo, result: Result) -> bytes:
+    """Labels, then scores in thousandths, each uint16 [h, w] in little-endian order, at the size of the page."""
+    height, width = photo.shown
+    rows = (np.arange(height) * 2 + 1) * photo.image.height // (2 * height)
+    columns = (np.arange(width) * 2 + 1) * photo.image.width // (2 * width)
+    at = np.ix_(rows, columns)
+    scores = np.nan_to_num(result.scores[at]).clip(0, 1) * 1000
+    return result.labels[at].astype("<u2").tobytes() + scores.round().astype("<u2").tobytes()
+
+
+def too_large(name: str) -> ImageError:
+    return ImageError(f"{name}: is larger than {MOST_UPLOAD // 1_000_000} MB: make it smaller")
+
+
+def _bounded(typed: str) -> str:
+    if not typed.strip():
+        raise UsageError("type the names of classes, with commas between them")
+    if len(typed) > MOST_LETTERS:
+        raise UsageError(f"the names have {len(typed):,} letters: give at most {MOST_LETTERS:,}")
+    return typed
+
+
+@contextlib.contextmanager
+def _memory(name: str) -> Iterator[None]:
+    """Turns the errors of a full memory into one that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ImageError(f"{name}: there is not enough memory for it: make it smaller, or give fewer names") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error as it is shown on the page; what is none of ours is logged, and not shown."""
+    if isinstance(error, FGASegError | OSError):
+        return str(error)
+    log.error("the page: %s", type(error).__name__, exc_info=error)
+    return "something went wrong; the messages of `fgaseg app` say what"

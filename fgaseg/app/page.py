@@ -1,0 +1,101 @@
+"""The page: what can be typed and chosen, and what happens then."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import gradio as gr
+
+from ..errors import FGASegError
+from .labelling import MOST_LETTERS, Labeller, describe, in_words
+
+WAITING = 30  # people who may wait for the model; others are told to come back
+SESSIONS = 200  # whose components Gradio remembers
+
+
+def _own(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+STYLE = _own("page.css")
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+KEY = "async (key, ...rest) => [await window.fgaseg.key(), ...rest]"  # the photo that is shown, or on its way
+KINDS = [("labels", "labels"), ("S_g, global map", "global"), ("S_l, local map", "local")]
+_TURN = itertools.count()
+
+
+def theme() -> Any:
+    """Gradio's, with the fonts of the machine: its own are fetched from elsewhere."""
+    fonts = ("system-ui", "sans-serif")
+    return gr.themes.Soft(font=fonts, font_mono=("ui-monospace", "monospace"))
+
+
+def tell(**said: Any) -> str:
+    """A message to the picture (view.js); no two are equal, since an equal one would not be noticed."""
+    return json.dumps(said | {"turn": next(_TURN)})
+
+
+def build_page(labeller: Labeller) -> gr.Blocks:
+    """The page of a labeller, to be mounted."""
+    models = list(labeller.models.sources)
+    with gr.Blocks(title="fgaseg", analytics_enabled=False, fill_width=True) as page:
+        gr.Markdown("# fgaseg\nA photo and any class names in, a label for every pixel out.")
+        key = gr.Textbox(visible=False)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                gr.HTML(html_template=_own("photo.html"), js_on_load=_own("photo.js"), apply_default_css=False)
+                names = gr.Textbox(label="Class names", placeholder="cat, sofa, wooden floor", lines=2, max_lines=8,
+                                   max_length=MOST_LETTERS, elem_id="names",
+                                   info="Commas between classes, | between synonyms of one.")  # fmt: skip
+                model = gr.Dropdown(models, value=models[0], label="Model", visible=len(models) > 1, elem_id="model")
+                with gr.Row():
+                    example = gr.Button("Example", min_width=100)
+                    run = gr.Button("Label", variant="primary", min_width=160, elem_id="run")
+                opacity = gr.Slider(0, 1, 0.7, step=0.05, label="Opacity", elem_id="opacity")
+                with gr.Accordion("Maps S_g and S_l", open=False):
+                    kind = gr.Radio(KINDS, value="labels", label="Show", elem_id="kind")
+                    chosen = gr.Dropdown([], label="of class", elem_id="chosen")
+            with gr.Column(scale=2, min_width=320):
+                view = gr.HTML(html_template=_own("view.html"), js_on_load=_own("view.js"), apply_default_css=False,
+                               elem_id="view")  # fmt: skip
+
+        def answer(key: str, typed: str, model: str) -> Iterator[Any]:
+            keep = (gr.skip(), gr.skip())
+            try:
+                if model not in labeller.models:
+                    yield tell(status=f"{model} is being loaded: at its first use this takes a while"), *keep
+                photo = labeller.label(key, typed, model)
+                result = labeller.result(key)
+                about = describe(photo, result)
+                classes = [(name, i) for i, name in enumerate(result.classes)]
+                largest = about["shares"][0][0]
+                yield tell(**about), gr.Radio(value="labels"), gr.Dropdown(choices=classes, value=largest)
+            except Exception as error:
+                yield tell(error=in_words(error)), *keep
+
+        def maps(key: str, kind: str, index: int | None) -> str:
+            try:
+                if kind == "labels" or index is None:
+                    return tell(map=None)
+                labeller.draw_map(key, kind, index)
+                return tell(map={"kind": kind, "index": index})
+            except Exception as error:
+                return tell(error=in_words(error))
+
+        def draw_example() -> tuple[str, str]:
+            photo, names = labeller.example()
+            return tell(**describe(photo, None)), ", ".join(names)
+
+        private: dict[str, Any] = {"api_visibility": "private", "js": KEY}
+        working: dict[str, Any] = private | {"concurrency_id": "model", "concurrency_limit": 1}
+        gr.on([run.click, names.submit], answer, [key, names, model], [view, kind, chosen], **working)
+        gr.on([kind.input, chosen.input], maps, [key, kind, chosen], view, **working)
+        example.click(draw_example, None, [view, names], api_visibility="private")
+        opacity.input(None, opacity, None, js="(value) => { window.fgaseg.opacity(value); }")
+    page.queue(max_size=WAITING, api_open=False)
+    page.state_session_capacity = SESSIONS
+    return page

@@ -1,0 +1,137 @@
+"""The server of the page: photos and results under keys, and Gradio's page behind the gate."""
+
+import asyncio
+import gzip
+import io
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import FGASegError, UsageError
+from .gate import Gate
+from .labelling import MOST_UPLOAD, Labeller, describe, in_words, pack, too_large
+
+READERS = 2  # photos that are decoded at once
+
+
+def build_app(labeller: Labeller, root_path: str = "") -> Any:
+    """The page as an ASGI application. Raises UsageError if Gradio is not installed."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"  # read when Gradio is imported
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        import gradio as gr
+        from fastapi import FastAPI
+        from starlette.middleware.cors import CORSMiddleware
+    except ImportError as error:
+        raise UsageError(f"the page needs Gradio ({error}): pip install 'fgaseg[app]'") from None
+    from .page import HEAD, STYLE, build_page, theme
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(CORSMiddleware, allow_origins=[])  # in place of Gradio's own: no other site may read
+    _add_photos(app, labeller)
+    gr.mount_gradio_app(
+        app,
+        build_page(labeller),
+        path="/",
+        root_path=root_path or None,
+        allowed_paths=[],
+        blocked_paths=["/"],
+        max_file_size=1,  # of Gradio's own upload, which the gate closes
+        show_error=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        theme=theme(),
+        css=STYLE,
+        head=HEAD,
+    )
+    return Gate(app)
+
+
+def _add_photos(app: Any, labeller: Labeller) -> None:
+    """The routes of photos: an upload, and what is shown and saved of each."""
+    from fastapi import Request  # seen by FastAPI, which reads the annotations below
+    from fastapi.responses import JSONResponse, Response
+
+    reading = asyncio.Semaphore(READERS)
+
+    def guarded(make: Callable[[], Response]) -> Response:
+        try:
+            return make()
+        except Exception as error:  # nothing that somebody sends may stop the page
+            return JSONResponse({"error": in_words(error)}, 404 if isinstance(error, FGASegError) else 500)
+
+    @app.post("/photos")
+    async def add(request: Request, name: str = "photo") -> Response:
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MOST_UPLOAD:
+                return JSONResponse({"error": str(too_large(name[:100]))}, 413)
+        if request.headers.get("content-type") != "application/octet-stream":
+            return JSONResponse({"error": "send the bytes of a photo as application/octet-stream"}, 415)
+        async with reading:
+            return await asyncio.to_thread(
+                guarded, lambda: JSONResponse(describe(labeller.add(bytes(content), name), None))
+            )
+
+    @app.get("/photos/{key}/photo.jpg")
+    def picture(key: str) -> Response:
+        def make() -> Response:
+            photo = labeller.photos.get(key)
+            return _image(photo.image.resize(photo.shown[::-1]), "JPEG", quality=92)
+
+        return guarded(make)
+
+    @app.get("/photos/{key}/labels")
+    def labels(key: str) -> Response:
+        def make() -> Response:
+            packed = pack(labeller.photos.get(key), labeller.result(key))
+            return Response(gzip.compress(packed, 3), media_type="application/octet-stream",
+                            headers={"Content-Encoding": "gzip"})  # fmt: skip
+
+        return guarded(make)
+
+    @app.get("/photos/{key}/map")
+    def map(key: str, kind: str, index: int) -> Response:
+        return guarded(lambda: _image(labeller.draw_map(key, kind, index), "PNG"))
+
+
+def _image(image: Any, form: str, **options: Any) -> Any:
+    from fastapi.responses import Response
+
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return Response(file.getvalue(), media_type=f"image/{form.lower()}")
+
+
+def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: Callable[[str], None] = print) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    ready  is called with the page's address as soon as it can be opened
+
+    Raises UsageError for an address that cannot be had, and if Gradio is not installed.
+    """
+    import uvicorn
+
+    app = build_app(labeller, root_path)
+    listening = _listen(host, port)
+    with listening:
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
+                                server_header=False)  # fmt: skip
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listening.getsockname()[1]}{root_path}")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--host {host} --port {port}: cannot be used ({why}); give another port, or 0 for any") from None

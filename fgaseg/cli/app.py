@@ -1,0 +1,57 @@
+"""`fgaseg app`."""
+
+import argparse
+import sys
+
+from ..errors import UsageError
+from .options import DEFAULT_MODEL, MODEL_HELP, add_words, only_overrides
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+HELP = """\
+Open a page to try models on, in a browser: drop a photo, type class names, see the labels over the photo with a legend,
+and the class and score under the pointer. Needs pip install 'fgaseg[app]'.
+
+  fgaseg app
+  fgaseg app --model runs/mine/model --open
+  fgaseg app --model runs/mine/model --model cat-seg-b16 --port 8000 inference=windows
+
+Only this machine can use the page, unless --host says otherwise. Photos stay in memory and are forgotten after an hour;
+nothing is written to the disk, and nothing is fetched from or sent to other hosts, apart from the weights of a
+published model at its first use. Ctrl-C stops it.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", action="append", default=[], metavar="MODEL",
+                        help=f"{MODEL_HELP}; may be repeated: the page offers all of them (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of this machine's")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0: any that is free")
+    parser.add_argument("--root-path", default="", metavar="/PATH", help="where a proxy in front of it has the page")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser of this machine")
+    add_words(parser, "key=value", "overrides of the configuration of every model, e.g. inference=windows")
+
+
+def run(options: argparse.Namespace) -> None:
+    import webbrowser
+
+    from ..app import Labeller, serve
+    from ..model import check_source, usable_device
+
+    sources = options.model or [DEFAULT_MODEL]
+    for source in sources:
+        check_source(source)
+    if not 0 <= options.port <= 65535:
+        raise UsageError(f"--port {options.port}: is not between 0 and 65535")
+    usable_device(options.device)
+    labeller = Labeller(sources, only_overrides(options.words), options.device)
+
+    def ready(address: str) -> None:
+        if options.host not in LOOPBACK:
+            print(f"note: everyone who can reach this machine at {options.host} can use the page", file=sys.stderr)
+        print(f"{address} (Ctrl-C stops it)", flush=True)
+        if options.open:
+            webbrowser.open(address)
+
+    serve(labeller, options.host, options.port, options.root_path, ready)
