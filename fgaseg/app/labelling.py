@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from ..errors import FGASegError, ImageError, UsageError
 from ..inference import PseudoMasks, Result, heat, palette, pseudo_masks
 from ..model import FGASeg, load
 from ..notes import told_anew
-from ..vocabulary import Vocabulary, check_names
+from ..vocabulary import ClassPrompts, Vocabulary, check_names
 
 MOST_PROMPTS = 500  # of one question: names, and synonyms of these
 MOST_LETTERS = 20_000
@@ -166,6 +167,7 @@ class Labeller:
         self.models = Models(models, lambda source: load(source, *overrides, device=device))
         self.photos = Photos()
         self._running = threading.Lock()
+        self._notes: WeakKeyDictionary[Vocabulary, tuple[str, ...]] = WeakKeyDictionary()
 
     def add(self, content: bytes, name: str) -> Photo:
         """Read a photo's file. Raises ImageError."""
@@ -187,18 +189,26 @@ class Labeller:
         Raises ImageError, UsageError, VocabularyError, DataError, and what `fgaseg.load` raises.
         """
         photo = self.photos.get(key)
-        with told_anew() as notes:
+        with told_anew() as told:
             classes = check_names(read_typed(_bounded(typed)))
             if (count := sum(len(prompts) for _, prompts in classes)) > MOST_PROMPTS:
                 raise UsageError(f"these are {count} names and synonyms: give at most {MOST_PROMPTS}")
             with self._running, _memory(photo.name):
                 network = self.models.get(model)
-                vocabulary = network.encode(classes)
+                vocabulary = self._encode(network, classes)
                 result = network.segment(photo.image, vocabulary)
+        notes = dict.fromkeys([*told, *self._notes[vocabulary]])
         photo.answer = Answer(model, vocabulary, result.classes, result.labels.astype(np.uint16), result.scores,
-                              tuple(dict.fromkeys(notes)))  # fmt: skip
+                              tuple(notes))  # fmt: skip
         self.photos.tidy()
         return photo
+
+    def _encode(self, network: FGASeg, classes: tuple[ClassPrompts, ...]) -> Vocabulary:
+        """A vocabulary that was made before comes out of the model's cache, without the notes about it."""
+        with told_anew() as told:
+            vocabulary = network.encode(classes)
+        self._notes.setdefault(vocabulary, tuple(told))
+        return vocabulary
 
     def maps(self, key: str) -> PseudoMasks:
         """S_g and S_l of a labelled photo; they are computed once for an answer."""

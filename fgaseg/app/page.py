@@ -55,13 +55,13 @@ def build_page(labeller: Labeller) -> gr.Blocks:
                 with gr.Row():
                     example = gr.Button("Example", min_width=100)
                     run = gr.Button("Label", variant="primary", min_width=160, elem_id="run")
+            with gr.Column(scale=2, min_width=320):
+                view = gr.HTML(html_template=_own("view.html"), js_on_load=_own("view.js"), apply_default_css=False,
+                               elem_id="view")  # fmt: skip
                 opacity = gr.Slider(0, 1, 0.7, step=0.05, label="Opacity", elem_id="opacity")
                 with gr.Accordion("Maps S_g and S_l", open=False):
                     kind = gr.Radio(KINDS, value="labels", label="Show", elem_id="kind")
                     chosen = gr.Dropdown([], label="of class", elem_id="chosen")
-            with gr.Column(scale=2, min_width=320):
-                view = gr.HTML(html_template=_own("view.html"), js_on_load=_own("view.js"), apply_default_css=False,
-                               elem_id="view")  # fmt: skip
 
         def answer(key: str, typed: str, model: str) -> Iterator[Any]:
             keep = (gr.skip(), gr.skip())
