@@ -19,9 +19,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data import NamedBytes, SceneDataset, read_image, read_typed
+from ..data import NamedBytes, SceneDataset, read_background, read_image, read_typed
 from ..errors import FGASegError, ImageError, UsageError
-from ..inference import PseudoMasks, Result, heat, palette, pseudo_masks
+from ..inference import (
+    PseudoMasks,
+    Result,
+    ScoreRule,
+    heat,
+    label_names,
+    note_doubts,
+    palette,
+    predict,
+    pseudo_masks,
+)
 from ..model import FGASeg, load
 from ..notes import told_anew
 from ..vocabulary import ClassPrompts, Vocabulary, check_names
@@ -33,7 +43,6 @@ MOST_KEPT = 1_000_000_000  # bytes of the photos and results in memory, of all u
 KEPT_SECONDS = 3600.0  # since a photo was used last
 MOST_MODELS = 1_000_000_000  # bytes of the models in memory, apart from the one in use
 SHOWN_SIDE = 2048  # pixels of the longer side on the page; downloads have the photo's own size
-NO_DATA = 65535  # the label of a pixel without one, as it is sent
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +51,17 @@ log = logging.getLogger(__name__)
 class Answer:
     """What a model said about a photo.
 
-    labels  uint16 [H, W], of `Result.labels`, before any threshold; a quarter of its memory
+    labels     uint16 [H, W], indices into the vocabulary, before any threshold; a quarter of `Result.labels`
+    scores     float32 [H, W]
+    softmax    whether scores are shares among the classes
+    threshold  0: none
     """
 
     model: str
     vocabulary: Vocabulary
-    classes: tuple[str, ...]
     labels: np.ndarray = field(repr=False)
     scores: np.ndarray = field(repr=False)
+    softmax: bool
     notes: tuple[str, ...]
     threshold: float = 0.0
     maps: PseudoMasks | None = field(default=None, repr=False)
@@ -183,30 +195,46 @@ class Labeller:
         names = [scenes.names[label] for label in item["labels"].unique().tolist()]
         return self.photos.add(Photo("drawn scene.png", Image.fromarray(item["image"].numpy()))), names
 
-    def label(self, key: str, typed: str, model: str) -> Photo:
+    def label(self, key: str, typed: str, model: str, background: str = "", threshold: float = 0.0) -> Photo:
         """Label a photo with the names that were typed, read as `fgaseg segment --classes` reads them.
+
+        background  typed as after --background; "": none
+        threshold   as `decide` takes it
 
         Raises ImageError, UsageError, VocabularyError, DataError, and what `fgaseg.load` raises.
         """
         photo = self.photos.get(key)
         with told_anew() as told:
             classes = check_names(read_typed(_bounded(typed)))
-            if (count := sum(len(prompts) for _, prompts in classes)) > MOST_PROMPTS:
+            rest = read_background(_bounded(background)) if background.strip() else None
+            count = sum(len(prompts) for _, prompts in classes) + len(rest if isinstance(rest, list) else ())
+            if count > MOST_PROMPTS:
                 raise UsageError(f"these are {count} names and synonyms: give at most {MOST_PROMPTS}")
             with self._running, _memory(photo.name):
                 network = self.models.get(model)
-                vocabulary = self._encode(network, classes)
-                result = network.segment(photo.image, vocabulary)
+                vocabulary = self._encode(network, classes, rest)
+                label_names(vocabulary, threshold or None)  # refused before the work is done
+                with torch.inference_mode():
+                    result = predict(network, photo.image, vocabulary)
         notes = dict.fromkeys([*told, *self._notes[vocabulary]])
-        photo.answer = Answer(model, vocabulary, result.classes, result.labels.astype(np.uint16), result.scores,
-                              tuple(notes))  # fmt: skip
+        photo.answer = Answer(model, vocabulary, result.labels.astype(np.uint16), result.scores,
+                              ScoreRule.of(network.config).softmax, tuple(notes), threshold)  # fmt: skip
         self.photos.tidy()
         return photo
 
-    def _encode(self, network: FGASeg, classes: tuple[ClassPrompts, ...]) -> Vocabulary:
+    def decide(self, key: str, threshold: float) -> Photo:
+        """Pixels whose score is below a threshold (0: none) are none of the classes; the model does not run again."""
+        photo, answer = self._answered(key)
+        label_names(answer.vocabulary, threshold or None)
+        photo.answer = replace(answer, threshold=threshold)
+        return photo
+
+    def _encode(
+        self, network: FGASeg, classes: tuple[ClassPrompts, ...], background: list[str] | str | None
+    ) -> Vocabulary:
         """A vocabulary that was made before comes out of the model's cache, without the notes about it."""
         with told_anew() as told:
-            vocabulary = network.encode(classes)
+            vocabulary = network.encode(classes, background)
         self._notes.setdefault(vocabulary, tuple(told))
         return vocabulary
 
@@ -224,7 +252,12 @@ class Labeller:
     def result(self, key: str) -> Result:
         """The answer as `model.segment` gives it."""
         photo, answer = self._answered(key)
-        return Result(answer.labels.astype(np.int64), answer.classes, answer.scores, photo.image)
+        threshold = answer.threshold or None
+        classes, nothing = label_names(answer.vocabulary, threshold)
+        labels = answer.labels.astype(np.int64)
+        if threshold is not None:
+            labels[answer.scores < threshold] = nothing
+        return Result(labels, classes, answer.scores, photo.image, nothing)
 
     def draw_map(self, key: str, kind: str, index: int) -> Image.Image:
         """S_g ("global") or S_l ("local") of a class in false colours, at the size of the page."""
@@ -243,21 +276,24 @@ class Labeller:
         return photo, photo.answer
 
 
-def describe(photo: Photo, result: Result | None) -> dict[str, Any]:
-    """What the page is told about a photo, apart from its pixels: all of it can be written as JSON."""
+def describe(photo: Photo, result: Result | None = None) -> dict[str, Any]:
+    """What the page is told about a photo and its answer, apart from the pixels: all of it can be written as JSON."""
     height, width = photo.shown
     about: dict[str, Any] = {"photo": photo.key, "name": photo.name, "shown": [height, width],
                              "size": [photo.image.height, photo.image.width]}  # fmt: skip
     if result is None or photo.answer is None:
         return about
+    answer = photo.answer
+    with told_anew() as doubts:
+        note_doubts(result, answer.softmax, answer.threshold or None, len(answer.vocabulary))
     counts = np.bincount(result.labels.ravel(), minlength=len(result.classes))
     order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
     return about | {
         "classes": list(result.classes),
         "colours": palette(len(result.classes)).tolist(),
         "shares": [[i, float(counts[i] / result.labels.size)] for i in order],
-        "notes": list(photo.answer.notes),
-        "model": photo.answer.model,
+        "mapped": len(answer.vocabulary),  # classes that have maps: "nothing" has none
+        "notes": list(dict.fromkeys([*answer.notes, *doubts])),
     }
 
 

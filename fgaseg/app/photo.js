@@ -4,6 +4,8 @@ const about = element.querySelector(".fg-about");
 const zone = element.querySelector(".fg-drop");
 
 async function send(file) {
+  const most = Number(zone.dataset.most);
+  if (file.size > most) return { error: `${file.name}: is larger than ${most / 1e6} MB: make it smaller` };
   about.textContent = `reading ${file.name} …`;
   const address = window.fgaseg.address(`photos?name=${encodeURIComponent(file.name)}`);
   try {

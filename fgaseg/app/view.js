@@ -6,6 +6,7 @@ const FILES = [
   ["Index mask (PNG)", "mask.png", "_labels.png"],
   ["COCO JSON", "coco.json", "_coco.json"],
 ];
+const LISTED = 40; // classes in the legend
 const EDGE = 0xffffffff; // white, opaque, between regions
 
 let shown = {}; // what the server said about the photo
@@ -32,8 +33,10 @@ function percent(share) {
 }
 
 function showLegend() {
+  const shares = shown.shares ?? [];
+  const rest = shares.length > LISTED ? [item(`and ${shares.length - LISTED} more`)] : [];
   part("legend").replaceChildren(
-    ...(shown.shares ?? []).map(([index, share]) => {
+    ...shares.slice(0, LISTED).map(([index, share]) => {
       const [swatch, count] = ["span", "span"].map((kind) => document.createElement(kind));
       swatch.className = "fg-swatch";
       swatch.style.backgroundColor = `rgb(${shown.colours[index]})`;
@@ -41,6 +44,7 @@ function showLegend() {
       count.textContent = percent(share);
       return item(swatch, shown.classes[index], count);
     }),
+    ...rest,
   );
   part("notes").replaceChildren(...(shown.notes ?? []).map((note) => item(note)));
 }

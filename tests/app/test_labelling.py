@@ -35,6 +35,56 @@ def test_labels_are_those_of_the_api(labelled, model_folder):
     assert len(expected.present) > 1
 
 
+@pytest.mark.parametrize("background", ["", "other", "wall, sky | cloud", "Stuff", "dog"])
+@pytest.mark.parametrize("half", [False, True])
+def test_background_and_threshold_are_those_of_the_api(labelled, model_folder, background, half):
+    labeller, photo = labelled
+    given = {"": None, "wall, sky | cloud": ["wall", "sky", "cloud"], "Stuff": "stuff"}.get(background, background)
+    model = FGASeg.from_pretrained(model_folder)
+    expected = model.segment(noise(), NAMES.split(", "), background=given)
+    threshold = float(np.median(expected.scores)) if half else 0
+    if half:
+        expected = model.segment(noise(), NAMES.split(", "), background=given, threshold=threshold)
+    labeller.label(photo.key, NAMES, "mine/model", background, threshold)
+    result = labeller.result(photo.key)
+    assert result.classes == expected.classes and result.nothing == expected.nothing
+    assert (result.labels == expected.labels).all() and (result.scores == expected.scores).all()
+    assert not half or result.present[result.classes[result.nothing]] > 0.4
+
+
+def test_a_threshold_does_not_run_the_model(labelled, model_folder, monkeypatch):
+    labeller, photo = labelled
+    model = FGASeg.from_pretrained(model_folder)
+    monkeypatch.setattr(labelling, "predict", None)
+    for threshold in (0.4, 0.36, 0, 0.36):
+        expected = model.segment(noise(), NAMES.split(", "), threshold=threshold or None)
+        result = labeller.result(labeller.decide(photo.key, threshold).key)
+        assert (result.labels == expected.labels).all() and result.classes == expected.classes
+
+
+def test_a_threshold_that_cannot_be_leaves_the_answer(labelled):
+    labeller, photo = labelled
+    before = labeller.result(photo.key).labels
+    for wrong in (1.0, -1, 7, float("nan")):
+        with pytest.raises(FGASegError, match="is not between 0 and 1"):
+            labeller.decide(photo.key, wrong)
+    labeller.label(photo.key, "nothing, cat", "mine/model")
+    with pytest.raises(FGASegError, match="a class is called 'nothing'"):
+        labeller.decide(photo.key, 0.5)
+    labeller.label(photo.key, NAMES, "mine/model")
+    assert (labeller.result(photo.key).labels == before).all()
+
+
+def test_doubts_follow_the_threshold(labelled):
+    labeller, photo = labelled
+    about = describe(photo, labeller.result(photo.key))
+    assert any("half of the photo has scores below" in note for note in about["notes"])
+    labeller.decide(photo.key, 0.2)
+    about = describe(photo, labeller.result(photo.key))
+    assert [note for note in about["notes"] if "half of" in note] == []
+    assert any("threshold 0.2: has no effect" in note for note in about["notes"])
+
+
 def test_what_the_page_is_told(labelled):
     labeller, photo = labelled
     result = labeller.result(photo.key)
