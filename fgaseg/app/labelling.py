@@ -255,7 +255,7 @@ class Labeller:
         threshold = answer.threshold or None
         classes, nothing = label_names(answer.vocabulary, threshold)
         labels = answer.labels.astype(np.int64)
-        if threshold is not None:
+        if threshold is not None and nothing is not None:
             labels[answer.scores < threshold] = nothing
         return Result(labels, classes, answer.scores, photo.image, nothing)
 

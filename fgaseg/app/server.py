@@ -25,7 +25,7 @@ def build_app(labeller: Labeller, root_path: str = "") -> Any:
         from starlette.middleware.cors import CORSMiddleware
     except ImportError as error:
         raise UsageError(f"the page needs Gradio ({error}): pip install 'fgaseg[app]'") from None
-    from .page import HEAD, STYLE, build_page, theme
+    from .page import build_page, look
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(CORSMiddleware, allow_origins=[])  # in place of Gradio's own: no other site may read
@@ -45,9 +45,7 @@ def build_app(labeller: Labeller, root_path: str = "") -> Any:
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        theme=theme(),
-        css=STYLE,
-        head=HEAD,
+        **look(),
     )
     return Gate(app)
 
@@ -133,5 +131,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"--host {host} --port {port}: cannot be used ({why}); give another port, or 0 for any") from None
+        why = str(getattr(error, "strerror", None) or error).partition(" (")[0]  # the rest is what was given
+        raise UsageError(f"--host {host} --port {port}: cannot be used ({why}); give another port") from None

@@ -1,6 +1,7 @@
 """`fgaseg app`."""
 
 import argparse
+import re
 import sys
 
 from ..errors import UsageError
@@ -23,8 +24,8 @@ published model at its first use. Ctrl-C stops it.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", action="append", default=[], metavar="MODEL",
-                        help=f"{MODEL_HELP}; may be repeated: the page offers all of them (default: {DEFAULT_MODEL})")  # fmt: skip
+    parser.add_argument("--model", action="append", default=[],
+                        help=f"{MODEL_HELP}; may be repeated, for a choice (default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of this machine's")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0: any that is free")
     parser.add_argument("--root-path", default="", metavar="/PATH", help="where a proxy in front of it has the page")
@@ -39,13 +40,15 @@ def run(options: argparse.Namespace) -> None:
     from ..app import Labeller, serve
     from ..model import check_source, usable_device
 
-    sources = options.model or [DEFAULT_MODEL]
-    for source in sources:
-        check_source(source)
     if not 0 <= options.port <= 65535:
         raise UsageError(f"--port {options.port}: is not between 0 and 65535")
+    if options.root_path and not re.fullmatch(r"(/[\w.~-]+)+", options.root_path):
+        raise UsageError(f"--root-path {options.root_path}: give a path such as /labels, without a / at its end")
+    sources, overrides = options.model or [DEFAULT_MODEL], only_overrides(options.words)
+    for source in sources:
+        check_source(source, *overrides)
     usable_device(options.device)
-    labeller = Labeller(sources, only_overrides(options.words), options.device)
+    labeller = Labeller(sources, overrides, options.device)
 
     def ready(address: str) -> None:
         if options.host not in LOOPBACK:

@@ -343,7 +343,7 @@ class FGASeg(nn.Module):
             directory = fetch_saved(str(source), revision)
         elif revision is not None:
             raise CheckpointError(f"{source}: is on this disk, where there are no revisions; leave revision out")
-        config, facts = _read_config(directory / "config.json", source)
+        config, facts = read_config(directory / "config.json", source)
         tokenizer = directory / "tokenizer"
         model = cls(config.override(*words, **values), tokenizer=tokenizer if tokenizer.is_dir() else None)
         model.load_weights(directory / "model.safetensors")
@@ -382,7 +382,7 @@ def _named_after(encoder: nn.Module, config: ModelConfig) -> ModelConfig:
     return config.override(**{"encoder.name": name, "encoder.pretrained": None})
 
 
-def _read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+def read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The configuration and the facts that `save_pretrained` wrote; errors name `source`."""
     if not path.exists():
         raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
@@ -408,7 +408,7 @@ def fetch_saved(repo: str, revision: str | None) -> Path:
     check_no_path(repo, repo)
     path = fetch_file(repo, "config.json", revision=revision)
     folder, commit = path.parent, path.parent.name
-    config, _ = _read_config(path, repo)
+    config, _ = read_config(path, repo)
     fetch_file(repo, "model.safetensors", revision=commit)
     if ((config.encoder.architecture or {}).get("text_cfg") or {}).get("hf_tokenizer_name"):
         try:

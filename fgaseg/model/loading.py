@@ -14,7 +14,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError, UsageError
 from ..weights.named_models import NamedModel, find_named
 from ..weights.sources import CHECKPOINTS, parse_source
-from .fgaseg import FGASeg, fetch_saved
+from .fgaseg import FGASeg, fetch_saved, read_config
 from .published import converted_folder
 
 log = logging.getLogger(__name__)
@@ -53,13 +53,16 @@ def load(
     return _load_published(found.named, found.revision, words, values).to(chosen)
 
 
-def check_source(source: str | Path) -> None:
-    """Raise CheckpointError for a source that `load` would refuse at once. Nothing is fetched, no weights are read."""
+def check_source(source: str | Path, *words: str) -> None:
+    """Raise the CheckpointError or ConfigError that `load` would raise at once; nothing is fetched, no weights read.
+
+    Overrides are checked for models in folders: what others need is not known before they are fetched.
+    """
     path = Path(os.path.expanduser(source))
     if not (str(source).strip() and path.exists()):
         parse_source(str(source), None)
-    elif path.is_dir() and not (_model_folder(path) / "config.json").exists():
-        raise CheckpointError(f"{path}: has no config.json: give the folder of a saved model (of a training, <out>/model)")
+    elif path.is_dir():
+        read_config(_model_folder(path) / "config.json", source)[0].override(*words)
 
 
 def fetch_named(model: NamedModel) -> None:

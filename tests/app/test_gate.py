@@ -102,7 +102,9 @@ def test_other_sites_cannot_send_photos(answers):
              "access-control-request-headers": "content-type"}  # fmt: skip
     preflight = answers.options("/photos", headers=asked)
     assert preflight.status_code >= 400 and "access-control-allow-origin" not in preflight.headers
-    assert "access-control-allow-origin" not in answers.get("/config", headers={"origin": "https://example.org"}).headers
+    assert (
+        "access-control-allow-origin" not in answers.get("/config", headers={"origin": "https://example.org"}).headers
+    )
 
 
 # ---- files of this machine
@@ -111,7 +113,13 @@ def test_other_sites_cannot_send_photos(answers):
 def roads_to(path):
     """A path as Gradio serves files, in every way that it has or had."""
     dotted = os.path.relpath(path)
-    for form in (str(path), dotted, f"{Path.cwd()}/{dotted}", str(path).replace("/", "%2f"), dotted.replace("..", "%2e%2e")):
+    for form in (
+        str(path),
+        dotted,
+        f"{Path.cwd()}/{dotted}",
+        str(path).replace("/", "%2f"),
+        dotted.replace(".", "%2e"),
+    ):
         yield f"/gradio_api/file={form}"
         yield f"/gradio_api/file/{form}"
         yield f"/file={form}"
@@ -150,7 +158,9 @@ FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
 )
 def test_a_question_holds_no_files_and_no_addresses(answers, value):
     assert ask(answers, ["", value, "", "mine/model", 0.0]).status_code == 400
-    escaped = json.dumps({"data": [value], "fn_index": 0, "session_hash": "s"}).replace("gradio.File", "gradio\\u002eFile")
+    escaped = json.dumps({"data": [value], "fn_index": 0, "session_hash": "s"}).replace(
+        "gradio.File", "gradio\\u002eFile"
+    )
     kind = {"content-type": "application/json"}
     assert answers.post("/gradio_api/queue/join", content=escaped, headers=kind).status_code == 400
 
