@@ -206,8 +206,8 @@ class Labeller:
         photo = self.photos.get(key)
         with told_anew() as told:
             classes = check_names(read_typed(_bounded(typed)))
-            rest = read_background(_bounded(background)) if background.strip() else None
-            count = sum(len(prompts) for _, prompts in classes) + len(rest if isinstance(rest, list) else ())
+            rest = _bounded(background) if background.strip() else None
+            count = sum(len(prompts) for _, prompts in classes) + (len(read_background(rest)) if rest else 0)
             if count > MOST_PROMPTS:
                 raise UsageError(f"these are {count} names and synonyms: give at most {MOST_PROMPTS}")
             with self._running, _memory(photo.name):
@@ -229,9 +229,7 @@ class Labeller:
         photo.answer = replace(answer, threshold=threshold)
         return photo
 
-    def _encode(
-        self, network: FGASeg, classes: tuple[ClassPrompts, ...], background: list[str] | str | None
-    ) -> Vocabulary:
+    def _encode(self, network: FGASeg, classes: tuple[ClassPrompts, ...], background: str | None) -> Vocabulary:
         """A vocabulary that was made before comes out of the model's cache, without the notes about it."""
         with told_anew() as told:
             vocabulary = network.encode(classes, background)

@@ -2,10 +2,7 @@
 // for each answer; opacity, and moving the pointer, ask the server for nothing.
 const part = (name) => element.querySelector(`.fg-${name}`);
 const [stage, photo, canvas, map, mark, tip] = ["stage", "photo", "labels", "map", "mark", "tip"].map(part);
-const FILES = [
-  ["Index mask (PNG)", "mask.png", "_labels.png"],
-  ["COCO JSON", "coco.json", "_coco.json"],
-];
+const FILES = [];
 const LISTED = 40; // classes in the legend
 const EDGE = 0xffffffff; // white, opaque, between regions
 
