@@ -1,7 +1,10 @@
 """From a photo to labels: prediction, results and pictures."""
 
+from .coco import CocoWriter
 from .doubts import note_doubts
+from .label_images import write_index_png
 from .pictures import comparison, confusion_picture, contact_sheet, heat, legend, overlay, palette, panel
+from .polygons import write_polygons
 from .prediction import (
     LONGEST,
     LONGEST_ASPECT,
@@ -27,6 +30,7 @@ __all__ = [
     "STRIDE",
     "WINDOW",
     "WINDOWS_SIZE",
+    "CocoWriter",
     "Probabilities",
     "PseudoMasks",
     "Result",
@@ -50,4 +54,6 @@ __all__ = [
     "released_views",
     "sliding_scores",
     "view_logits",
+    "write_index_png",
+    "write_polygons",
 ]

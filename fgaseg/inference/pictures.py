@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_INK, _PAPER, _UNLABELLED = (32, 34, 38), (255, 255, 255), (128, 128, 128)
+_INK, _PAPER, UNLABELLED = (32, 34, 38), (255, 255, 255), (128, 128, 128)
 _GOLDEN_ANGLE = 137.50776
 _CHOSEN = 64  # colours that maximise their distance; later ones follow the golden angle
 # Tried for scripts that Pillow's own font lacks; a machine may have any of them.
@@ -101,7 +101,7 @@ def heat(
         unit = np.asarray(Image.fromarray(unit).resize(size[::-1], Image.Resampling.BILINEAR))
         finite = np.asarray(Image.fromarray(finite).resize(size[::-1], Image.Resampling.NEAREST))
     picture = _ramp()[(np.clip(unit, 0, 1) * 255).round().astype(np.intp)]
-    return Image.fromarray(np.where(finite[..., None], picture, np.uint8(_UNLABELLED[0])))
+    return Image.fromarray(np.where(finite[..., None], picture, np.uint8(UNLABELLED[0])))
 
 
 def overlay(
@@ -132,7 +132,7 @@ def _tint(photo: np.ndarray, labels: np.ndarray, classes: int, alpha: float) -> 
     """uint8 [H, W, 3] of a photo uint8 [H, W, 3] and labels [H, W]."""
     known = (labels >= 0) & (labels < classes)
     index = np.where(known, labels, classes).astype(np.intp)
-    colours = np.concatenate([palette(classes), np.array([_UNLABELLED], np.uint8)]).astype(np.float32)[index]
+    colours = np.concatenate([palette(classes), np.array([UNLABELLED], np.uint8)]).astype(np.float32)[index]
     # The photo's hue is dropped: a red flower tinted blue has to look like the legend's blue, not purple.
     grey = (photo @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     tinted = grey + np.float32(alpha) * (colours - grey)

@@ -1,7 +1,8 @@
 """What prediction gives: labels with their classes and scores, and the pseudo-masks of Fig. 6."""
 
+import os
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -59,6 +60,51 @@ class Result:
         from .pictures import overlay
 
         return overlay(self.image, self.labels, list(self.classes), alpha, with_legend=legend)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a file, whole or not at all, in the format that its suffix says.
+
+        .png                the labels: class i is the value i, with the colours of the overlay as its palette; void is
+                            255. With more than 255 classes 16-bit grey, and void is 65535
+        .jpg, .jpeg, .webp  the overlay at the photo's size, without a legend
+        .npz                arrays ``labels``, ``scores``, ``classes``, ``nothing`` (an index, -1 for none) and, where
+                            they were asked for, ``probabilities`` float32 [T, H, W], of the first T classes
+        .json               COCO annotations, as of `to_coco`
+        .tif, .tiff         a GeoTIFF of the values of the .png, with colours, names and the source's georeference
+        .geojson, .gpkg     polygons, as of `write_polygons`, where the source is georeferenced
+
+        Void is a label that is no index of the classes. Raises UsageError for another suffix, a photo that would be
+        overwritten, or a missing package, which it names; DataError for polygons without georeference, OSError.
+        """
+        from .formats import save_result
+
+        save_result(self, path)
+
+    def to_coco(self, file_name: str | None = None) -> dict[str, Any]:
+        """The labels as a file of COCO annotations, one of each class found; `CocoWriter` is for many photos.
+
+        file_name  the photo's name in it; None: that of the source. Raises ResultError if there is none
+        """
+        from .formats import to_coco
+
+        return to_coco(self, file_name)
+
+    def to_supervision(self) -> Any:
+        """`supervision.Detections`, one of each class found: mask bool [H, W], class_id, the mean score of its pixels
+        as confidence, and ``data["class_name"]``. Raises UsageError if supervision is not installed.
+        """
+        from .formats import to_supervision
+
+        return to_supervision(self)
+
+    def to_geojson(self) -> dict[str, Any]:
+        """A FeatureCollection in longitude and latitude of the polygons that `write_polygons` writes.
+
+        Raises DataError unless the source is a georeferenced file, UsageError if packages are missing.
+        """
+        from .georeference import to_geojson
+
+        return to_geojson(self)
 
     def run_lengths(self) -> dict[str, list[int]]:
         """The mask of every class found, as COCO's uncompressed run lengths (column-major, zeros first)."""
