@@ -41,12 +41,12 @@ class _Speed(ProgressColumn):
 
 
 def track(
-    items: Iterable[T], title: str, total: int, *, done: int = 0, unit: str = "", shown: bool = True
+    items: Iterable[T], title: str, total: int | None, *, done: int = 0, unit: str = "", shown: bool = True
 ) -> Iterator[T]:
     """Yield the items and show how many have been consumed, how many a second, and the time left.
 
     title  what is being done, such as "scoring"
-    total  the number of all items, with those done before
+    total  the number of all items, with those done before; None: not known
     done   how many of `total` were finished before, by an earlier run; speed and time left do not count them
     unit   what the items are, in the plural, such as "photos"
     shown  False: only yield the items
@@ -70,7 +70,9 @@ def track(
             now = time.monotonic()
             if not console.is_terminal and now - last >= LOG_SECONDS:
                 last = now
-                log.info("%s: %d of %d%s", title, count, total, _pace(count - done, total - count, now - start, unit))
+                of = "" if total is None else f" of {total}"
+                left = None if total is None else max(total - count, 0)
+                log.info("%s: %d%s%s", title, count, of, _pace(count - done, left, now - start, unit))
 
 
 def _speed(per_second: float, unit: str) -> str:
@@ -79,9 +81,9 @@ def _speed(per_second: float, unit: str) -> str:
     return f"{amount:.3g} {unit}/{time_unit}" if unit else f"{amount:.3g}/{time_unit}"
 
 
-def _pace(count: int, left: int, seconds: float, unit: str) -> str:
-    """Speed so far and the time that the rest takes at that speed, for a line of the log."""
+def _pace(count: int, left: int | None, seconds: float, unit: str) -> str:
+    """Speed so far and, if it is known how many are left, the time they take at that speed, for a line of the log."""
     if not seconds:
         return ""
-    rest = timedelta(seconds=round(left * seconds / count))
-    return f", {_speed(count / seconds, unit)}, {rest} left"
+    rest = "" if left is None else f", {timedelta(seconds=round(left * seconds / count))} left"
+    return f", {_speed(count / seconds, unit)}{rest}"

@@ -48,3 +48,10 @@ def test_the_bar_shows_count_and_speed(monkeypatch):
 def test_nothing_is_shown_when_it_is_not_wanted(every_item):
     assert list(progress.track("abc", "scoring", 3, shown=False)) == ["a", "b", "c"]
     assert not every_item.messages
+
+
+def test_the_number_of_all_items_need_not_be_known(every_item, monkeypatch):
+    clock = iter(range(0, 100, 20))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    list(progress.track("ab", "labelling", None, unit="frames"))
+    assert every_item.messages == ["labelling: 1, 3 frames/min", "labelling: 2, 3 frames/min"]

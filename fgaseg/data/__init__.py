@@ -46,9 +46,9 @@ from .images import (
     ImageSource,
     Normalization,
     georeferenced_size,
+    pixel_limit,
     plain_suffix,
     read_image,
-    refuse_large,
     to_pixels,
 )
 from .names_files import names_text
@@ -91,6 +91,7 @@ __all__ = [
     "open_set",
     "open_set_in_folders",
     "percent",
+    "pixel_limit",
     "plain_suffix",
     "prepare",
     "prepare_folders",
@@ -100,7 +101,6 @@ __all__ = [
     "read_image",
     "read_names",
     "read_typed",
-    "refuse_large",
     "stuff_names",
     "to_pixels",
 ]

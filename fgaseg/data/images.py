@@ -184,7 +184,7 @@ def _from_file(file: IO[bytes], source: Path | IO[bytes], name: str, view: View)
     _refuse_others(head, name)
     raster = None
     if head.startswith(TIFF):
-        raster = read_tiff(file, name, view, partial(refuse_large, name))
+        raster = read_tiff(file, name, view, partial(_refuse_large, name))
         file.seek(0)
     if raster is None:
         with _open(source, name) as image:
@@ -243,16 +243,16 @@ def _open_any_size(source: Path | IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = guard
 
 
-def _pixel_limit() -> int:
+def pixel_limit() -> int:
+    """The most pixels of a picture: 100 million, or FGASEG_PIXEL_LIMIT in the environment. Raises ImageError."""
     setting = os.environ.get("FGASEG_PIXEL_LIMIT", str(PIXEL_LIMIT))
     if not setting.isdecimal():
         raise ImageError(f"environment variable FGASEG_PIXEL_LIMIT={setting!r}: give a whole number of pixels")
     return int(setting)
 
 
-def refuse_large(name: str, width: int, height: int) -> None:
-    """Raise ImageError if a picture has more than 100 megapixels, or than FGASEG_PIXEL_LIMIT in the environment."""
-    limit = _pixel_limit()
+def _refuse_large(name: str, width: int, height: int) -> None:
+    limit = pixel_limit()
     if width * height > limit:
         raise ImageError(
             f"{name}: {width}x{height} is more than {limit:,} pixels: label it in tiles with `fgaseg raster`, make it "
@@ -261,10 +261,10 @@ def refuse_large(name: str, width: int, height: int) -> None:
 
 
 def _limit_pixels(image: Image.Image, name: str) -> None:
-    limit, (width, height) = _pixel_limit(), image.size
+    limit, (width, height) = pixel_limit(), image.size
     factor = next((n for n in (1, 2, 4, 8) if width * height <= limit * n * n), None)
     if factor is None or not isinstance(image, JpegImageFile):
-        refuse_large(name, width, height)
+        _refuse_large(name, width, height)
         return
     if factor == 1:
         return

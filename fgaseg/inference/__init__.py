@@ -23,6 +23,7 @@ from .prediction import (
 )
 from .results import PseudoMasks, Result, draw_pseudo_masks
 from .scores import Probabilities, ScoreRule
+from .video import VideoSummary, segment_video
 
 __all__ = [
     "LONGEST",
@@ -36,6 +37,7 @@ __all__ = [
     "Result",
     "ScoreRule",
     "Segmenter",
+    "VideoSummary",
     "comparison",
     "confusion_picture",
     "contact_sheet",
@@ -52,6 +54,7 @@ __all__ = [
     "predict",
     "pseudo_masks",
     "released_views",
+    "segment_video",
     "sliding_scores",
     "view_logits",
     "write_index_png",

@@ -1,7 +1,7 @@
 """From a photo to labels at its own size. Score maps are upsampled while they are compared: [T, H, W] never exists."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import isqrt
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -17,7 +17,7 @@ from ..errors import VocabularyError
 from ..kernels import upsample_argmax, upsample_argmax_windows
 from ..kernels.upsample_argmax.reference import averaged_scores
 from ..notes import note_once
-from ..vocabulary import NOTHING, Vocabulary
+from ..vocabulary import NOTHING, ClassNames, Vocabulary
 from .panoramas import tiles
 from .results import PseudoMasks, Result
 from .scores import Probabilities, ScoreRule
@@ -49,6 +49,8 @@ class Segmenter(Protocol):
     def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def first_of_equals(self, vocabulary: Vocabulary) -> list[int]: ...
+
+    def encode(self, names: ClassNames, background: str | Sequence[str] | None = None) -> Vocabulary: ...
 
 
 @contextlib.contextmanager
