@@ -6,11 +6,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,90 +109,108 @@ def segment_video(
     progress   show a bar, or log once a minute
     cancel     asked after every frame: True ends the work
 
-    Times of frames are kept, sound is copied where the container takes it. A frame of odd height or width gets one more
-    row or column. If the work is cancelled or fails, what was written stays as `<out>.partial.<suffix>` and
-    `<masks>.partial`, never under the final names. Raises ImageError, UsageError, VocabularyError and OSError.
+    Times of frames are kept, sound is copied where the container takes it; odd sizes become even. If the work is
+    cancelled or fails, what was written stays as `<out>.partial.<suffix>` and `<masks>.partial`. Raises ImageError,
+    UsageError, VocabularyError and OSError.
     """
     check_call(path, out, masks, smooth=smooth, every=every, start=start, stop=stop)
-    video, folder = (None if one is None else Path(one) for one in (out, masks))
     began = time.monotonic()
     with ExitStack() as stack:
         source = stack.enter_context(VideoReader(path, start, stop))
-        smoother = _smoother(model, source, smooth)
         vocabulary = _vocabulary(model, names, background)
-        classes, _ = label_names(vocabulary, threshold)
-        label = partial(_frame_labels, model, vocabulary, threshold, smoother)
-        outputs = Outputs(source, video, folder, classes, legend=legend, alpha=alpha, stack=stack)
-        kept: list[Path] = []
-        try:
-            complete = _label(label, source, outputs, every, progress, cancel)
-            if complete:
-                outputs.close()
-            else:
-                kept = outputs.keep()
-        except BaseException:
-            if kept := outputs.keep():
-                log.warning("%s: kept what was done: %s", path, ", ".join(map(str, kept)))
-            raise
-        doubt = source.doubt if complete else ""
-        if doubt:
-            log.warning("%s: %s", path, doubt)
-    return VideoSummary(
-        video=str(path),
-        size=source.size,
-        classes=classes,
-        frames=outputs.frames,
-        labelled=outputs.labelled,
-        duration=float(outputs.end),
-        seconds=time.monotonic() - began,
-        present=outputs.present,
-        files=tuple(kept) if not complete else tuple(one for one in (video, folder) if one),
-        codec=outputs.codec,
-        sound=outputs.sound,
-        doubt=doubt,
-        complete=complete,
-    )
+        label = _Labeller(model, vocabulary, threshold, _smoother(model, source, smooth))
+        outputs = Outputs(source, out, masks, label.classes, legend=legend, alpha=alpha, stack=stack)
+        complete = _label_all(label, source, outputs, every, progress, cancel)
+        return VideoSummary(
+            video=str(path),
+            size=source.size,
+            classes=label.classes,
+            frames=outputs.frames,
+            labelled=outputs.labelled,
+            duration=float(outputs.end),
+            seconds=time.monotonic() - began,
+            present=outputs.present,
+            files=outputs.files,
+            codec=outputs.codec,
+            sound=outputs.sound,
+            doubt=source.doubt if complete else "",
+            complete=complete,
+        )
 
 
-def _label(
-    label: Callable[[Frame], np.ndarray],
+def _label_all(
+    label: _Labeller,
     source: VideoReader,
     outputs: Outputs,
     every: int,
     progress: bool,
     cancel: Callable[[], bool] | None,
 ) -> bool:
-    """Read, label and write all frames; False if that was cancelled."""
-    labels = np.zeros(source.size, np.int64)
-    with closing(ahead(source, AHEAD)) as items:
-        frames = outputs.without_sound(items)
-        for frame in track(frames, "labelling", source.count, unit="frames", shown=progress):
-            fresh = (frame.number - 1) % every == 0
-            if fresh:
-                labels = label(frame)
-            outputs.add(frame, labels, fresh)
-            if cancel is not None and cancel():
-                return False
-    return True
+    """Read, label and write all frames, and complete what was written; False if that was cancelled."""
+    try:
+        with closing(ahead(source, AHEAD)) as items:
+            frames = track(outputs.without_sound(items), "labelling", source.count, unit="frames", shown=progress)
+            cancelled = _label_frames(label, frames, outputs, every, cancel)
+        if cancelled:
+            outputs.keep()
+        else:
+            outputs.close()
+    except BaseException:
+        outputs.keep()
+        if outputs.files:
+            log.warning("%s: kept what was done: %s", source.path, ", ".join(map(str, outputs.files)))
+        raise
+    if source.doubt and not cancelled:
+        log.warning("%s: %s", source.path, source.doubt)
+    return not cancelled
 
 
-@torch.inference_mode()
-def _frame_labels(
-    model: Segmenter, vocabulary: Vocabulary, threshold: float | None, smoother: Smoother | None, frame: Frame
-) -> np.ndarray:
-    """Labels [H, W] of a frame."""
-    image = Image.fromarray(frame.pixels)
-    if smoother is None:
-        result = predict(model, image, vocabulary, threshold=threshold)
-    else:
-        with evaluation_mode(model):
-            logits = smoother(view_logits(model, image, vocabulary), frame)
-            labels, scores = decide(model, logits, vocabulary, (image.height, image.width), threshold)
-        classes, nothing = label_names(vocabulary, threshold)
-        result = Result(labels.cpu().numpy(), classes, scores.cpu().numpy(), image, nothing)
-    if frame.number == 1:
-        note_doubts(result, ScoreRule.of(model.config).softmax, threshold, len(vocabulary))
-    return result.labels
+def _label_frames(
+    label: _Labeller,
+    frames: Iterable[Frame],
+    outputs: Outputs,
+    every: int,
+    cancel: Callable[[], bool] | None,
+) -> bool:
+    """Label and write frames; True if that was cancelled."""
+    labels = np.zeros(0, np.int64)
+    for frame in frames:
+        fresh = (frame.number - 1) % every == 0  # the first is
+        if fresh:
+            labels = label(frame)
+        outputs.add(frame, labels, fresh)
+        if cancel is not None and cancel():
+            return True
+    return False
+
+
+@dataclass
+class _Labeller:
+    """Labels [H, W] of frames, given one after the other."""
+
+    model: Segmenter
+    vocabulary: Vocabulary
+    threshold: float | None
+    smoother: Smoother | None
+
+    def __post_init__(self) -> None:
+        self.classes, self.nothing = label_names(self.vocabulary, self.threshold)
+
+    @torch.inference_mode()
+    def __call__(self, frame: Frame) -> np.ndarray:
+        image = Image.fromarray(frame.pixels)
+        if self.smoother is None:
+            result = predict(self.model, image, self.vocabulary, threshold=self.threshold)
+        else:
+            with evaluation_mode(self.model):
+                logits = self.smoother(view_logits(self.model, image, self.vocabulary), frame)
+                labels, scores = decide(
+                    self.model, logits, self.vocabulary, (image.height, image.width), self.threshold
+                )
+            result = Result(labels.cpu().numpy(), self.classes, scores.cpu().numpy(), image, self.nothing)
+        if frame.number == 1:
+            note_doubts(result, ScoreRule.of(self.model.config).softmax, self.threshold, len(self.vocabulary))
+        return result.labels
 
 
 class Smoother:

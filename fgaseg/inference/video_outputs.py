@@ -39,35 +39,37 @@ class Outputs:
 
     frames, labelled  how many were added, and how many of these with labels of their own
     end               of the last frame, in seconds after the first
+    files             what was completed, or kept as a part
     """
 
     def __init__(
         self,
         source: VideoReader,
-        video: Path | None,
-        masks: Path | None,
+        video: str | os.PathLike[str] | None,
+        masks: str | os.PathLike[str] | None,
         classes: Sequence[str],
         *,
         legend: bool,
         alpha: float,
         stack: ExitStack,
     ) -> None:
-        self.video, self.masks, self.classes = video, masks, classes
+        self.video, self.masks = (None if one is None else Path(one) for one in (video, masks))
+        self.classes, self.files = classes, tuple[Path, ...]()
         self.frames, self.labelled, self.end = 0, 0, Fraction(0)
         self._alpha, self._strip = alpha, np.zeros((0, source.size[1], 3), np.uint8)
         self._pixels = np.zeros(len(classes), np.int64)
         self._writer: VideoWriter | None = None
         self._folder: Path | None = None
-        if masks is not None:
-            self._folder = stack.enter_context(atomic_path(masks))
+        if self.masks is not None:
+            self._folder = stack.enter_context(atomic_path(self.masks))
             self._folder.mkdir()
             names = names_text(classes).encode()
             atomic_write(self._folder / "names.txt", lambda file: file.write(names))
-        if video is not None:
+        if self.video is not None:
             height, width = source.size
             if legend:  # of maps with every class once: all of them, in their order
                 self._strip = np.asarray(pictures.legend([np.arange(len(classes))[None]], classes, width))
-            self._unfinished = stack.enter_context(atomic_path(video))
+            self._unfinished = stack.enter_context(atomic_path(self.video))
             self._writer = VideoWriter(self._unfinished, source, (height + len(self._strip), width))
         self._thread = Behind(BEHIND)
 
@@ -115,9 +117,10 @@ class Outputs:
         self._thread.finish()
         if self._writer is not None:
             self._writer.close()
+        self.files = tuple(file for file in (self.video, self.masks) if file is not None)
 
-    def keep(self) -> list[Path]:
-        """Complete what there is under names that say that it is a part, and return these; nothing else is left."""
+    def keep(self) -> None:
+        """Complete what there is under names that say that it is a part; nothing else is left."""
         kept = []
         with suppress(Exception):  # the first error is on its way already
             self._thread.finish()
@@ -133,7 +136,7 @@ class Outputs:
             if any(self._folder.glob("*.png")):
                 kept.append(_move(self._folder, self.masks))
             shutil.rmtree(self._folder, ignore_errors=True)
-        return kept
+        self.files = tuple(kept)
 
 
 def _move(unfinished: Path, final: Path) -> Path:
