@@ -99,8 +99,7 @@ def segment_video(
     names      as `model.segment` takes them
     out        the video to write, labels over the frames: .mp4, .m4v, .mov, .mkv (H.264) or .webm (VP9)
     masks      a new or empty folder for the labels of each labelled frame: 00000001.png, ..., and names.txt
-    smooth     logits are averaged over time: after so many seconds, a frame counts for 1/e of what it did. 0: not at
-               all, and labels are those that `model.segment` gives for each frame
+    smooth     average logits over time: after so many seconds a frame counts for 1/e. 0: as `model.segment` labels it
     every      only every n-th frame goes through the model; the labels of the others are those of the one before
     start      where to begin and to end in the video, in seconds
     background, threshold  as for `model.segment`
