@@ -68,6 +68,7 @@ __all__ = [
     "open_set",
     "read_image",
     "register_encoder",
+    "segment_raster",
     "segment_video",
     "train",
 ]
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from .config import Config, DataConfig, EncoderConfig, LossConfig, ModelConfig, TrainConfig, load_config
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
-    from .inference import Result, segment_video
+    from .inference import Result, segment_raster, segment_video
     from .model import FGASeg, load, register_encoder
     from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
@@ -86,7 +87,7 @@ else:
         "config": ("Config", "DataConfig", "EncoderConfig", "LossConfig", "ModelConfig", "TrainConfig", "load_config"),
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
-        "inference": ("Result", "segment_video"),
+        "inference": ("Result", "segment_raster", "segment_video"),
         "model": ("FGASeg", "load", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import FGASegError, Interrupted
-from . import ablate, app, bench, convert, data, demo, eval, info, models, parity, segment, train, video
+from . import ablate, app, bench, convert, data, demo, eval, info, models, parity, raster, segment, train, video
 from .options import add_command
 
 DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and any list of class names."
@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": eval,
     "ablate": ablate,
     "segment": segment,
+    "raster": raster,
     "video": video,
     "app": app,
     "models": models,

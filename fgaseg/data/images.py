@@ -146,6 +146,20 @@ def georeferenced_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
         return geotiff_size(file) if head.startswith(TIFF) else None
 
 
+def orientation_at_any_size(path: str | os.PathLike[str]) -> int:
+    """As ``orientation``, without a limit of pixels and without decoding any; 1 for what cannot be opened."""
+    try:
+        if form := _tiff_form(Path(path)):
+            return form[1]
+        with _open_any_size(Path(path)) as image:
+            if image.format == "PNG" and "exif" not in image.info:  # looking for it would decode the file
+                return 1
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as in _open: every reader has its own types
+        return 1
+    return value if value in range(2, 9) else 1
+
+
 def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
     """Values [H, W] of a grid of pixels, turned as ``read_image`` turns a photo of that EXIF orientation."""
     if orientation in (5, 6, 7, 8):

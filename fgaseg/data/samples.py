@@ -91,12 +91,12 @@ def render(samples: Samples, view: View) -> Image.Image:
     values, alpha = samples.values, samples.alpha
     if alpha is not None:
         alpha = _scale(alpha, 0, samples.white or 1)
-    missing = _missing(values, samples.nodata)
+    missing = missing_pixels(values, samples.nodata)
     if missing is not None:
         no_value = "NaN" if samples.nodata is None else f"{samples.nodata:g}, the file's nodata value, or NaN"
         share = f"{missing.mean():.1%} of its pixels hold no value ({no_value})"
         note_once(("missing", no_value), f"{samples.name}: {share}: they are black")
-    low, high = _limits(values, missing, samples, view.value_range)
+    low, high = limits(samples, view.value_range, missing)
     colours = _scale(values, low, high)
     if samples.inverted:
         colours = 255 - colours
@@ -149,10 +149,12 @@ def note_spread(values: np.ndarray, white: float, name: str, missing: np.ndarray
     )
 
 
-def _limits(
-    values: np.ndarray, missing: np.ndarray | None, samples: Samples, value_range: ValueRange | None
-) -> tuple[float, float]:
-    """The values that become black and white."""
+def limits(samples: Samples, value_range: ValueRange | None, missing: np.ndarray | None = None) -> tuple[float, float]:
+    """The values that become black and white; pixels [H, W] that are missing do not count.
+
+    Raises ImageError where nothing says which values these are.
+    """
+    values = samples.values
     if value_range is not None:
         return _given_limits(values, missing, samples.name, value_range)
     white = samples.white
@@ -196,7 +198,7 @@ def _given_limits(
     return low, high if high > low else low + 1  # one value alone is black
 
 
-def _missing(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
+def missing_pixels(values: np.ndarray, nodata: float | None) -> np.ndarray | None:
     """The pixels [H, W] without a value: one that is not finite, or ``nodata`` in every band. None: there are none."""
     if values.dtype.kind != "f" and nodata is None:
         return None

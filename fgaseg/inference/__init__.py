@@ -21,6 +21,7 @@ from .prediction import (
     sliding_scores,
     view_logits,
 )
+from .rasters import RasterLabels, segment_raster
 from .results import PseudoMasks, Result, draw_pseudo_masks
 from .scores import Probabilities, ScoreRule
 from .video import VideoSummary, segment_video
@@ -34,6 +35,7 @@ __all__ = [
     "CocoWriter",
     "Probabilities",
     "PseudoMasks",
+    "RasterLabels",
     "Result",
     "ScoreRule",
     "Segmenter",
@@ -54,6 +56,7 @@ __all__ = [
     "predict",
     "pseudo_masks",
     "released_views",
+    "segment_raster",
     "segment_video",
     "sliding_scores",
     "view_logits",

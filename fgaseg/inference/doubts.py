@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ..notes import note_once
@@ -20,7 +22,23 @@ def note_doubts(result: Result, softmax: bool, threshold: float | None = None, g
     softmax  whether scores are shares among the classes, instead of a probability for each
     given    how many of the classes the model knows; None: all
     """
-    count = len(set(result.classes[:given]))
+    classes = result.classes[:given]
+    if note_choice(classes, result.nothing, softmax, threshold):
+        return
+    label = int(result.labels.flat[0])
+    if result.labels.size > 1 and (result.labels == label).all():
+        note_all_one(result.classes[label], "the photo")
+        return
+    chance = 1 / len(set(classes)) if softmax else 0.0
+    median = _median(result.scores)
+    if 0 <= median < chance + _UNSURE * (1 - chance):
+        note_once(("unsure",), f"half of the photo has scores below {median:.2f}: {_EVERY}; {_CURE}")
+
+
+def note_choice(classes: Sequence[str], nothing: int | None, softmax: bool, threshold: float | None = None) -> bool:
+    """Log a note if there is one class only, or if a threshold cannot have an effect. Whether no doubt is left to note:
+    what is none of the names has a label, or there is one class only."""
+    count = len(set(classes))
     chance = 1 / max(count, 1) if softmax else 0.0
     if threshold is not None and softmax and threshold <= chance:
         note_once(
@@ -28,19 +46,14 @@ def note_doubts(result: Result, softmax: bool, threshold: float | None = None, g
             f"threshold {threshold}: has no effect: scores are shares among the {count} classes, so that the winner "
             f"has at least {chance:.2g}",
         )
-    if result.nothing is not None:
-        return  # what is none of the names has a label
-    if count == 1:
-        note_once(("one class",), f"one class, {result.classes[0]!r}: {_EVERY}; {_CURE}")
-        return
-    label = int(result.labels.flat[0])
-    if result.labels.size > 1 and (result.labels == label).all():
-        name = result.classes[label]
-        note_once(("one class found", name), f"all of the photo is {name!r}: {_EVERY}; {_CURE}")
-        return
-    median = _median(result.scores)
-    if 0 <= median < chance + _UNSURE * (1 - chance):
-        note_once(("unsure",), f"half of the photo has scores below {median:.2f}: {_EVERY}; {_CURE}")
+    if nothing is None and count == 1:
+        note_once(("one class",), f"one class, {classes[0]!r}: {_EVERY}; {_CURE}")
+    return nothing is not None or count == 1
+
+
+def note_all_one(name: str, what: str) -> None:
+    """Log that one class takes all of a photo or a raster."""
+    note_once(("one class found", name), f"all of {what} is {name!r}: {_EVERY}; {_CURE}")
 
 
 def _median(scores: np.ndarray) -> float:
