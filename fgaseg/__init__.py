@@ -66,6 +66,7 @@ __all__ = [
     "load",
     "load_config",
     "open_set",
+    "pipeline",
     "read_image",
     "register_encoder",
     "segment_raster",
@@ -79,7 +80,7 @@ if TYPE_CHECKING:
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
     from .inference import Result, segment_raster, segment_video
-    from .model import FGASeg, load, register_encoder
+    from .model import FGASeg, load, pipeline, register_encoder
     from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
 else:
@@ -88,7 +89,7 @@ else:
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
         "inference": ("Result", "segment_raster", "segment_video"),
-        "model": ("FGASeg", "load", "register_encoder"),
+        "model": ("FGASeg", "load", "pipeline", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),
     }

@@ -21,7 +21,8 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", 
             ".jp2", ".avif", ".heic", ".heif", ".tga")  # fmt: skip
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 STDIN = "-"
-_FILES = (".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".json", ".txt", ".csv", ".pdf")  # no names of folders
+FILES = (".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".json", ".geojson", ".gpkg", ".txt", ".csv",
+         ".pdf")  # no names of folders  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -173,31 +174,46 @@ def picture_paths(photos: list[Photo], out: str | None) -> list[Path]:
             raise UsageError(f"--out {out}: pictures are written as {', '.join(PICTURES)}: choose one of these"
                              + _hint(suffix))  # fmt: skip
         paths = [Path(out)]
-    elif out is not None and not is_folder and suffix in (*PICTURES, *_FILES):
+    elif out is not None and not is_folder and suffix in (*PICTURES, *FILES):
         raise UsageError(f"--out {out}: is one picture, and there are {len(photos)} photos: name a folder")
     else:
         folder = Path(out or "")
-        paths = [folder / below.with_name(f"{below.name}_labels.png") for below in _distinct(photos)]
-    _refuse_photos(photos, paths)
+        paths = [folder / below.with_name(f"{below.name}_labels.png") for below in result_names(photos)]
+    refuse_photos(photos, paths)
     for folder in {path.parent for path in paths}:
         check_out(folder)
     return paths
 
 
 def _hint(suffix: str) -> str:
-    if suffix in (".npy", ".npz", ".json", ".txt", ".csv"):
-        return "; --json prints the masks, and in Python model.segment(...).labels is the array"
+    if suffix in FILES:
+        return "; --save mask, coco or probabilities writes others (.tif, .npz, .json), --json prints the masks"
     return ""
 
 
-def _distinct(photos: list[Photo]) -> list[Path]:
-    """``below`` of each photo, with folders, the suffix or a number added where several are alike."""
+def file_names(photos: list[Photo]) -> list[str]:
+    """What a list of photos calls each: its path below the folder that it was found in, with its suffix."""
+    names = []
+    for photo, below in zip(photos, _with_folders(photos), strict=True):
+        source = urllib.parse.unquote(urllib.parse.urlsplit(photo.name).path) if photo.path is None else photo.name
+        names.append(below.with_name(below.name + Path(source).suffix).as_posix())
+    return names
+
+
+def _with_folders(photos: list[Photo]) -> list[Path]:
+    """``below`` of each photo, with its folders where several are alike."""
     names = [photo.below for photo in photos]
     for same in _alike(names):
         paths = {index: path.resolve() for index in same if (path := photos[index].path)}
         common = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
         for index, path in paths.items():
             names[index] = path.relative_to(common).with_suffix("")
+    return names
+
+
+def result_names(photos: list[Photo]) -> list[Path]:
+    """``below`` of each photo, with folders, the suffix or a number added where several are alike."""
+    names = _with_folders(photos)
     for same in _alike(names):
         for index in same:
             suffix = path.suffix if (path := photos[index].path) else ""
@@ -216,8 +232,8 @@ def _alike(names: list[Path]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _refuse_photos(photos: list[Photo], pictures: list[Path]) -> None:
-    """By file, not by name: links and capital letters may name the same one."""
+def refuse_photos(photos: list[Photo], pictures: list[Path]) -> None:
+    """Raise UsageError if one is a photo: by file, not by name, since links and capitals may name the same one."""
 
     def files(paths: Iterable[Path]) -> Iterator[tuple[tuple[int, int], Path]]:
         for path in paths:

@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ImageError
+from ..errors import UsageError
+from .labeller import Labeller
 from .options import (
     DEFAULT_MODEL,
     MODEL_HELP,
@@ -16,19 +18,18 @@ from .options import (
     add_model_options,
     add_view_options,
     add_words,
-    autocast,
-    background_values,
-    class_values,
-    load_model,
     split_words,
-    view_values,
 )
-from .photos import PICTURES, Photo, find_photos, picture_paths
-
-LISTED = 5  # photos that the summary names
+from .photos import Photo, find_photos, picture_paths
+from .processes import process
+from .result_files import write_picture
+from .saving import run_saving
+from .stages import Failure, report, run_stages
 
 if TYPE_CHECKING:
-    from ..vocabulary import ClassNames
+    from PIL import Image
+
+    from ..inference import Result
 
 HELP = """\
 Label every pixel of photos with one of the class names that you give. The labels are drawn over each photo, and their
@@ -58,7 +59,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
               "inference=windows")  # fmt: skip
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: {DEFAULT_MODEL})")
     add_class_options(parser)
-    parser.add_argument("--out", help="picture (.png, .jpg, .webp) or folder to write (default: <photo>_labels.png)")
+    parser.add_argument("--out", help="picture (.png, .jpg, .webp) or folder to write (default: <photo>_labels.png; "
+                        "with --save: labelled)")  # fmt: skip
+    parser.add_argument("--save", metavar="KIND[,KIND...]",
+                        help="write results as files, below the folder --out: mask, overlay, coco, probabilities, "
+                        "dataset; or one of them of one photo as the file --out")  # fmt: skip
     parser.add_argument(
         "--pseudo-masks", action="store_true", help="also draw S_g and S_l of each class found (the paper's Fig. 6)"
     )
@@ -79,108 +84,63 @@ def run(options: argparse.Namespace) -> int:
 
     words, overrides = split_words(options.words)
     photos = find_photos(words)
+    if options.save is not None:
+        return run_saving(options, photos, overrides)
     outputs = picture_paths(photos, options.out)
-    view = view_values(options)
-    classes = class_values(options)
-    models = {}
-    if not all(photo.error for photo in photos):
-        models = {source: load_model(source, overrides, options.device) for source in [options.model, *options.compare]}
+    if process()[1] > 1:
+        raise UsageError("several processes share photos with --save alone: give --save overlay, or unset WORLD_SIZE")
+    jobs = list(zip(photos, outputs, strict=True))
+    labeller = None if all(photo.error for photo in photos) else Labeller(options, overrides)
     failed: dict[str, str] = {}
-    for photo, out in track(
-        zip(photos, outputs, strict=True), "labelling", len(photos), unit="photos", shown=len(photos) > 1
-    ):
-        row = _row(models, photo, view, classes, out, options)
-        if "error" in row:
-            failed[photo.name] = row["error"]
+    stages = _run(labeller, jobs, options)
+    for (photo, _), row in track(stages, "labelling", len(jobs), unit="photos", shown=len(jobs) > 1):
+        if isinstance(row, Failure):
+            failed[photo.name] = row.reason
             if len(photos) > 1:
-                print(row["error"], file=sys.stderr)
+                print(row.reason, file=sys.stderr)
+            row = {"image": photo.name, "error": row.reason}
         if options.json:
             print(json.dumps(row), flush=True)  # at once: what is done survives whatever comes
         elif "error" not in row:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
-            print(f"{row['image']}: {shares} -> {out}", flush=True)
-    return _report(failed, len(photos))
+            print(f"{row['image']}: {shares} -> {row['picture']}", flush=True)
+    return report(failed, len(photos))
 
 
-def _report(failed: dict[str, str], count: int) -> int:
-    """The exit status; of several photos, how many were not labelled is printed on stderr."""
-    if not failed:
-        return 0
-    if count == 1:
-        raise ImageError(next(iter(failed.values())))
-    listed = ", ".join(list(failed)[:LISTED]) + (", ..." if len(failed) > LISTED else "")
-    print(f"fgaseg segment: {len(failed)} of {count} photos were not labelled: {listed}", file=sys.stderr)
-    return 1
+Job = tuple[Photo, Path]
 
 
-def _row(
-    models: dict[str, Any],
-    photo: Photo,
-    view: dict[str, Any],
-    classes: "ClassNames",
-    out: Path,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """What is printed about one photo: the figures, or the name and the error of one that cannot be labelled."""
-    import torch
+def _run(labeller: Labeller | None, jobs: list[Job], options: argparse.Namespace) -> Iterator[tuple[Job, Any]]:
+    """Each photo with what is printed about it, or the Failure of one that cannot be labelled."""
+    if labeller is None:
+        return iter([(job, Failure(job[0].error)) for job in jobs])
 
-    try:
-        if photo.error:
-            raise ImageError(photo.error)
-        with autocast(options.precision, options.device):
-            return _segment_one(models, photo, view, classes, out, options)
-    except (torch.OutOfMemoryError, MemoryError):
-        return {"image": photo.name, "error": f"{photo.name}: there is not enough memory for it: make it smaller"}
-    except ImageError as error:
-        return {"image": photo.name, "error": str(error)}
+    def label(job: Job, image: "Image.Image") -> tuple[dict[str, "Result"], Any]:
+        results = labeller.label(job[0], image)
+        return results, labeller.pseudo_masks(next(iter(results.values()))) if options.pseudo_masks else None
+
+    return run_stages(jobs, lambda job: job[0].name, lambda job: labeller.read(job[0]), label, _write)
 
 
-def _segment_one(
-    models: dict[str, Any],
-    photo: Photo,
-    view: dict[str, Any],
-    classes: "ClassNames",
-    out: Path,
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Label one photo with every model and write the pictures; the figures are those of the first model."""
-    from ..data import read_image
-    from ..inference import comparison, draw_pseudo_masks, pseudo_masks
+def _write(job: Job, labelled: tuple[dict[str, "Result"], Any]) -> dict[str, Any]:
+    """Draw the pictures of a photo; the figures are those of the first model."""
+    from ..inference import comparison, draw_pseudo_masks
 
-    image = read_image(photo.source(), **view)
-    background, threshold = background_values(options)
-    results = {
-        name: model.segment(image, classes, background=background, threshold=threshold)
-        for name, model in models.items()
-    }
-    name, first = next(iter(results.items()))
+    (photo, out), (results, masks) = job, labelled
+    first = next(iter(results.values()))
     if len(results) > 1:
         picture = comparison(first.image, [(title, r.labels) for title, r in results.items()], first.classes)
     else:
         picture = first.overlay()
-    _save_picture(picture, out)
-    row = {
+    write_picture(picture, out)
+    row: dict[str, Any] = {
         "image": photo.name,
         "size": [first.image.height, first.image.width],
         "picture": str(out),
         "classes": first.present,
         "masks": first.run_lengths(),
     }
-    if options.pseudo_masks:
-        masks = pseudo_masks(models[name], first.image, models[name].encode(classes))
+    if masks is not None:
         row["pseudo_masks"] = str(out.with_name(f"{out.stem}_masks.png"))
-        _save_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
+        write_picture(draw_pseudo_masks(first, masks), Path(row["pseudo_masks"]))
     return row
-
-
-def _save_picture(picture: Any, path: Path) -> None:
-    from ..files import atomic_write
-
-    kind = PICTURES[path.suffix.lower()]
-    try:
-        atomic_write(path, lambda file: picture.save(file, format=kind))
-    except (ValueError, OSError) as error:
-        if getattr(error, "errno", None):  # a full disk
-            raise
-        size = f"{picture.width}x{picture.height}"
-        raise ImageError(f"{path}: {size} cannot be written as {kind} ({error}): give --out a .png") from error

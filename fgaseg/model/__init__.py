@@ -6,12 +6,14 @@ from .fgaseg import FGASeg
 from .head import Output
 from .loading import check_source, fetch_named, load, local_weights, usable_device
 from .published import cache_place, converted_folder, here, read_record
+from .segmentation_pipeline import SegmentationPipeline, pipeline
 
 __all__ = [
     "PROMPTS_PER_BATCH",
     "ClassSelector",
     "FGASeg",
     "Output",
+    "SegmentationPipeline",
     "cache_place",
     "check_source",
     "converted_folder",
@@ -19,6 +21,7 @@ __all__ = [
     "here",
     "load",
     "local_weights",
+    "pipeline",
     "read_record",
     "register_encoder",
     "run_block",
