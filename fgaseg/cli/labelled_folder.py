@@ -65,7 +65,7 @@ class LabelledFolder:
         from ..evaluation.provenance import short_hash
 
         self.folder, self.kinds, self.names, self.classes = folder, tuple(kinds), tuple(names), classes
-        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "kinds": sorted(kinds)}))
+        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, "kinds": ",".join(sorted(kinds))}))
         self.hash = short_hash(self.settings)
         self._records = folder / HIDDEN / "photos"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ImageError
 from .options import autocast, background_values, class_values, load_model, view_values
@@ -46,13 +46,14 @@ class Labeller:
     @property
     def with_background(self) -> tuple[ClassPrompts, ...]:
         """The classes with their prompts, that of the background included."""
-        from ..data import STUFF, stuff_names
+        from ..data import read_background
         from ..vocabulary import add_background
 
-        if self.background is None:
+        background = self.background
+        if background is None:
             return self.classes
-        given: Any = stuff_names() if self.background == STUFF else self.background
-        return add_background(self.classes, given)[0]
+        named = background in {one.name for one in self.classes}
+        return add_background(self.classes, [background] if named else read_background(background))[0]
 
     def read(self, photo: Photo) -> Image.Image:
         """Raises ImageError."""

@@ -187,7 +187,7 @@ def picture_paths(photos: list[Photo], out: str | None) -> list[Path]:
 
 def _hint(suffix: str) -> str:
     if suffix in FILES:
-        return "; --save mask, coco or probabilities writes others (.tif, .npz, .json), --json prints the masks"
+        return "; --save mask writes labels as .tif, .npz and others, and model.segment(...).labels is the array"
     return ""
 
 

@@ -49,7 +49,8 @@ def write_photo(
     copies  the photo itself may be copied byte for byte, where that is the picture that was labelled
     """
     from ..data import plain_suffix
-    from ..inference.formats import write_arrays, write_index_png
+    from ..inference import write_index_png
+    from ..inference.formats import write_arrays
 
     files: dict[str, str] = {}
 

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from .stages import Failure, report, run_stages
 
 if TYPE_CHECKING:
     from ..training.signals import Signals
+    from ..vocabulary import ClassPrompts
 
 FOLDER = "labelled"  # without --out
 WAIT_SECONDS = 600.0  # without a new result of the other processes, until they are considered lost
@@ -65,7 +66,6 @@ class _Run:
         self.jobs = [job for job in jobs if not job.photo.error]
         self.rank, self.world, self.count = rank, world, len(jobs)
         self.failed = {job.photo.name: job.photo.error for job in jobs if job.photo.error}
-        self.before = 0
 
     def run(self) -> int:
         from ..training.signals import Signals
@@ -82,14 +82,18 @@ class _Run:
 
     def _own(self, signals: Signals) -> None:
         own = share(self.jobs, self.rank, self.world)
-        records = {job.name: self.labelled.record(job) for job in own}
-        todo = [job for job in own if records[job.name] is None]
-        self.before = len(own) - len(todo)
-        if self.rank == 0:
-            self._tell_before(records.values())
+        todo = []
+        for job in own:
+            if (record := self.labelled.record(job)) is None:
+                todo.append(job)
+            elif self.options.json:
+                self._print(job, record)
+        before = len(own) - len(todo)
+        if before and not self.rank and not self.options.json:
+            print(f"{self.labelled.folder}: {before} of {len(own)} photos were labelled by an earlier run", flush=True)
         self.labelled.clean(todo)
         title = f"labelling, process 0 of {self.world}" if self.world > 1 else "labelling"
-        self._label(todo, signals, title, self.before)
+        self._label(todo, signals, title, before)
 
     def _label(self, jobs: Sequence[Job], signals: Signals, title: str = "", done: int = 0) -> None:
         """``title``: of the progress bar; "": none."""
@@ -155,14 +159,6 @@ class _Run:
                 signals.number,
             )
 
-    def _tell_before(self, records: Iterable[dict[str, Any] | None]) -> None:
-        if self.before and not self.options.json:
-            count = f"{self.before} of {len(self.jobs)} photos"
-            print(f"{self.labelled.folder}: {count} were labelled by an earlier run", flush=True)
-        for record in records if self.options.json else ():
-            if record is not None:
-                print(json.dumps(self.labelled.row(record)), flush=True)
-
     def _print(self, job: Job, outcome: Any) -> None:
         if self.rank:
             return
@@ -185,7 +181,7 @@ class _Run:
 
     def _about(self) -> dict[str, Any]:
         """What is told about the labels of a data set."""
-        names = ("classes", "background", "threshold", "view", "precision", "weights", "version")
+        names = ("background", "threshold", "view", "precision", "weights", "version")
         return {"model": self.options.model, **{name: self.labelled.settings[name] for name in names}}
 
 
@@ -205,13 +201,12 @@ def _settings(labeller: Labeller, options: argparse.Namespace) -> dict[str, Any]
     """All that decides the result of a photo, JSON-able."""
     from .. import __version__
     from ..evaluation import weights_hash
-    from ..vocabulary import as_text
 
     (model,) = labeller.models.values()
     return {
         "weights": weights_hash(model),
         "config": model.config.dump(),
-        "classes": [as_text(one) for one in labeller.classes],
+        "classes": {f"{i}": _written(one) for i, one in enumerate(labeller.classes)},
         "background": labeller.background,
         "threshold": labeller.threshold,
         "view": labeller.view,
@@ -221,18 +216,26 @@ def _settings(labeller: Labeller, options: argparse.Namespace) -> dict[str, Any]
     }
 
 
+def _written(one: ClassPrompts) -> str:
+    return one.name if one.prompts == (one.name,) else f"{one.name}: {' | '.join(one.prompts)}"
+
+
 def _single_file(out: str | None, photos: list[Photo], kinds: Sequence[str]) -> Path | None:
     """The file that --out names, or None where it names a folder. Raises UsageError."""
     path = Path(out or FOLDER)
     suffix = path.suffix.lower()
-    if out is None or out.endswith(("/", os.sep)) or path.is_dir() or suffix not in (*PICTURES, *FILES):
+    if not suffix or str(out).endswith(("/", os.sep)) or path.is_dir():
         return None
-    for count, what in ((len(photos), "photos"), (len(kinds), "kinds of results")):
-        if count > 1:
-            raise UsageError(f"--out {out}: is one file, and there are {count} {what}: name a folder")
-    if suffix not in (known := SUFFIXES.get(kinds[0], ())):
-        choose = f"is written as {', '.join(known)}: choose one of these" if known else "is a folder: name one"
-        raise UsageError(f"--out {out}: {kinds[0]} {choose}")
+    known = SUFFIXES.get(kinds[0], ())
+    if len(photos) > 1 or len(kinds) > 1 or not known:
+        if suffix not in (*PICTURES, *FILES):
+            return None
+        what = f"{len(photos)} photos" if len(photos) > 1 else f"{', '.join(kinds)} to be saved"
+        raise UsageError(f"--out {out}: is one file, and there are {what}: name a folder")
+    if suffix not in known:
+        raise UsageError(
+            f"--out {out}: {kinds[0]} is written as {', '.join(known)}: choose one of these, or {out}/ for a folder"
+        )
     refuse_photos(photos, [path])
     check_out(path.parent)
     return path

@@ -37,7 +37,7 @@ class SegmentationPipeline:
         threshold: float | None = None,
     ):
         self.model = model
-        self._given = {"classes": classes, "background": background, "threshold": threshold}
+        self._classes, self._background, self._threshold = classes, background, threshold
 
     def __call__(
         self,
@@ -61,11 +61,11 @@ class SegmentationPipeline:
 
         Raises ImageError and VocabularyError.
         """
-        given = {"classes": classes, "background": background, "threshold": threshold}
-        names, background, threshold = (self._given[key] if one is None else one for key, one in given.items())
+        names = self._classes if classes is None else classes
         if names is None:
             raise VocabularyError("classes: were not given; call the pipeline with classes=[...]")
-        vocabulary = self.model.encode(names, background)
+        vocabulary = self.model.encode(names, self._background if background is None else background)
+        threshold = self._threshold if threshold is None else threshold
         if isinstance(inputs, list | tuple):
             return [self._segments(one, vocabulary, threshold) for one in inputs]
         if isinstance(inputs, Dataset) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read")):
