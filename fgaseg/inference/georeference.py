@@ -1,120 +1,87 @@
-"""Results of georeferenced files: where on Earth their pixels are, and GeoTIFF and polygons of the labels there."""
+"""Results of georeferenced files: GeoTIFF and polygons of the labels, where on Earth their pixels are."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
 from ..data.images import orientation
 from ..errors import DataError
 from ..files import atomic_path
 from ..notes import note_once
+from .label_files import LabelFile
 from .label_images import label_values
 from .labelled import Labelled
-from .pictures import palette
+from .places import Place
 from .polygons import require_geo, write_polygons
+from .raster_files import raster_environment
 
 
-@dataclass(frozen=True)
-class Place:
-    """What a file says of where on Earth its pixels are, as rasterio gives it.
+class _Found(NamedTuple):
+    """place: where the labels are. why: they are not at known coordinates. lost: though their file is somewhere."""
 
-    why   why there is no affine transformation to coordinates of a known system, with a remedy; "" if there is one
-    lost  whether the file says something that its labels cannot keep
-    """
-
-    crs: Any = None
-    transform: Any = None
-    gcps: Any = None
-    rpcs: Any = None
+    place: Place
     why: str = ""
     lost: bool = False
 
 
-def place_of(result: Labelled) -> Place:
-    """Where the photo of a result is, by the file that it was read from. rasterio has to be there."""
+def _find_place(result: Labelled) -> _Found:
+    """By the file that the photo was read from."""
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import RasterioError
 
-    if not os.path.isfile(result.source):
-        where = f"{result.source}: is no file of this machine" if result.source else "the photo was read from no file"
-        return Place(why=f"{where}, and so nothing says where on Earth it is: segment the file of a GeoTIFF")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            with rasterio.open(result.source) as file:
-                transform = None if file.transform.is_identity else file.transform
-                size, crs, gcps, rpcs = (file.height, file.width), file.crs, file.gcps, file.rpcs
-        except RasterioError:
-            return Place(why=f"{result.source}: GDAL cannot open it: segment a GeoTIFF")
-    if transform is None and not gcps[0] and rpcs is None:
-        return Place(why=f"{result.source}: does not say where on Earth it is: segment a georeferenced file")
-    if (turned := orientation(result.source)) != 1:
+    source = result.source
+    if not os.path.isfile(source):
+        where = f"{source}: is no file of this machine" if source else "the photo was read from no file"
+        return _Found(Place(), f"{where}, and so nothing says where on Earth it is: segment the file of a GeoTIFF")
+    try:
+        with rasterio.open(source) as file:
+            place, size = Place.of(file), (file.height, file.width)
+    except RasterioError:
+        return _Found(Place(), f"{source}: GDAL cannot open it: segment a GeoTIFF")
+    if not place:
+        return _Found(Place(), f"{source}: does not say where on Earth it is: segment a georeferenced file")
+    if (turned := orientation(source)) != 1:
         why = f"is stored turned (EXIF orientation {turned}), its labels are upright: turn its pixels first"
-        return Place(why=f"{result.source}: {why}", lost=True)
+        return _Found(Place(), f"{source}: {why}", lost=True)
     if size != result.labels.shape:
-        why = (
-            f"is {size[1]}x{size[0]}, its labels are {result.labels.shape[1]}x{result.labels.shape[0]}: make it smaller"
-        )
-        return Place(why=f"{result.source}: {why}", lost=True)
-    why = ""
-    if transform is None:
-        why = f"{result.source}: is placed by control points or a sensor model only: rectify it first, with gdalwarp"
-    elif crs is None:
-        why = f"{result.source}: has no coordinate reference system: assign one, with gdal_edit.py -a_srs EPSG:..."
-    return Place(crs, transform, gcps, rpcs, why)
+        height, width = result.labels.shape
+        why = f"is {size[1]}x{size[0]}, its labels are {width}x{height}: label the file as it is"
+        return _Found(Place(), f"{source}: {why}", lost=True)
+    if place.transform is None:
+        return _Found(place, f"{source}: is placed by control points or a sensor model only: use gdalwarp on it first")
+    if place.crs is None:
+        return _Found(place, f"{source}: has no coordinate reference system: give it one, with gdal_edit.py -a_srs")
+    return _Found(place)
 
 
 def write_geotiff(result: Labelled, path: Path) -> None:
     """Labels as a GeoTIFF with colours, names and, if the photo's file has one, its georeference."""
+    values = label_values(result.labels, len(result.classes))
     require_geo(str(path))
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    values, count = label_values(result.labels, len(result.classes)), len(result.classes)
-    place = place_of(result)
-    if place.lost:
-        note_once(("georeference", place.why), f"{place.why}; {path} has no georeference")
-    about = {"driver": "GTiff", "count": 1, "dtype": values.dtype, "nodata": 255 if values.dtype == "uint8" else 65535,
-             "height": values.shape[0], "width": values.shape[1], "crs": place.crs, "compress": "deflate",
-             "bigtiff": "if_safer"}  # fmt: skip
-    if place.transform is not None:
-        about["transform"] = place.transform
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(temporary, "w", **about) as file:
-            if place.gcps and place.gcps[0]:
-                file.gcps = place.gcps
-            if place.rpcs is not None:
-                file.rpcs = place.rpcs
-            file.write_colormap(1, {value: tuple(colour) for value, colour in enumerate(palette(count).tolist())})
-            file.update_tags(CLASS_NAMES=json.dumps(result.classes, ensure_ascii=False))
-            file.write(values, 1)
-        write_category_names(temporary, result.classes)
-
-
-def write_category_names(path: Path, classes: tuple[str, ...]) -> None:
-    """The names of the values of a raster, where GDAL keeps what a GeoTIFF has no place for; QGIS shows them."""
-    root = ElementTree.Element("PAMDataset")
-    names = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
-    for name in classes:
-        ElementTree.SubElement(names, "Category").text = name
-    ElementTree.ElementTree(root).write(path.with_name(path.name + ".aux.xml"), encoding="utf-8")
+    with raster_environment():
+        found = _find_place(result)
+        if found.lost:
+            note_once(("georeference", found.why), f"{found.why}; {path} has no georeference")
+        with (
+            atomic_path(path) as temporary,
+            LabelFile(temporary, values.shape, result.classes, found.place) as file,
+        ):
+            file.write(0, 0, values)
+            file.finish()
 
 
 def write_outlines(result: Labelled, path: Path) -> None:
     """Labels as polygons. Raises DataError, which says why, if the photo's file has no usable georeference."""
     require_geo(str(path))
-    place = place_of(result)
-    if place.why:
-        raise DataError(place.why)
-    write_polygons(path, result.labels, result.classes, place.transform, place.crs)
+    with raster_environment():
+        found = _find_place(result)
+        if found.why:
+            raise DataError(found.why)
+        write_polygons(path, result.labels, result.classes, found.place.transform, found.place.crs)
 
 
 def to_geojson(result: Labelled) -> dict[str, Any]:

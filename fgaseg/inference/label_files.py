@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import ImageError
-from .georeference import write_category_names
+from .label_images import value_type
 from .pictures import palette
-from .raster_files import CLASSES_TAG, RasterSource
+from .places import Place
+from .raster_files import CLASSES_TAG
 
 BLOCK = 512  # side of the blocks of a file
-_VOID = {"uint8": 255, "uint16": 65535}
+Missing = Callable[[int, int, int, int], np.ndarray | None]
 
 
 class LabelFile:
@@ -26,28 +28,28 @@ class LabelFile:
     counts  pixels of every value so far, int64 [void + 1]
     """
 
-    def __init__(self, path: Path, source: RasterSource, classes: tuple[str, ...]):
+    def __init__(
+        self, path: Path, size: tuple[int, int], classes: tuple[str, ...], place: Place, missing: Missing | None = None
+    ):
+        """size: (height, width). missing: bool [h, w], pixels without a value in (top, left, h, w), or None."""
         import rasterio
 
-        dtype = "uint8" if len(classes) <= _VOID["uint8"] else "uint16"
-        self.void = _VOID[dtype]
-        if len(classes) > self.void:
-            raise ImageError(f"{path}: {len(classes):,} classes: 16-bit labels hold at most {self.void:,}")
-        self.path, self.source, self.classes = path, source, classes
+        dtype = value_type(len(classes))
+        self.void = int(np.iinfo(dtype).max)
+        self.path, self.size, self.classes = path, size, classes
         self.counts = np.zeros(self.void + 1, np.int64)
+        self._missing = missing
         self._blocks: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
-        original = source.data
-        place = {} if original.transform.is_identity else {"transform": original.transform}
+        about = {} if place.transform is None else {"transform": place.transform}
         self._file = rasterio.open(
-            path, "w", driver="GTiff", width=source.width, height=source.height, count=1, dtype=dtype, nodata=self.void,
-            crs=original.crs, tiled=True, blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", bigtiff="if_safer",
-            **place,
+            path, "w", driver="GTiff", width=size[1], height=size[0], count=1, dtype=dtype, nodata=self.void,
+            crs=place.crs, tiled=True, blockxsize=BLOCK, blockysize=BLOCK, compress="deflate", bigtiff="if_safer",
+            **about,
         )  # fmt: skip
-        points, crs = original.gcps
-        if points:
-            self._file.gcps = (points, crs)
-        if original.rpcs is not None:
-            self._file.rpcs = original.rpcs
+        if place.gcps[0]:
+            self._file.gcps = place.gcps
+        if place.rpcs is not None:
+            self._file.rpcs = place.rpcs
         colours = {number: (*colour.tolist(), 255) for number, colour in enumerate(palette(len(classes)))}
         self._file.write_colormap(1, colours)
         self._file.update_tags(**{CLASSES_TAG: json.dumps(list(classes), ensure_ascii=False)})
@@ -55,7 +57,7 @@ class LabelFile:
     def write(self, top: int, left: int, labels: np.ndarray) -> None:
         """Labels [h, w] from a row and a column on; each pixel of the raster once."""
         values = labels.astype(self._file.dtypes[0])
-        missing = self.source.missing(top, left, *values.shape)
+        missing = None if self._missing is None else self._missing(top, left, *values.shape)
         if missing is not None:
             values[missing] = self.void
         self.counts += np.bincount(values.ravel(), minlength=self.void + 1)
@@ -69,7 +71,7 @@ class LabelFile:
         """Put values from y, x on into the block that begins at a row and a column, and write it once it is full."""
         from rasterio.windows import Window
 
-        size = (min(BLOCK, self.source.height - row), min(BLOCK, self.source.width - column))
+        size = (min(BLOCK, self.size[0] - row), min(BLOCK, self.size[1] - column))
         block, filled = self._blocks.pop((row, column), (None, 0))
         block = np.empty(size, values.dtype) if block is None else block
         block[y - row : y - row + values.shape[0], x - column : x - column + values.shape[1]] = values
@@ -94,7 +96,7 @@ class LabelFile:
             counts[:] = -1
         if (counts != self.counts).any():  # GDAL does not tell everything that goes wrong when a file is closed
             raise OSError(f"{self.path.name}: could not be written in full: is the disk full?")
-        write_category_names(self.path, self.classes)
+        _write_category_names(self.path, self.classes)
 
     def __enter__(self) -> LabelFile:
         return self
@@ -106,3 +108,12 @@ class LabelFile:
         except OSError:
             if kind is None:
                 raise
+
+
+def _write_category_names(path: Path, classes: tuple[str, ...]) -> None:
+    """The names of the values of a raster, where GDAL keeps what a GeoTIFF has no place for; QGIS shows them."""
+    root = ElementTree.Element("PAMDataset")
+    names = ElementTree.SubElement(ElementTree.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
+    for name in classes:
+        ElementTree.SubElement(names, "Category").text = name
+    ElementTree.ElementTree(root).write(path.with_name(path.name + ".aux.xml"), encoding="utf-8")

@@ -13,14 +13,16 @@ from ..files import atomic_write
 from .pictures import UNLABELLED, palette
 
 
-def label_values(labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels [H, W] as they are stored: uint8 with 255 for void or, with more than 255 classes, uint16 with 65535.
-
-    Void is every value that is no index of the ``count`` classes. Raises UsageError for more than 65,535 of them.
-    """
+def value_type(count: int) -> np.dtype:
+    """uint8 for up to 255 classes, else uint16: void is the largest value. Raises UsageError beyond 65,535 classes."""
     if count > 65_535:
         raise UsageError(f"{count:,} classes: 16-bit labels hold 65,535 at most: save them as .npz, or use fewer names")
-    dtype = np.uint8 if count <= 255 else np.uint16
+    return np.dtype(np.uint8 if count <= 255 else np.uint16)
+
+
+def label_values(labels: np.ndarray, count: int) -> np.ndarray:
+    """Labels [H, W] as they are stored, in the type of `value_type`: what is no index of the classes is void."""
+    dtype = value_type(count)
     return np.where((labels >= 0) & (labels < count), labels, np.iinfo(dtype).max).astype(dtype)
 
 

@@ -27,6 +27,7 @@ from ..data.samples import (
 )
 from ..errors import ImageError, UsageError
 from ..notes import note_once
+from .places import Place
 
 CACHE_MEGABYTES = 256  # of decoded blocks that GDAL keeps; its default is a share of the machine's memory
 CLASSES_TAG = "CLASS_NAMES"  # of label files: a list as JSON
@@ -81,7 +82,7 @@ class RasterSource:
     @property
     def georeferenced(self) -> bool:
         """Whether the file says where on Earth it is."""
-        return not self.data.transform.is_identity or bool(self.data.gcps[0]) or self.data.rpcs is not None
+        return bool(Place.of(self.data))
 
     @property
     def pixel_area(self) -> float | None:

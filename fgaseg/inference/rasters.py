@@ -20,6 +20,7 @@ from ..vocabulary import ClassNames, Vocabulary
 from .doubts import note_all_one, note_choice
 from .label_files import LabelFile
 from .mosaic import TilePlan, label_tiles
+from .places import Place
 from .polygons import SUFFIXES as POLYGON_SUFFIXES
 from .polygons import require_geo, write_polygons
 from .prediction import decide, evaluation_mode, input_size, label_names, view_logits
@@ -108,13 +109,14 @@ def segment_raster(
                 f"{source.name}: polygons need coordinates, and it has pixels only: leave polygons out, or give it a "
                 "georeference first (gdalwarp, gdal_edit.py)"
             )
-        with atomic_path(out) as temporary, LabelFile(temporary, source, classes) as labels:
+        size, place = (source.height, source.width), Place.of(source.data)
+        with atomic_path(out) as temporary, LabelFile(temporary, size, classes, place, source.missing) as labels:
             _label(model, source, vocabulary, threshold, plan, labels, progress)
             labels.finish()
         if shapes is not None:
             _write_polygons(shapes, out, classes)
         counts = tuple(labels.counts.tolist())
-        done = RasterLabels(out, (source.height, source.width), classes, counts[: len(classes)], counts[labels.void],
+        done = RasterLabels(out, size, classes, counts[: len(classes)], counts[labels.void],
                             source.pixel_area, shapes)  # fmt: skip
     _note(done, source, few)
     return done

@@ -264,7 +264,7 @@ def test_a_geotiff_keeps_control_points(tmp_path):
         kept, crs = file.gcps
     assert [(one.row, one.col, one.x, one.y) for one in kept] == [(one.row, one.col, one.x, one.y) for one in points]
     assert crs == "EPSG:4326"
-    with pytest.raises(DataError, match="control points or a sensor model only: rectify it first"):
+    with pytest.raises(DataError, match="control points or a sensor model only: use gdalwarp on it"):
         result.to_geojson()
 
 
