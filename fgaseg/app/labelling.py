@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -256,6 +257,14 @@ class Labeller:
         if threshold is not None and nothing is not None:
             labels[answer.scores < threshold] = nothing
         return Result(labels, classes, answer.scores, photo.image, nothing)
+
+    def save(self, key: str, suffix: str) -> bytes:
+        """The file that `Result.save` writes: an index PNG (".png") or COCO annotations (".json")."""
+        result = replace(self.result(key), source=self.photos.get(key).name)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"labels{suffix}")
+            result.save(path)
+            return path.read_bytes()
 
     def draw_map(self, key: str, kind: str, index: int) -> Image.Image:
         """S_g ("global") or S_l ("local") of a class in false colours, at the size of the page."""

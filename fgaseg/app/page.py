@@ -100,7 +100,7 @@ def build_page(labeller: Labeller) -> gr.Blocks:
         gr.on([kind.input, chosen.input], answers.maps, [key, kind, chosen], view, **working)
         threshold.change(answers.decide, [key, threshold], view, trigger_mode="always_last", **private)
         example.click(answers.example, None, [view, names], api_visibility="private")
-        opacity.input(None, opacity, None, js="(value) => { window.fgaseg.opacity(value); }")
+        opacity.change(None, opacity, None, js="(value) => { window.fgaseg.opacity(value); }")
     page.queue(max_size=WAITING, api_open=False)
     page.state_session_capacity = SESSIONS
     return page

@@ -98,6 +98,14 @@ def _add_photos(app: Any, labeller: Labeller) -> None:
     def map(key: str, kind: str, index: int) -> Response:
         return guarded(lambda: _image(labeller.draw_map(key, kind, index), "PNG"))
 
+    @app.get("/photos/{key}/mask.png")
+    def mask(key: str) -> Response:
+        return guarded(lambda: Response(labeller.save(key, ".png"), media_type="image/png"))
+
+    @app.get("/photos/{key}/coco.json")
+    def coco(key: str) -> Response:
+        return guarded(lambda: Response(labeller.save(key, ".json"), media_type="application/json"))
+
 
 def _image(image: Any, form: str, **options: Any) -> Any:
     from fastapi.responses import Response

@@ -2,7 +2,10 @@
 // for each answer; opacity, and moving the pointer, ask the server for nothing.
 const part = (name) => element.querySelector(`.fg-${name}`);
 const [stage, photo, canvas, map, mark, tip] = ["stage", "photo", "labels", "map", "mark", "tip"].map(part);
-const FILES = [];
+const FILES = [
+  ["Index mask (PNG)", "mask.png", "_labels.png"],
+  ["COCO JSON", "coco.json", "_coco.json"],
+];
 const LISTED = 40; // classes in the legend
 const EDGE = 0xffffffff; // white, opaque, between regions
 
@@ -79,15 +82,20 @@ async function load(wanted) {
   part("files").hidden = false;
 }
 
-function showMap() {
+async function showMap() {
+  if (shown.map) {
+    map.src = ofPhoto(`map?kind=${shown.map.kind}&index=${shown.map.index}&v=${version}`);
+    await map.decode().catch(() => say("error", "the map could not be fetched"));
+  }
   map.hidden = !shown.map;
   canvas.hidden = Boolean(shown.map);
-  if (shown.map) map.src = ofPhoto(`map?kind=${shown.map.kind}&index=${shown.map.index}&v=${version}`);
 }
 
 async function show(said) {
   say("error", said.error);
   say("status", said.status);
+  part("view").ariaBusy = said.error ? "false" : "true";
+  part("view").dataset.turn = Number(part("view").dataset.turn ?? 0) + 1;
   if (said.error || said.status) return;
   const fresh = said.photo !== undefined && said.photo !== shown.photo;
   shown = said.photo === undefined ? { ...shown, ...said } : said; // a part of it, or all
@@ -101,8 +109,11 @@ async function show(said) {
   part("empty").hidden = true;
   stage.hidden = false;
   stage.style.aspectRatio = `${shown.shown[1]} / ${shown.shown[0]}`;
-  showMap();
-  if (said.photo === undefined) return;
+  await Promise.all([showMap(), said.photo === undefined ? null : showAnswer(wanted)]);
+  if (wanted === shown) part("view").ariaBusy = "false";
+}
+
+async function showAnswer(wanted) {
   answer = null;
   stage.dataset.state = shown.classes ? "loading" : "photo";
   part("files").hidden = true;
@@ -153,7 +164,8 @@ function step(event) {
 
 stage.addEventListener("pointermove", move);
 stage.addEventListener("pointerdown", move);
-stage.addEventListener("pointerleave", () => point(null));
+// a finger leaves as soon as it is lifted: what it pointed at stays
+stage.addEventListener("pointerleave", (event) => event.pointerType === "touch" || point(null));
 stage.addEventListener("keydown", step);
 
 window.fgaseg = {

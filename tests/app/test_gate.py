@@ -67,7 +67,13 @@ def test_a_map_comes_as_a_picture(answers):
     assert (np.asarray(got) == np.asarray(answers.labeller.draw_map(key, "global", 1))).all()
 
 
-@pytest.mark.parametrize("path", ["photo.jpg", "labels", "map?kind=global&index=0"])
+def test_files_come_as_the_labeller_makes_them(answers):
+    key = labelled(answers)
+    assert answers.get(f"/photos/{key}/mask.png").content == answers.labeller.save(key, ".png")
+    assert answers.get(f"/photos/{key}/coco.json").content == answers.labeller.save(key, ".json")
+
+
+@pytest.mark.parametrize("path", ["photo.jpg", "labels", "map?kind=global&index=0", "mask.png", "coco.json"])
 def test_another_key_gives_nothing(answers, path):
     labelled(answers)
     got = answers.get(f"/photos/{'x' * 22}/{path}")

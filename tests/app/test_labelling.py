@@ -1,5 +1,6 @@
 """What the page does with photos and names, without the page."""
 
+import json
 import logging
 import time
 from types import SimpleNamespace
@@ -169,6 +170,15 @@ def test_the_example_is_drawn_with_its_names(labeller):
     photo, names = labeller.example()
     assert photo.image.size == (384, 288) and len(names) >= 2
     assert labeller.photos.get(photo.key) is photo
+
+
+def test_files_are_those_of_the_api(labelled, tmp_path):
+    labeller, photo = labelled
+    labeller.decide(photo.key, 0.36)
+    result = labeller.result(photo.key)
+    result.save(tmp_path / "labels.png")
+    assert labeller.save(photo.key, ".png") == (tmp_path / "labels.png").read_bytes()
+    assert json.loads(labeller.save(photo.key, ".json")) == result.to_coco("street.png")
 
 
 # ---- what is kept
