@@ -15,7 +15,7 @@ from .labelling import MOST_LETTERS, MOST_UPLOAD, Labeller, describe, in_words
 WAITING = 30  # people who may wait for the model; others are told to come back
 SESSIONS = 200  # whose components Gradio remembers
 BACKGROUNDS = [
-    ("nothing: every pixel gets one of the names", ""),
+    ("none: every pixel gets a name", ""),
     ("other", "other"),
     ("stuff: wall, sky, grass, road, … (39 names)", "stuff"),
 ]

@@ -118,7 +118,8 @@ def _image(image: Any, form: str, **options: Any) -> Any:
 def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: Callable[[str], None] = print) -> None:
     """Serve the page until Ctrl-C or SIGTERM.
 
-    ready  is called with the page's address as soon as it can be opened
+    root_path  the path that a proxy in front of it shows the page under, and strips off; "": there is none
+    ready      is called with the address as soon as it can be opened
 
     Raises UsageError for an address that cannot be had, and if Gradio is not installed.
     """
@@ -130,7 +131,7 @@ def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: 
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
                                 server_header=False)  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
-        ready(f"http://{shown}:{listening.getsockname()[1]}{root_path}")
+        ready(f"http://{shown}:{listening.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listening])
 
 

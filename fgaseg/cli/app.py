@@ -18,7 +18,7 @@ and the class and score under the pointer. Needs pip install 'fgaseg[app]'.
   fgaseg app --model runs/mine/model --model cat-seg-b16 --port 8000 inference=windows
 
 Only this machine can use the page, unless --host says otherwise. Photos stay in memory and are forgotten after an hour;
-nothing is written to the disk, and nothing is fetched from or sent to other hosts, apart from the weights of a
+nothing is fetched from or sent to other hosts, apart from the weights of a
 published model at its first use. Ctrl-C stops it.
 """
 
@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help=f"{MODEL_HELP}; may be repeated, for a choice (default: {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is all of this machine's")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at; 0: any that is free")
-    parser.add_argument("--root-path", default="", metavar="/PATH", help="where a proxy in front of it has the page")
+    parser.add_argument(
+        "--root-path", default="", metavar="/PATH", help="path under which a proxy in front shows the page"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser of this machine")
     add_words(parser, "key=value", "overrides of the configuration of every model, e.g. inference=windows")
@@ -53,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     def ready(address: str) -> None:
         if options.host not in LOOPBACK:
             print(f"note: everyone who can reach this machine at {options.host} can use the page", file=sys.stderr)
-        print(f"{address} (Ctrl-C stops it)", flush=True)
+        behind = f", for a proxy that shows it below {options.root_path}" if options.root_path else ""
+        print(f"{address}{behind} (Ctrl-C stops it)", flush=True)
         if options.open:
             webbrowser.open(address)
 

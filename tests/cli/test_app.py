@@ -38,9 +38,9 @@ def test_opens_a_browser_only_when_told_to(served, model, monkeypatch, capsys):
     assert opened == [capsys.readouterr().out.splitlines()[-1].split()[0]]
 
 
-def test_a_root_path_is_a_part_of_the_address(served, model, capsys):
+def test_says_for_which_proxy(served, model, capsys):
     assert main(["app", "--model", model, "--port", "0", "--root-path", "/labels"]) == 0
-    assert capsys.readouterr().out.split()[0].endswith("/labels")
+    assert "for a proxy that shows it below /labels" in capsys.readouterr().out
 
 
 def test_names_the_extra_that_is_missing(model, monkeypatch, capsys):
