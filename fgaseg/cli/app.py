@@ -18,8 +18,8 @@ and the class and score under the pointer. Needs pip install 'fgaseg[app]'.
   fgaseg app --model runs/mine/model --model cat-seg-b16 --port 8000 inference=windows
 
 Only this machine can use the page, unless --host says otherwise. Photos stay in memory and are forgotten after an hour;
-nothing is fetched from or sent to other hosts, apart from the weights of a
-published model at its first use. Ctrl-C stops it.
+nothing is fetched from or sent to other hosts, apart from the weights of a published model at its first use. Ctrl-C
+stops it.
 """
 
 
