@@ -22,14 +22,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ResultError
 from ..files import atomic_write
 from .data_set_files import data_set_texts
-from .photos import STDIN, Photo
+from .photos import HIDDEN, STDIN, Photo
 from .result_files import FOLDERS, write_photo
 
 if TYPE_CHECKING:
     from ..inference import Result
     from ..vocabulary import ClassPrompts
-
-HIDDEN = ".fgaseg"
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class LabelledFolder:
         file = self.folder / HIDDEN / "settings.json"
         before = _read(file)
         if before is None:
-            self._write(file, [json.dumps(self.settings, indent=1, ensure_ascii=False)])
+            self._write(file, [json.dumps(self.settings, indent=1)])
         elif changed := differences(before, self.settings):
             raise ResultError(
                 f"{self.folder}: holds results of other settings ({'; '.join(changed)}): give another --out, or remove "
@@ -127,7 +125,7 @@ class LabelledFolder:
             "file_name": job.file_name,
             "annotations": coco_of(result, job.file_name)["annotations"] if listed else [],
         }
-        self._write(self._record_file(job), [json.dumps(record, ensure_ascii=False)])
+        self._write(self._record_file(job), [json.dumps(record)])
         self._remove(before, files.values())
         return record
 
@@ -183,11 +181,11 @@ class LabelledFolder:
         from ..inference import CocoWriter
 
         head = {"info": {"description": "labels by fgaseg"}, "categories": CocoWriter(self.names).categories}
-        yield json.dumps(head, ensure_ascii=False).removesuffix("}") + ', "images": ['
+        yield json.dumps(head).removesuffix("}") + ', "images": ['
         for number, (_, record) in enumerate(self._found(), 1):
             height, width = record["row"]["size"]
             image = {"id": number, "file_name": file_name(record), "height": height, "width": width}
-            yield ("," if number > 1 else "") + "\n" + json.dumps(image, ensure_ascii=False)
+            yield ("," if number > 1 else "") + "\n" + json.dumps(image)
         yield '\n], "annotations": ['
         count = 0
         for number, (_, record) in enumerate(self._found(), 1):

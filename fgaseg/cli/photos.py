@@ -21,6 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", 
             ".jp2", ".avif", ".heic", ".heif", ".tga")  # fmt: skip
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 STDIN = "-"
+HIDDEN = ".fgaseg"  # in a folder of results: what is known about them
 FILES = (".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz", ".json", ".geojson", ".gpkg", ".txt", ".csv",
          ".pdf")  # no names of folders  # fmt: skip
 
@@ -58,7 +59,8 @@ def find_photos(words: list[str]) -> list[Photo]:
     """The photos that words name, in their order, each once: files, folders, patterns, lists, addresses, "-".
 
     word     what it names
-    folder   the image files in it and below, sorted by path; hidden files and others are left out, with a note
+    folder   the image files in it and below, sorted by path; hidden files, results of --save and others are left out,
+             with a note
     pattern  with *, ? or [ ], ** for any folders: the image files that match, sorted
     @list    a text file of any of these, one a line; also without @ if it ends in .txt
     -        an image on standard input
@@ -116,6 +118,10 @@ def _address(word: str) -> Photo:
 
 def _folder(folder: Path) -> Iterator[Photo]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
+    results = {hidden.parent for hidden in folder.rglob(HIDDEN)}
+    if left := [file for file in files if not results.isdisjoint(file.parents)]:
+        log.info("%s: left out, since --save has written them: %d files in %s", folder, len(left), min(results))
+        files = [file for file in files if results.isdisjoint(file.parents)]
     shown = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     for file in _images(shown, str(folder)):
         yield Photo(str(file), file.relative_to(folder).with_suffix(""))

@@ -43,12 +43,16 @@ fetched once; `fgaseg models` lists others.
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" --pseudo-masks
   fgaseg segment photo.jpg --model runs/mine/model --classes "cat, sofa" inference=windows class_maps_budget=500
   fgaseg segment photo.jpg --model runs/a/model --compare runs/b/model --classes "cat, sofa"     side by side (Fig. 7)
+  fgaseg segment photos/ --model runs/mine/model --names names.txt --save mask,overlay,coco --out labelled/
+  fgaseg segment photos/ --model runs/mine/model --names names.txt --save dataset --out labelled_set/   to train on
+  torchrun --nproc-per-node 8 -m fgaseg segment photos/ --names names.txt --save mask     photos shared by 8 GPUs
   fgaseg segment scene.tif --model runs/mine/model --classes "water, forest" --bands 4,3,2 --range 2%,98%
 
 Every pixel gets one of the names, whether it is there or not: name all that the photos show, or give a --background.
 PHOTO is a file, a folder (with all in it), a pattern such as "photos/**/*.jpg", a web address, @list.txt (a list of
 photos, one a line), or - (an image on standard input). A photo that cannot be read is named, the others are labelled,
-and the exit status is 1.
+and the exit status is 1. With --save, a run that was stopped goes on with the same command. Rasters and videos have
+commands of their own: raster, video.
 """
 
 

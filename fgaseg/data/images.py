@@ -121,11 +121,11 @@ def plain_suffix(path: str | os.PathLike[str], size: tuple[int, int]) -> str:
     """The usual suffix of a file that every reader decodes to the picture that ``read_image`` gives; "" if it is none.
 
     It is a JPEG or PNG in 8-bit grey or RGB, without transparency, upright as it is stored, and of that ``size`` (width
-    and height). Raises ImageError.
+    and height). The file is one that ``read_image`` has read.
     """
     with _opened(Path(path)) as file:
         head = file.read(_HEAD)
-    with open_image(path) as image:
+    with _open_any_size(Path(path)) as image:  # not as open_image does, at a reduced size
         form, mode, stored = image.format, image.mode, image.size
         single = getattr(image, "n_frames", 1) == 1 or form in _NOT_FRAMES
         opaque = not image.has_transparency_data

@@ -322,6 +322,28 @@ def test_a_photo_that_has_changed_or_is_new_is_labelled(model, labelled):
     assert sizes == [20, 25, 30] and Image.open("out/masks/b.png").width == 25
 
 
+def test_results_among_the_photos_are_no_photos(model, caplog):
+    draw("a.png", "deep/b.png")
+    for _ in range(2):
+        assert save(model, ".", kinds=ALL) == 0  # into ./labelled
+    assert save(model, ".", "--out", "deep/more", kinds="mask") == 0
+    assert "left out, since --save has written them: " in caplog.text
+    masks = sorted(path.relative_to("labelled").as_posix() for path in Path("labelled/masks").rglob("*.png"))
+    assert masks == ["masks/a.png", "masks/deep/b.png"]
+    assert len(list(Path("deep/more/masks").rglob("*.png"))) == 2
+    assert save(model, "labelled/images", "--out", "again", kinds="mask") == 0  # unless they are asked for
+    assert Path("again/masks/deep/b.png").exists()
+
+
+def test_names_that_are_no_text_are_kept(model, capsys):
+    name = os.fsdecode(b"caf\xe9.png")
+    draw("a.png")
+    os.rename("a.png", name)
+    assert save(model, ".", "--json", kinds=ALL) == 0
+    assert rows(capsys)[0]["image"] == name and Path("labelled/masks", name).exists()
+    assert json.loads(Path("labelled/coco.json").read_text())["images"][0]["file_name"] == name
+
+
 def test_a_photo_that_gets_another_name_is_there_once(model):
     draw("in/a.png")
     assert save(model, "in", "--out", "out", kinds=ALL) == 0
