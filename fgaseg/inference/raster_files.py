@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .places import Place
 CACHE_MEGABYTES = 256  # of decoded blocks that GDAL keeps; its default is a share of the machine's memory
 CLASSES_TAG = "CLASS_NAMES"  # of label files: a list as JSON
 _SAMPLED = 1000  # rows and columns that are read to see which values a raster holds
+_ROWS_BYTES = 512_000_000  # of rows that are kept
 _AT_A_TIME = 1_000_000  # pixels that are looked at for values
 _COLOURS = ("red", "green", "blue")
 _OTHER_COLOURS = ("cyan", "Y", "hue")  # what the first band of CMYK, YCbCr and HSL is called
@@ -50,6 +51,29 @@ def raster_environment() -> Iterator[None]:
         yield
 
 
+class _Rows:
+    """The last rows of a raster, over its whole width, so that what is decoded from the top on is decoded once.
+
+    read   values [height, W, bands] of rows, by the first of them and their number
+    count  rows that are kept
+    """
+
+    def __init__(self, read: Callable[[int, int], np.ndarray], count: int):
+        self.read, self.count = read, count
+        self.top, self.values = 0, np.empty((0, 0, 0))
+
+    def window(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A copy of values [height, width, bands]. Rows above those that are kept begin anew."""
+        bottom, end = top + height, self.top + len(self.values)
+        if not self.top <= top < end:
+            self.top, self.values = top, self.read(top, height)
+        elif bottom > end:
+            first = min(max(self.top, bottom - self.count), top)
+            self.values = np.concatenate([self.values[first - self.top :], self.read(end, bottom - end)])
+            self.top = first
+        return self.values[top - self.top : bottom - self.top, left : left + width].copy()
+
+
 class RasterSource:
     """A raster that is opened for reading by windows, in `raster_environment`. A context manager.
 
@@ -64,10 +88,11 @@ class RasterSource:
     def __init__(self, path: str | os.PathLike[str], view: View):
         self.name = str(path)
         self.data = _open(self.name)
+        self._rows: _Rows | None = None
         try:
             self.height, self.width = self.data.height, self.data.width
             self._choose_bands(view)
-            self._find_missing(view)
+            self._find_missing()
             self._limits = self._look_for_limits(view)
         except BaseException:
             self.data.close()
@@ -120,10 +145,8 @@ class RasterSource:
         if not self._may_lack:
             return None
         values = alpha = None
-        if self._values_tell:
+        if self._values_tell or self._alpha is not None:
             values, alpha = self._read(top, left, height, width, (height, width))
-        elif self._alpha:
-            alpha = self._bands([self._alpha], top, left, height, width, (height, width))[..., 0]
         return self._lacking(values, alpha, top, left, height, width, (height, width))
 
     def is_empty(self, top: int, left: int, bottom: int, right: int) -> bool:
@@ -137,6 +160,15 @@ class RasterSource:
             if missing is None or not missing.all():
                 return False
         return True
+
+    def keep_rows(self, count: int) -> None:
+        """Keep the last rows that were read, if the file is stored by rows: a JPEG or PNG has no way to others."""
+        values = len(self._numbers) + (self._alpha is not None)
+        size = count * self.width * values * np.dtype(self.data.dtypes[self._numbers[0] - 1]).itemsize
+        if self.data.block_shapes[0][1] >= self.width and size <= _ROWS_BYTES:
+            self._rows = _Rows(
+                lambda top, height: self._all_bands(top, 0, height, self.width, (height, self.width)), count
+            )
 
     # --- what opening finds out
 
@@ -179,7 +211,7 @@ class RasterSource:
         note_once(("named", listed), f"{self.name}: its bands {listed} are red, green and blue, as the file says")
         return named
 
-    def _find_missing(self, view: View) -> None:
+    def _find_missing(self) -> None:
         """Where it is told from that pixels hold no value."""
         from rasterio.enums import MaskFlags
 
@@ -221,9 +253,20 @@ class RasterSource:
         self, top: int, left: int, height: int, width: int, size: tuple[int, ...], average: bool = True
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Values [h, w, bands that are shown] and transparency [h, w] of a window, at a size (h, w)."""
-        numbers = self._numbers if self._alpha is None else [*self._numbers, self._alpha]
-        values = self._bands(numbers, top, left, height, width, size, average)
+        if self._rows is not None and size == (height, width):
+            values = self._rows.window(top, left, height, width)
+        else:
+            values = self._all_bands(top, left, height, width, size, average)
         return (values, None) if self._alpha is None else (values[..., :-1], values[..., -1])
+
+    def _whole_rows(self, top: int, height: int) -> np.ndarray:
+        return self._all_bands(top, 0, height, self.width, (height, self.width))
+
+    def _all_bands(
+        self, top: int, left: int, height: int, width: int, size: tuple[int, ...], average: bool = True
+    ) -> np.ndarray:
+        numbers = self._numbers if self._alpha is None else [*self._numbers, self._alpha]
+        return self._bands(numbers, top, left, height, width, size, average)
 
     def _bands(
         self, numbers: list[int], top: int, left: int, height: int, width: int, size: tuple[int, ...],

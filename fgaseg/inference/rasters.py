@@ -142,6 +142,7 @@ def _label(
     progress: bool,
 ) -> None:
     patch, size = plan.patch, plan.side * model.patch
+    source.keep_rows(plan.tile + 4 * patch)  # of a tile, and what is looked at for values around it
 
     def see(row: int, column: int) -> Tensor | None:
         top, left = row * patch, column * patch

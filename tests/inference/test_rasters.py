@@ -27,6 +27,7 @@ from fgaseg import notes, segment_raster
 from fgaseg.data import CLIP_NORMALIZATION, to_pixels
 from fgaseg.errors import ImageError, UsageError, VocabularyError
 from fgaseg.inference import decide, pictures, rasters
+from fgaseg.inference.raster_files import RasterSource
 from fgaseg.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -430,6 +431,23 @@ def test_a_photo_beyond_the_pixel_limit(tmp_path, monkeypatch, told):
     labels, done = segment(tmp_path / "a.png", tmp_path)
     np.testing.assert_array_equal(labels, seen_whole(coloured(truth)))
     assert done.pixel_area is None and told.text.count("does not say where on Earth it is") == 1
+
+
+def test_a_file_that_is_stored_by_rows_is_decoded_once(tmp_path, monkeypatch):
+    """A JPEG or PNG has no way back: reading a tile above the last one would begin at the top of the file again."""
+    truth, read_rows = blobs(300, 200), []
+    rgba = np.concatenate([coloured(truth), np.full((1, 300, 200), 255, np.uint8)])
+    rgba[3, :90, :90] = 0
+    Image.fromarray(rgba.transpose(1, 2, 0)).save(tmp_path / "a.png")
+    bands = RasterSource._bands
+    monkeypatch.setattr(RasterSource, "_bands", lambda *args: (read_rows.append((args[2], args[4])), bands(*args))[1])
+    labels, _ = segment(tmp_path / "a.png", tmp_path)
+    look, *rows = read_rows
+    assert look == (0, 300)
+    assert [top for top, _ in rows] == np.cumsum([0, *(count for _, count in rows)])[:-1].tolist()
+    assert sum(count for _, count in rows) == 300
+    np.testing.assert_array_equal(labels == 255, rgba[3] == 0)
+    np.testing.assert_array_equal(labels[100:], seen_whole(rgba[:3])[100:])
 
 
 # ---- tiles
