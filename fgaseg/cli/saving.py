@@ -101,7 +101,7 @@ class _Run:
 
         total = done + len(jobs)
         shown = bool(title) and total > 1 and self.rank == 0
-        with closing(run_stages(jobs, _name, self._read, self._apply, self._write)) as outcomes:
+        with closing(run_stages(jobs, _name, self._read, self._apply, self._write, _pixels)) as outcomes:
             for job, outcome in track(outcomes, title, total, done=done, unit="photos", shown=shown):
                 if isinstance(outcome, Failure):
                     self.labelled.fail(job, outcome.reason)
@@ -195,6 +195,11 @@ def print_row(row: dict[str, Any], as_json: bool) -> None:
 
 def _name(job: Job) -> str:
     return job.photo.name
+
+
+def _pixels(read: tuple[dict[str, Any], Any]) -> int:
+    width, height = read[1].size
+    return int(width * height)
 
 
 def _settings(labeller: Labeller, options: argparse.Namespace) -> dict[str, Any]:

@@ -123,7 +123,8 @@ def _run(labeller: Labeller | None, jobs: list[Job], options: argparse.Namespace
         results = labeller.label(job[0], image)
         return results, labeller.pseudo_masks(next(iter(results.values()))) if options.pseudo_masks else None
 
-    return run_stages(jobs, lambda job: job[0].name, lambda job: labeller.read(job[0]), label, _write)
+    return run_stages(jobs, lambda job: job[0].name, lambda job: labeller.read(job[0]), label, _write,
+                      lambda image: image.width * image.height)  # fmt: skip
 
 
 def _write(job: Job, labelled: tuple[dict[str, "Result"], Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..errors import ImageError
 
 READ_AHEAD = 4  # photos that threads decode while one is labelled
 WRITE_BEHIND = 2  # photos that threads write meanwhile
+LARGE = 30_000_000  # pixels of a photo whose result is written before the next is labelled: 12 bytes a pixel
 LISTED = 5  # photos that the summary names
 
 T = TypeVar("T")
@@ -32,11 +33,13 @@ def run_stages(
     read: Callable[[T], Any],
     label: Callable[[T, Any], Any],
     write: Callable[[T, Any], Any],
+    pixels: Callable[[Any], int] = lambda _: 0,
 ) -> Generator[tuple[T, Any], None, None]:
     """Yield every item, in order, with what its last stage returned, or a Failure.
 
     read, write  called in threads
     label        called with what ``read`` returned, in this thread; ``write`` with what it returned
+    pixels       of what ``read`` returned: large photos wait for one another, since memory holds a few results
 
     An ImageError, and memory that does not suffice, are the failure of one item; any other exception ends it all. So
     does closing the generator; what is being written then is finished.
@@ -46,7 +49,8 @@ def run_stages(
     with closing(_ahead(reading, items)) as images, ThreadPoolExecutor(WRITE_BEHIND) as writers:
         for item, image in zip(items, images, strict=True):
             pending.append((item, writers.submit(writing, item, labelling(item, image))))
-            while pending and (len(pending) > WRITE_BEHIND or pending[0][1].done()):
+            behind = WRITE_BEHIND if isinstance(image, Failure) or pixels(image) <= LARGE else 0
+            while pending and (len(pending) > behind or pending[0][1].done()):
                 done, result = pending.popleft()
                 yield done, result.result()
         for done, result in pending:

@@ -16,7 +16,7 @@ from runs import TORCHRUN
 
 from fgaseg.cli import main, saving
 from fgaseg.cli.processes import process, share
-from fgaseg.cli.stages import READ_AHEAD, WRITE_BEHIND, Failure, run_stages
+from fgaseg.cli.stages import LARGE, READ_AHEAD, WRITE_BEHIND, Failure, run_stages
 from fgaseg.errors import ImageError, UsageError
 
 NAMES = "cat, dog, red star"
@@ -103,6 +103,20 @@ def test_writing_falls_behind_by_a_bounded_number():
     go.set()
     thread.join(WAIT)
     assert count <= WRITE_BEHIND + 1 and len(labelled) == 20
+
+
+def test_a_large_photo_is_written_before_the_next_is_labelled():
+    order = []
+
+    def label(item, image):
+        order.append(f"label {item}")
+
+    def write(item, image):
+        time.sleep(0.05)
+        order.append(f"write {item}")
+
+    list(run_stages(range(3), str, lambda item: item, label, write, lambda item: LARGE + 1))
+    assert order == [f"{stage} {item}" for item in range(3) for stage in ("label", "write")]
 
 
 def test_the_failure_of_one_photo_is_its_own_and_others_end_it_all():

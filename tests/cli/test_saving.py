@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from paths import SHARED
 from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
@@ -185,6 +187,59 @@ def test_mistakes_are_one_line_before_anything_is_loaded(capsys, kinds):
     err = capsys.readouterr().err
     assert re.search(reason, err) and err.count("\n") == 1
     assert sorted(path.name for path in Path().iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_loaded(capsys, monkeypatch):
+    draw("a.png")
+
+    def refused(**options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("fgaseg.cli.options.tempfile.TemporaryFile", refused)
+    assert save("no/model", "a.png", "--out", "sealed/out") == 1
+    assert "--out sealed/out: cannot be written to (Permission denied)" in capsys.readouterr().err
+
+
+GEOTIFF = [(33550, "d", 3, (1.0, 1.0, 0.0), True), (33922, "d", 6, (0.0,) * 6, True),
+           (34735, "H", 8, (1, 1, 0, 1, 1024, 0, 1, 1), True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("side, tags, told", [(257, GEOTIFF, True), (256, GEOTIFF, False), (300, [], False)])
+def test_a_large_raster_is_led_to_its_command(model, caplog, side, tags, told):
+    tifffile.imwrite("map.tif", noise(0, side, side, 3), photometric="rgb", extratags=tags)
+    assert save(model, "map.tif", kinds="mask") == 0
+    words = (
+        f"map.tif: is a georeferenced raster of {side}x{side} pixels, and is seen whole, its short side at 64 pixels"
+    )
+    assert (f"{words}: `fgaseg raster`" in caplog.text) == told
+
+
+DATA = SHARED / "data" / "msrc_v2"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no photos at {DATA}")
+def test_ten_real_photos_come_back_whole(model, capsys):
+    photos = sorted((DATA / "images").glob("*.jpg"))[::50][:10]
+    Path("in").mkdir()
+    for photo in photos:
+        (Path("in") / photo.name).symlink_to(photo)
+    names = ["--names", str(DATA / "names.txt")]
+    assert main(["segment", "in", "--model", model, *names, "--save", "mask,coco,dataset", "--out", "out"]) == 0
+    for labels in (["out/masks", "--names", "out/names.txt"], ["out/coco.json"]):
+        capsys.readouterr()
+        assert main(["data", "check", "--images", "in", "--labels", *labels, "--workers", "0", "--json"]) == 0
+        [[report]] = rows(capsys)
+        assert report["pairs"] == 10 and report["state"] == "ready" and not report["problems"]
+        assert main(["eval", model, "--images", "in", "--labels", *labels, "--json"]) == 0
+        assert rows(capsys)[-1]["scores"]["val"]["miou_union"] == 1
+    supervision = pytest.importorskip("supervision", reason="supervision is not installed")
+    found = supervision.DetectionDataset.from_coco("out/images", "out/annotations.json", force_masks=True)
+    assert len(found) == 10
+    for path, _, detections in found:
+        labels = np.asarray(Image.open(f"out/labels/{Path(path).stem}.png"))
+        for mask, index in zip(detections.mask, detections.class_id, strict=True):
+            name = found.classes[index]
+            np.testing.assert_array_equal(mask, labels == read_names("out/names.txt").index(name))
 
 
 def test_photos_of_the_same_name_have_results_of_their_own(model):
