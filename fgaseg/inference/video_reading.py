@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,7 @@ _TEXTS = ("tty", "bin", "xbin", "adf", "idf")  # which FFmpeg draws as a termina
 _MATRICES = {1: "ITU709", 4: "FCC", 7: "SMPTE240M", 9: "BT2020", 10: "BT2020"}
 _UNTAGGED, _HIGH_DEFINITION = 2, 720  # from so many lines on players assume BT.709 where no matrix is named
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS, of containers such as raw H.264
+_BACK = (0, 10, 60)  # seconds before the start to seek to, one after the other
 _HDR = (16, 18)  # transfer functions of H.273: PQ and HLG
 
 
@@ -77,20 +78,14 @@ class VideoReader:
     """
 
     def __init__(self, path: str | os.PathLike[str], start: float | None = None, stop: float | None = None) -> None:
-        from av.video.reformatter import VideoReformatter
-
+        self._av = load_av()
         self.path = str(path)
         self.start, self.stop = (None if x is None else Fraction(x).limit_denominator(10**6) for x in (start, stop))
         _refuse_path(self.path)
-        self._converter = VideoReformatter()
-        self._early: list[Packet] = []
-        self._damaged, self._broken, self._end = 0, "", Fraction(0)
+        self._converter: VideoReformatter = self._av.video.reformatter.VideoReformatter()
         self._open()
         try:
-            if self.start:
-                self._seek(self.start)
-            self._items = self._decode()
-            first = next(self._items, None)
+            first = self._begin()
             if not isinstance(first, _Timed):  # sound from before it is in _early
                 raise ImageError(f"{self.path}: {self._why_no_frame()}")
             self._first = first
@@ -100,8 +95,9 @@ class VideoReader:
             raise
 
     def _open(self) -> None:
-        av = load_av()
-        self._failures: Any = av.FFmpegError
+        av = self._av
+        self._early: list[Packet] = []
+        self._lost, self._damaged, self._broken, self._end, self._sure = 0, 0, "", Fraction(0), False
         try:  # the protocol is named, or FFmpeg would find one in a name with a colon
             self.container: InputContainer = av.open(f"file:{self.path}", metadata_errors="replace")
         except av.FFmpegError as error:
@@ -112,7 +108,7 @@ class VideoReader:
         try:
             self.stream = _video_stream(self.container, self.path)
         except ImageError:
-            self.close()
+            self.container.close()
             raise
         self.stream.thread_type = "AUTO"
         self.time_base = Fraction(self.stream.time_base or Fraction(1, 1000))
@@ -120,20 +116,32 @@ class VideoReader:
         self._origin = (self.stream.start_time or 0) * self.time_base
         best = self.container.streams.best("audio")
         self.audio = best if best is not None and best.codec_context is not None else None
+        self._items = self._decode()
 
-    def _seek(self, start: Fraction) -> None:
-        """To the last key frame before `start`; where a file does not allow that, all before it is decoded."""
-        if self.container.format.flags & _NO_TIMES:
-            return
-        try:
-            self.container.seek(int((start + self._origin) / self.time_base), stream=self.stream)
-        except self._failures:
+    def _begin(self) -> _Timed | Packet | None:
+        """The first frame, the one at `start` if there is one; None if there are no frames.
+
+        Containers without an index, as of television, seek to any packet, and often a late one: a frame is taken only
+        after a key frame before `start` has been seen, which is looked for further and further back.
+        """
+        for back in _BACK if self.start and not self.container.format.flags & _NO_TIMES else ():
+            try:
+                time = max((self.start or 0) - back, 0) + self._origin
+                self.container.seek(int(time / self.time_base), stream=self.stream)
+                first = next(self._items, None)
+                if self._sure:
+                    return first
+            except self._av.FFmpegError:
+                pass
             self.close()
             self._open()
+        return next(self._items, None)
 
     @property
     def duration(self) -> Fraction | None:
         """Of the pictures in seconds, as the file states it."""
+        if self.container.format.name == "avi" and self.stream.frames:  # its duration is that of what there is
+            return Fraction(self.stream.frames) / self.rate
         if self.stream.duration:
             return self.stream.duration * self.time_base
         if self.container.duration and self.audio is None:  # with sound it may be the sound's
@@ -161,7 +169,8 @@ class VideoReader:
     @property
     def doubt(self) -> str:
         """What was not read, though the file should hold it; or ""."""
-        found = [f"{self._damaged} parts of it could not be decoded"] if self._damaged else []
+        found = [f"{self._lost} packets of it could not be decoded"] if self._lost else []
+        found += [f"{self._damaged} frames are damaged"] if self._damaged else []
         missing = (self.duration or 0) - self._end
         if self.stop is None and (self._broken or missing > max(Fraction(1, 2), 2 / self.rate)):
             whole = f" of {float(self.duration):.1f} s" if self.duration else ""
@@ -181,6 +190,7 @@ class VideoReader:
             if time <= previous:
                 note_once(("times", self.path), f"{self.path}: times of frames do not increase: their order is kept")
                 time = previous + self.time_base
+            self._damaged += bool(item.frame.is_corrupt)
             previous, duration = time, (item.frame.duration or 0) * self.time_base
             self._end = max(self._end, time + offset + (duration or 1 / self.rate))
             yield Frame(number, time, duration, self._pixels(item.frame))
@@ -192,7 +202,7 @@ class VideoReader:
         self._early.clear()
         yield from self._items
 
-    def _decode(self) -> Iterator[_Timed | Packet]:
+    def _decode(self) -> Generator[_Timed | Packet, None, None]:
         """Frames between start and stop, and packets of sound; those from before the first frame are in `_early`."""
         begun, time = False, -1 / self.rate
         for packet in self._packets():
@@ -205,6 +215,7 @@ class VideoReader:
             for frame in self._frames_of(packet):
                 # where the file does not say, frames follow one another at its rate
                 time = time + 1 / self.rate if frame.pts is None else frame.pts * self.time_base - self._origin
+                self._sure |= frame.key_frame and time <= (self.start or 0)
                 if self.stop is not None and time >= self.stop:
                     return
                 if begun or time >= (self.start or time):
@@ -214,14 +225,16 @@ class VideoReader:
     def _packets(self) -> Iterator[Packet]:
         try:
             yield from self.container.demux([self.stream, self.audio] if self.audio else [self.stream])
-        except self._failures as error:
+        except IndexError:
+            pass  # of PyAV at the end of a file in which streams have begun that it did not know, when these have ended
+        except self._av.FFmpegError as error:
             self._broken = error.strerror or str(error)
 
     def _frames_of(self, packet: Packet) -> list[VideoFrame]:
         try:
             return packet.decode()  # type: ignore[return-value]
-        except self._failures:
-            self._damaged += 1
+        except self._av.FFmpegError:
+            self._lost += 1
             return []
 
     def _shift(self, packet: Packet, offset: Fraction) -> bool:
@@ -249,12 +262,13 @@ class VideoReader:
                       "convert it to SDR first if the labels suffer")  # fmt: skip
 
     def _why_no_frame(self) -> str:
-        if self._damaged == 0 and (self.start is not None or self.stop is not None):
+        if not self._lost and (self.start is not None or self.stop is not None):
             length = f" (it is {float(self.duration):.2f} s long)" if self.duration else ""
             return f"no frame of it lies between start and stop{length}"
         return "no frame of it can be decoded: it is empty or damaged: fetch or copy it again"
 
     def close(self) -> None:
+        self._items.close()
         self.container.close()
 
     def __enter__(self) -> Self:
