@@ -68,6 +68,7 @@ class VideoWriter:
             raise UsageError(f"{path}: this FFmpeg has no encoder for it ({', '.join(name for name, _ in encoders)}): "
                              "choose another suffix, or install PyAV from its wheel")  # fmt: skip
         self.codec, self._options = available[0]
+        self._converter = self._av.video.reformatter.VideoReformatter()
         self.frames, self._last, self._last_sound = 0, -1, -1
         self._file = _opened(path)
         try:
@@ -116,7 +117,9 @@ class VideoWriter:
         height, width = self._size
         padded = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         picture = self._av.VideoFrame.from_ndarray(padded, "rgb24")
-        picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=1)
+        picture = self._converter.reformat(
+            picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", threads=1
+        )
         self._last = max(round(frame.time / self._time_base), self._last + 1)
         picture.pts, picture.time_base = self._last, self._time_base
         picture.duration = round(frame.duration / self._time_base)
