@@ -123,9 +123,10 @@ def draw_pseudo_masks(result: Result, masks: PseudoMasks, most: int = 6) -> Imag
     from .pictures import heat, panel
 
     size = (result.image.height, result.image.width)
-    shown = [result.classes.index(name) for name in list(result.present)[:most]]
+    found = [result.classes.index(name) for name in result.present]
+    shown = [index for index in found if index < len(masks.gcs)][:most]  # "nothing" has no map
     rows = [[("photo", result.image), ("labels", result.overlay())]]
     for title, maps in (("S_g", masks.gcs), ("S_l", masks.lcs)):
-        if maps is not None:
+        if maps is not None and shown:
             rows.append([(f"{title}: {result.classes[i]}", heat(maps[i], size)) for i in shown])
     return panel(rows)

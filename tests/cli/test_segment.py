@@ -29,6 +29,14 @@ def test_segment_writes_a_picture_and_masks_that_cover_the_photo(model, photo, t
     assert Image.open(out).width >= 40 and Image.open(row["pseudo_masks"]).width > 0
 
 
+@pytest.mark.parametrize("threshold", ["0.25", "0.999"])
+def test_pseudo_masks_where_nothing_is_found(model, photo, tmp_path, threshold):
+    command = ["segment", photo, "--model", model, "--classes", ", ".join(NAMES), "--out", str(tmp_path / "out.png")]
+    assert main([*command, "--pseudo-masks", "--threshold", threshold, "--background", "wall, sky"]) == 0
+    assert main([*command, "--pseudo-masks", "--threshold", threshold]) == 0
+    assert Image.open(tmp_path / "out_masks.png").width > 0
+
+
 def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monkeypatch):
     command = ["segment", photo, "--model", model, "--classes", "cat, dog", "--out", str(tmp_path / "o.png"), "--json"]
     seen = []
