@@ -10,6 +10,7 @@ from contextvars import ContextVar
 
 log = logging.getLogger(__name__)
 
+_LOCK = threading.Lock()
 _TOLD: set[Hashable] = set()
 _TOLD_HERE: ContextVar[set[Hashable] | None] = ContextVar("_TOLD_HERE", default=None)
 
@@ -18,8 +19,10 @@ def note_once(kind: Hashable, message: str) -> None:
     """Log a message, unless one of the same kind was logged before: a thousand photos alike are one note."""
     here = _TOLD_HERE.get()
     told = _TOLD if here is None else here
-    if kind not in told:
+    with _LOCK:  # photos are read by several threads
+        new = kind not in told
         told.add(kind)
+    if new:
         log.warning(message)
 
 

@@ -39,7 +39,7 @@ values that do not fit.
   fgaseg data check --images DIR --labels DIR --names names.txt       your own data
   fgaseg data check --images DIR --labels annotations.json --picture sheet.png
   fgaseg data check --images DIR --label-suffix _mask --label-map labelmap.txt
-  fgaseg data check mine.yaml                           the data of a training's configuration
+  fgaseg data check mine.yaml                           the training photos of a configuration
 
 Of your own data the share of each class is shown, and what looks wrong, with its likely cause and the option that
 cures it; --picture draws five photos with their labels.
