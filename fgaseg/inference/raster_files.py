@@ -32,6 +32,7 @@ from .places import Place
 CACHE_MEGABYTES = 256  # of decoded blocks that GDAL keeps; its default is a share of the machine's memory
 CLASSES_TAG = "CLASS_NAMES"  # of label files: a list as JSON
 _SAMPLED = 1000  # rows and columns that are read to see which values a raster holds
+JPEG_MEGABYTES = 2000  # that libjpeg may take for a progressive JPEG, of which it keeps all coefficients
 _ROWS_BYTES = 512_000_000  # of rows that are kept
 _AT_A_TIME = 1_000_000  # pixels that are looked at for values
 _COLOURS = ("red", "green", "blue")
@@ -46,7 +47,8 @@ def raster_environment() -> Iterator[None]:
         import rasterio.errors
     except ImportError as error:
         raise UsageError(f"rasters are read with rasterio ({error}): pip install 'fgaseg[geo]'") from None
-    with rasterio.Env(GDAL_CACHEMAX=CACHE_MEGABYTES), warnings.catch_warnings():
+    memory = {"GDAL_CACHEMAX": CACHE_MEGABYTES, "JPEGMEM": f"{JPEG_MEGABYTES}M"}
+    with rasterio.Env(**memory), warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)  # told in words of ours
         yield
 

@@ -118,7 +118,7 @@ def segment_raster(
         counts = tuple(labels.counts.tolist())
         done = RasterLabels(out, size, classes, counts[: len(classes)], counts[labels.void],
                             source.pixel_area, shapes)  # fmt: skip
-    _note(done, source, few)
+        _note(done, source, few)
     return done
 
 
