@@ -202,6 +202,8 @@ def _check_outputs(path: str | os.PathLike[str], out: Path, polygons: Path | Non
 
 def _plan(model: Any, source: RasterSource, tile: int | None, overlap: int | None) -> TilePlan:
     """The tiles of a raster, in whole patches of the network's input. Raises UsageError."""
+    if model.config.inference == "windows":
+        note_once(("windows",), "tiles of a raster are seen whole: inference=windows is for photos")
     side = input_size(1, 1, model.config.image_size, model.patch)[0] // model.patch
     seen = side * model.patch
     tile = seen if tile is None else tile

@@ -598,6 +598,13 @@ def test_without_rasterio_it_says_what_to_install(tmp_path, monkeypatch):
 # ---- doubts
 
 
+def test_that_windows_are_not_used_is_told(tmp_path, told):
+    model = ByColour()
+    model.config.inference = "windows"
+    segment(write(tmp_path / "a.tif", coloured(blobs(40, 40)), **PLACE), tmp_path, model)
+    assert told.text.count("tiles of a raster are seen whole") == 1
+
+
 def test_answers_that_say_little_are_told_of(tmp_path, told):
     file = write(tmp_path / "a.tif", coloured(np.zeros((40, 40), np.int64)), **PLACE)
     segment(file, tmp_path, names=("red",))
