@@ -67,9 +67,10 @@ class CocoWriter:
         if file_name in self._names:
             raise ResultError(f"{file_name}: was added before: give every photo a name of its own")
         image = _image(len(self._images) + 1, file_name, labels)
-        for one in _annotations(labels, self.classes, scores, image["id"], self._count):
-            self._lines.write(json.dumps(one, allow_nan=False) + "\n")
-            self._count += 1
+        found = list(_annotations(labels, self.classes, scores, image["id"], self._count))
+        self._lines.seek(0, os.SEEK_END)
+        self._lines.writelines(json.dumps(one, allow_nan=False) + "\n" for one in found)
+        self._count += len(found)
         self._names.add(file_name)
         self._images.append(image)
 
@@ -83,7 +84,6 @@ class CocoWriter:
             for number, line in enumerate(self._lines):
                 file.write((b",\n" if number else b"\n") + line.rstrip("\n").encode())
             file.write(b"\n]}\n")
-            self._lines.seek(0, os.SEEK_END)
 
         atomic_write(Path(path), write)
 

@@ -161,6 +161,31 @@ def test_a_file_may_be_written_again_after_more_photos(tmp_path):
     assert list(found) == ["a.jpg", "b.jpg"] and (found["b.jpg"] == drawn().labels).all()
 
 
+def test_a_file_that_could_not_be_written_loses_nothing(tmp_path, monkeypatch):
+    with CocoWriter(NAMES) as writer:
+        writer.add(drawn(), "a.jpg")
+        with monkeypatch.context() as patch:
+            patch.setattr("fgaseg.inference.coco.atomic_write", lambda _, write: write(FullDisk()))
+            with pytest.raises(OSError, match="No space left"):
+                writer.write(tmp_path / "coco.json")
+        writer.add(drawn(seed=1), "b.jpg")
+        writer.write(tmp_path / "coco.json")
+    found = by_pycocotools(tmp_path / "coco.json")
+    assert (found["a.jpg"] == drawn().labels).all() and (found["b.jpg"] == drawn(seed=1).labels).all()
+
+
+class FullDisk:
+    """Takes the head of a file and one annotation."""
+
+    def __init__(self):
+        self.room = 2
+
+    def write(self, _: bytes) -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise OSError(28, "No space left on device")
+
+
 def test_memory_does_not_grow_with_the_annotations(monkeypatch, tmp_path):
     monkeypatch.setattr(coco, "_IN_MEMORY", 1000)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
