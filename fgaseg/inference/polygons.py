@@ -16,7 +16,8 @@ from ..files import atomic_path
 
 SUFFIXES = (".geojson", ".gpkg")
 LAYER = "labels"
-_VERTICES = 1 << 19  # that are written at a time
+_VERTICES = 1 << 17  # that are written at a time
+_AT_A_TIME = 1 << 16  # points that are projected at a time
 _LONGEST_EDGE = 64  # pixels; a straight edge in one projection is none in another
 _DECIMALS = 8  # of degrees: a millimetre
 
@@ -32,8 +33,8 @@ def write_polygons(path: str | os.PathLike[str], source: Any, classes: Sequence[
 
     A region is of pixels of one value that share edges. Each has the fields ``class``, ``value``, ``pixels`` (how
     many) and ``area_m2`` (on the ground; empty where the coordinates are none on Earth). A band is read line by line;
-    memory is some 30 bytes for every corner of the regions. The file is written whole or not at all. Raises UsageError
-    for another suffix or missing packages, DataError without a usable CRS.
+    memory is some 20 bytes for every corner of the regions, and 200 for those of the largest. The file is written whole
+    or not at all. Raises UsageError for another suffix or missing packages, DataError without a usable CRS.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -81,9 +82,16 @@ def regions(source: Any, classes: int) -> Iterator[tuple[int, Any]]:
     to_pixels = np.linalg.inv(own).T[:, :2]
     for outline, value in shapes(labels, connectivity=4):
         if 0 <= value < classes:
-            corners = (np.array(ring) @ to_pixels[:2] + to_pixels[2] for ring in outline["coordinates"])
+            corners = (ring @ to_pixels[:2] + to_pixels[2] for ring in _rings(outline["coordinates"]))
             outer, *holes = (shapely.linearrings(points.round()) for points in corners)
             yield int(value), shapely.polygons(outer, holes or None)
+
+
+def _rings(lists: list[Any]) -> Iterator[np.ndarray]:
+    """float64 [n, 2] each. The lists of tuples are large: none is kept."""
+    for number, points in enumerate(lists):
+        lists[number] = None
+        yield np.array(points)
 
 
 def _batches(found: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
@@ -130,7 +138,10 @@ class _Ground:
         from rasterio.warp import transform as project
 
         def onto_plane(points: np.ndarray) -> np.ndarray:
-            return np.stack(project(self.crs, self.plane, *points.T), axis=1)
+            for start in range(0, len(points), _AT_A_TIME):  # in lists, which are large
+                part = points[start : start + _AT_A_TIME]
+                part[:] = np.stack(project(self.crs, self.plane, *part.T), axis=1)
+            return points
 
         areas: np.ndarray = shapely.area(shapely.transform(shapely.segmentize(outlines, longest), onto_plane))
         return areas
