@@ -109,6 +109,7 @@ class VideoWriter:
         context.colorspace, context.color_range = _BT709, _LIMITED
         context.color_primaries = context.color_trc = _BT709
         context.sample_aspect_ratio = self._source.aspect
+        context.flags |= self._av.codec.context.Flags.frame_duration  # else the last frame lasts as long as the average
         self._sound = None if audio is None else self._container.add_stream_from_template(audio)
         self._container.start_encoding()
 
