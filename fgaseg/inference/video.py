@@ -110,7 +110,7 @@ def segment_video(
 
     Times of frames are kept, sound is copied where the container takes it; odd sizes become even. If the work is
     cancelled or fails, what was written stays as `<out>.partial.<suffix>` and `<masks>.partial`. Raises ImageError,
-    UsageError, VocabularyError and OSError.
+    UsageError, VocabularyError, OSError, and DataError for names that stand twice, with masks.
     """
     check_call(path, out, masks, smooth=smooth, every=every, start=start, stop=stop)
     began = time.monotonic()

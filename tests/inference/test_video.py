@@ -26,6 +26,7 @@ from fgaseg.inference.prediction import decide, evaluation_mode, view_logits
 from fgaseg.inference.video import AHEAD, Smoother
 from fgaseg.inference.video_outputs import BEHIND
 from fgaseg.inference.video_reading import Frame, VideoReader
+from fgaseg.inference.video_writing import VideoWriter
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,8 @@ def test_only_every_nth_frame_goes_through_the_model(model, clip, tmp_path):
     assert counted.calls == 3 and (done.frames, done.labelled) == (12, 3)
     masks = masks_of(tmp_path / "masks")
     assert list(masks) == [1, 6, 11]
+    shares = np.bincount(np.concatenate([mask.ravel() for mask in masks.values()]), minlength=len(NAMES)) / 3 / 48 / 64
+    assert done.present == pytest.approx({NAMES[i]: shares[i] for i in np.flatnonzero(shares)})
     frames, drawn = read_video(clip), read_video(tmp_path / "out.mkv")
     for number in (1, 4, 5, 6):  # counted from 0
         labels = model.segment(Image.fromarray(frames[number // 5 * 5]), NAMES).labels
@@ -383,6 +386,16 @@ def test_a_full_disk_leaves_no_broken_video(model, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         segment_video(model, path, NAMES, tmp_path / "out.mp4", every=100)
     assert listing(tmp_path) == ["clip.mp4"]
+
+
+def test_a_part_that_cannot_be_completed_gets_no_name(model, clip, tmp_path, monkeypatch, caplog):
+    def fail(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VideoWriter, "close", fail)
+    done = segment_video(model, clip, NAMES, tmp_path / "out.mp4", cancel=lambda: True)
+    assert not done.complete and done.files == () and listing(tmp_path) == ["clip.mp4"]
+    assert "what was written cannot be completed" in caplog.text
 
 
 def test_a_file_that_ends_early_is_labelled_as_far_as_it_goes(model, tmp_path, caplog):
