@@ -172,6 +172,8 @@ class LabelledFolder:
             texts["annotations.json"] = self._coco(lambda record: record["files"]["image"].removeprefix("images/"))
             texts |= data_set_texts(self.names, self.classes, about)
         for name, parts in texts.items():
+            for left in self.folder.glob(f".{name}.*.tmp"):  # by a process that was killed here
+                left.unlink(missing_ok=True)
             self._write(self.folder / name, parts)
         shown = {"names": "names.txt", "coco": "coco.json", "dataset": "data.yaml"}
         return {kind: str(self.folder / name) for kind, name in shown.items() if name in texts}
