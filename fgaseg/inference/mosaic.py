@@ -99,7 +99,8 @@ def label_tiles(
     """Label a raster, from its top to its bottom, stripe by stripe; yields once for every tile.
 
     see     the logits [classes, 4·side, 4·side] of the tile that begins at a row and a column (in patches), float32 or
-            float64, or None where the tile and a patch around it hold no pixel of interest
+            float64, or None where the tile holds no pixel of interest. Where no other tile is, logits count as 0 then,
+            which favours no class beside it
     decide  labels [H, W] of logits [classes, h, w] at a size (H, W)
     write   called with row and column of the first pixel, and labels [H, W]; every pixel once. Pixels that no tile has
             seen are 0

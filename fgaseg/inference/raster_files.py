@@ -155,7 +155,7 @@ class RasterSource:
         """Whether no pixel of a part of the raster holds a value; what lies beyond it does not count."""
         if not self._may_lack:
             return False
-        top, left, bottom, right = max(top, 0), max(left, 0), min(bottom, self.height), min(right, self.width)
+        bottom, right = min(bottom, self.height), min(right, self.width)
         step = max(_AT_A_TIME // (right - left), 1)
         for row in range(top, bottom, step):
             missing = self.missing(row, left, min(step, bottom - row), right - left)

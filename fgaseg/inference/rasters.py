@@ -142,12 +142,11 @@ def _label(
     progress: bool,
 ) -> None:
     patch, size = plan.patch, plan.side * model.patch
-    source.keep_rows(plan.tile + 4 * patch)  # of a tile, and what is looked at for values around it
+    source.keep_rows(plan.tile + 2 * patch)  # of a tile, and those above it that get their labels with it
 
     def see(row: int, column: int) -> Tensor | None:
         top, left = row * patch, column * patch
-        # pixels beside the tile are interpolated with its logits
-        if source.is_empty(top - patch, left - patch, top + plan.tile + patch, left + plan.tile + patch):
+        if source.is_empty(top, left, top + plan.tile, left + plan.tile):
             return None
         logits = view_logits(model, source.see(top, left, plan.tile, size), vocabulary)
         return _as_stored(logits, source.orientation)

@@ -111,8 +111,7 @@ def test_tiles_without_pixels_of_interest_leave_the_others_as_they_are():
     valid[110:171, 40:93] = True
 
     def seen(row, column):
-        top, left, grown = (row - 1) * 8, (column - 1) * 8, plan.tile + 16
-        part = valid[max(top, 0) : top + grown, max(left, 0) : left + grown]
+        part = valid[row * 8 : row * 8 + plan.tile, column * 8 : column * 8 + plan.tile]
         return see(row, column) if part.any() else None
 
     some, every = assemble(plan, 3, seen), assemble(plan, 3, see)
