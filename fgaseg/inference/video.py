@@ -101,7 +101,7 @@ def segment_video(
     masks      a new or empty folder for the labels of each labelled frame: 00000001.png, ..., and names.txt
     smooth     average logits over time: after so many seconds a frame counts for 1/e. 0: as `model.segment` labels it
     every      only every n-th frame goes through the model; the labels of the others are those of the one before
-    start      where to begin and to end in the video, in seconds
+    start, stop  where to begin and to end in the video, in seconds
     background, threshold  as for `model.segment`
     legend     add a strip below the frames, with all classes in their order
     alpha      opacity of the colours, 0 to 1

@@ -173,6 +173,16 @@ def test_what_is_assumed_is_told(tmp_path, caplog):
     frames_of(interlaced)
     frames_of(interlaced)
     assert caplog.text.count("is interlaced") == 1
+    with av.open(str(tmp_path / "hdr.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p10le"
+        stream.codec_context.color_trc = 16  # PQ
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(FRAMES[0], "rgb24")))
+        out.mux(stream.encode())
+    frames_of(tmp_path / "hdr.mp4")
+    assert "hdr.mp4: is HDR, and its values are taken as they are" in caplog.text
+    frames_of(write_video(tmp_path / "plain.mp4", FRAMES))
+    assert "plain.mp4" not in caplog.text
 
 
 @pytest.mark.parametrize(
