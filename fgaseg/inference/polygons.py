@@ -34,12 +34,14 @@ def write_polygons(path: str | os.PathLike[str], source: Any, classes: Sequence[
     A region is of pixels of one value that share edges. Each has the fields ``class``, ``value``, ``pixels`` (how
     many) and ``area_m2`` (on the ground; empty where the coordinates are none on Earth). A band is read line by line;
     memory is some 20 bytes for every corner of the regions, and 200 for those of the largest. The file is written whole
-    or not at all. Raises UsageError for another suffix or missing packages, DataError without a usable CRS.
+    or not at all. Raises UsageError for another suffix or missing packages, DataError without a usable CRS,
+    OSError if it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path}: polygons are written as {' or '.join(SUFFIXES)}: choose one of these")
     require_geo(str(path))
+    from pyogrio.errors import DataLayerError, DataSourceError
     from rasterio.crs import CRS
 
     if not crs:
@@ -49,14 +51,28 @@ def write_polygons(path: str | os.PathLike[str], source: Any, classes: Sequence[
     if ground is None and path.suffix.lower() == ".geojson":
         raise DataError(f"{path}: GeoJSON is in WGS84, and there is no way to it from {crs.to_string()}: write a .gpkg")
     with atomic_path(path) as file:
-        package = file if path.suffix.lower() == ".gpkg" else file.with_suffix(".gpkg")
-        count = 0
-        for number, batch in enumerate(_batches(regions(source, len(classes)))):
-            _append(package, batch, classes, transform, crs, ground, first=number == 0)
-            count += len(batch)
-        if file != package:
-            _convert(package, file, crs)
-            package.unlink()
+        try:
+            return _write(file, regions(source, len(classes)), classes, transform, crs, ground)
+        except (DataSourceError, DataLayerError) as error:
+            raise OSError(f"{path}: could not be written ({error}): is the disk full?") from error
+
+
+def _write(
+    file: Path,
+    found: Iterator[tuple[int, Any]],
+    classes: Sequence[str],
+    transform: Any,
+    crs: Any,
+    ground: _Ground | None,
+) -> int:
+    package = file if file.suffix.lower() == ".gpkg" else file.with_suffix(".gpkg")
+    count = 0
+    for number, batch in enumerate(_batches(found)):
+        _append(package, batch, classes, transform, crs, ground, first=number == 0)
+        count += len(batch)
+    if file != package:
+        _convert(package, file, crs)
+        package.unlink()
     return count
 
 
@@ -189,6 +205,7 @@ def _append(
 def _convert(package: Path, file: Path, crs: Any) -> None:
     """A GeoPackage as GeoJSON. GDAL projects it, orders the vertices, and cuts what crosses the 180th meridian."""
     import pyogrio
+    import pyogrio.errors
 
     with pyogrio.open_arrow(package, layer=LAYER) as (about, stream):
         pyogrio.write_arrow(
@@ -202,3 +219,7 @@ def _convert(package: Path, file: Path, crs: Any) -> None:
             RFC7946="YES",
             COORDINATE_PRECISION=_DECIMALS,
         )
+    with file.open("rb") as written:  # GDAL does not tell everything that goes wrong when a file is closed
+        written.seek(-min(4, file.stat().st_size), os.SEEK_END)
+        if not written.read().rstrip().endswith(b"}"):
+            raise pyogrio.errors.DataSourceError("its end is missing")

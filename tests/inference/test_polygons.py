@@ -167,6 +167,28 @@ def test_an_interrupted_file_leaves_the_old_one(tmp_path, monkeypatch):
     assert (tmp_path / "out.gpkg").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("suffix", [".gpkg", ".geojson"])
+def test_a_full_disk_is_an_os_error_in_one_line(tmp_path, monkeypatch, suffix):
+    def full(*_, **__):
+        raise pyogrio.errors.FeatureError("database or disk is full")
+
+    monkeypatch.setattr("pyogrio.raw.write", full)
+    with pytest.raises(OSError, match=r"out\..*: could not be written \(database or disk is full\)") as raised:
+        write_polygons(tmp_path / f"out{suffix}", drawn(), NAMES, PLACE, UTM)
+    assert "\n" not in str(raised.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_its_end_is_never_there(tmp_path, monkeypatch):
+    def cut(stream, path, *words, write=pyogrio.write_arrow, **options):
+        write(stream, path, *words, **options)
+        path.write_bytes(path.read_bytes()[:-10])
+
+    monkeypatch.setattr("pyogrio.write_arrow", cut)
+    with pytest.raises(OSError, match="its end is missing"):
+        write_polygons(tmp_path / "out.geojson", drawn(), NAMES, PLACE, UTM)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("package", ["pyogrio", "shapely", "rasterio"])
 def test_missing_packages_are_named(tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
