@@ -218,8 +218,9 @@ def test_a_name_that_holds_a_comma_may_be_the_background():
     assert vocabulary.background == 0 and vocabulary.names == ("sofa, couch", "cat")
 
 
-def test_a_prompt_of_a_class_stays_with_the_class():
-    vocabulary = tiny_model().encode(["sky", "cat"], background="wall | Sky | ground")
+@pytest.mark.parametrize("synonyms", ["best", "average"])
+def test_a_prompt_of_a_class_stays_with_the_class(synonyms):
+    vocabulary = tiny_model(synonyms=synonyms).encode(["sky", "cat"], background="wall | Sky | ground")
     assert vocabulary.counts == (1, 1, 2)
 
 
