@@ -30,11 +30,16 @@ def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved
         os.symlink(folder / name, moved / name)
     assert evaluated(model, open_folder(moved)).hash == first.hash
     hashes = {first.hash, evaluated(model, data, count=4).hash, evaluated(tiny_model(seed=1), data).hash}
-    for overrides in ({"inference": "windows"}, {"template": "{}"}, {"first_synonym": True}, {"class_cap": 4}):
+    for overrides in ({"inference": "windows"}, {"template": "{}"}, {"first_synonym": True}, {"class_cap": 4},
+                      {"resize": "scores"}):  # fmt: skip
         hashes.add(evaluated(FGASeg.from_pretrained(saved_model, **overrides), data).hash)
     with torch.autocast("cpu", torch.bfloat16):
         hashes.add(evaluated(model, data).hash)
-    assert len(hashes) == 8
+    assert len(hashes) == 9
+    windows = [
+        FGASeg.from_pretrained(saved_model, inference="windows", resize=resize) for resize in ("logits", "scores")
+    ]
+    assert len({evaluated(one, data).hash for one in windows}) == 1  # which average scores either way
     training = FGASeg.from_pretrained(saved_model, checkpointing=True, class_pooling=1)
     assert evaluated(training, data).hash == first.hash
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from runs import STEPS, assert_same_run, configure, log, state
 
-from fgaseg import FGASeg
+from fgaseg import Config, FGASeg
 from fgaseg.training import train
 from fgaseg.training.changes import differences
 
@@ -92,3 +92,14 @@ def test_what_differs(data, tmp_path, words, step, refused, announced):
     config = configure(data, tmp_path)
     found, said = differences(json.loads(config.to_json()), config.override(*words), step)
     assert found == refused and announced in said and bool(said) == bool(announced)
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_a_key_that_a_checkpoint_does_not_know_had_the_default_of_its_preset(preset):
+    config = Config(model={"preset": preset})
+    before = config.dump()
+    del before["model"]["resize"], before["model"]["inference"]
+    assert differences(before, config, 0) == ([], "")
+    other = Config(model={"preset": preset, "resize": "logits" if preset == "released" else "scores"})
+    (refused,) = differences(before, other, 0)[0]
+    assert "model.resize was" in refused
