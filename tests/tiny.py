@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgaseg import FGASeg, ModelConfig
 
@@ -36,3 +37,16 @@ def tiny_model(seed: int = 0, **switches: Any) -> FGASeg:
 
 def pixels(batch: int = 1, height: int = 64, width: int = 64, seed: int = 1) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+class Largest(TorchDispatchMode):
+    """The number of values in the largest tensor that any operation inside the block returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import NAMES, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from tiny import NAMES, Largest, tiny_model
 
 import fgaseg.model.head
 
@@ -93,16 +92,6 @@ def test_windows_are_labelled_by_the_scores_of_the_released_order(preset):
 @pytest.mark.parametrize("mode", ["whole", "windows"])
 def test_memory_of_labelling_does_not_grow_with_the_photo_times_the_classes(mode):
     """No tensor is made of even a quarter of [T, H, W]."""
-
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for x in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(x, torch.Tensor):
-                    self.elements = max(self.elements, x.numel())
-            return result
 
     model, names = tiny_model(inference=mode), [f"class {i}" for i in range(100)]
     with Largest() as largest:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NAMES, tiny_model
-from torch.utils._python_dispatch import TorchDispatchMode
+from tiny import NAMES, Largest, tiny_model
 
 from fgaseg import DataError, ResultError, VocabularyError, notes
 from fgaseg.data import read_image, stuff_names
@@ -131,16 +130,6 @@ def test_classes_that_the_model_drops_have_a_finite_logit_and_no_probability():
 
 
 def test_memory_of_probabilities_does_not_grow_with_the_photo_times_the_classes():
-    class Largest(TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            for x in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(x, torch.Tensor):
-                    self.elements = max(self.elements, x.numel())
-            return result
-
     names = [f"class {i}" for i in range(100)]
     for mode in ("whole", "windows"):
         with Largest() as largest:
