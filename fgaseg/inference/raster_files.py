@@ -261,9 +261,6 @@ class RasterSource:
             values = self._all_bands(top, left, height, width, size, average)
         return (values, None) if self._alpha is None else (values[..., :-1], values[..., -1])
 
-    def _whole_rows(self, top: int, height: int) -> np.ndarray:
-        return self._all_bands(top, 0, height, self.width, (height, self.width))
-
     def _all_bands(
         self, top: int, left: int, height: int, width: int, size: tuple[int, ...], average: bool = True
     ) -> np.ndarray:

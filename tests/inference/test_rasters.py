@@ -150,10 +150,11 @@ def test_a_raster_of_one_tile_is_labelled_as_a_photo_is(tmp_path, size, resize):
     assert (labels == expected)[inside].mean() > 0.999
 
 
-def test_the_file_is_where_the_raster_is_and_names_its_classes(tmp_path):
+def test_the_file_is_where_the_raster_is_and_names_its_classes(tmp_path, capfd):
     turned = Affine.translation(500_000, 5_000_000) @ Affine.rotation(30) @ Affine.scale(2, -3)
     write(tmp_path / "a.tif", coloured(blobs(600, 530)), crs="EPSG:32632", transform=turned)
     _, done = segment(tmp_path / "a.tif", tmp_path, names=("red", "green", "blue"))
+    assert "ERROR" not in capfd.readouterr().err  # GDAL's own, of a raster that is closed already
     with rasterio.open(done.path) as file:
         assert file.crs == "EPSG:32632" and file.transform.almost_equals(turned)
         assert file.dtypes == ("uint8",) and file.nodata == 255 and file.shape == (600, 530)
