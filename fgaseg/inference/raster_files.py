@@ -36,6 +36,7 @@ JPEG_MEGABYTES = 2000  # that libjpeg may take for a progressive JPEG, of which 
 _ROWS_BYTES = 512_000_000  # of rows that are kept
 _AT_A_TIME = 1_000_000  # pixels that are looked at for values
 _COLOURS = ("red", "green", "blue")
+_ENLARGING = ("merc", "webmerc", "eqc", "mill")  # PROJ's names of cylindrical projections of the whole Earth
 _OTHER_COLOURS = ("cyan", "Y", "hue")  # what the first band of CMYK, YCbCr and HSL is called
 
 
@@ -117,10 +118,11 @@ class RasterSource:
         crs = self.data.crs
         if crs is None or not crs.is_projected or self.data.transform.is_identity:
             return None
-        if crs.to_dict().get("proj") in ("merc", "webmerc"):
+        if crs.to_dict().get("proj") in _ENLARGING:
             note_once(
-                ("mercator",), f"{self.name}: Mercator's projection enlarges areas: none are given in square metres"
-            )
+                ("enlarging",), f"{self.name}: its projection enlarges areas far from the equator, as Mercator's does: "
+                "none are given in square metres"
+            )  # fmt: skip
             return None
         return float(abs(self.data.transform.determinant) * crs.linear_units_factor[1] ** 2)
 

@@ -97,7 +97,8 @@ class VideoReader:
     def _open(self) -> None:
         av = self._av
         self._early: list[Packet] = []
-        self._lost, self._damaged, self._broken, self._end, self._sure = 0, 0, "", Fraction(0), False
+        self._lost, self._damaged, self._broken, self._sure = 0, 0, "", False
+        self._end = self._sound_end = Fraction(0)
         try:  # the protocol is named, or FFmpeg would find one in a name with a colon
             self.container: InputContainer = av.open(f"file:{self.path}", metadata_errors="replace")
         except av.FFmpegError as error:
@@ -171,9 +172,12 @@ class VideoReader:
         """What was not read, though the file should hold it; or ""."""
         found = [f"{self._lost} packets of it could not be decoded"] if self._lost else []
         found += [f"{self._damaged} frames are damaged"] if self._damaged else []
-        missing = (self.duration or 0) - self._end
+        stated, end = self.duration, self._end
+        if stated is None and self.container.duration:  # of pictures or sound, whatever is longer
+            stated, end = Fraction(self.container.duration, 1_000_000), max(end, self._sound_end)
+        missing = (stated or 0) - end
         if self.stop is None and (self._broken or missing > max(Fraction(1, 2), 2 / self.rate)):
-            whole = f" of {float(self.duration):.1f} s" if self.duration else ""
+            whole = f" of {float(stated):.1f} s" if stated else ""
             reason = f" ({self._broken})" if self._broken else ""
             found.append(f"it ends early, after {float(self._end):.1f} s{whole}{reason}")
         return "; ".join(found)
@@ -207,6 +211,9 @@ class VideoReader:
         begun, time = False, -1 / self.rate
         for packet in self._packets():
             if packet.stream is not self.stream:
+                if packet.pts is not None:
+                    last = (packet.pts + (packet.duration or 0)) * packet.time_base - self._origin
+                    self._sound_end = max(self._sound_end, last)
                 if begun:
                     yield packet
                 elif packet.pts is not None and packet.pts * packet.time_base - self._origin >= (self.start or 0):

@@ -185,13 +185,14 @@ def test_ground_control_points_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "crs, area", [("EPSG:4326", None), ("EPSG:3857", None), ("EPSG:2263", 4 * 0.3048006096**2), (None, None)]
+    "crs, area",
+    [("EPSG:4326", None), ("EPSG:3857", None), ("EPSG:4087", None), ("EPSG:2263", 4 * 0.3048006096**2), (None, None)],
 )
 def test_areas_are_given_where_pixels_have_one(tmp_path, told, crs, area):
     write(tmp_path / "a.tif", coloured(blobs(40, 40)), crs=crs, transform=from_origin(10, 50, 2, 2))
     _, done = segment(tmp_path / "a.tif", tmp_path)
     assert done.pixel_area == (None if area is None else pytest.approx(area))
-    assert ("Mercator" in told.text) == (crs == "EPSG:3857")
+    assert ("Mercator" in told.text) == (crs in ("EPSG:3857", "EPSG:4087"))
 
 
 def test_more_than_255_classes_are_written_with_16_bits(tmp_path, monkeypatch):

@@ -205,6 +205,17 @@ def test_of_a_truncated_file_the_rest_is_read_and_it_is_told(tmp_path, name, cod
         )
 
 
+def test_a_truncated_file_with_sound_is_told_of(tmp_path):
+    frames = [scene(i) for i in range(50)]
+    path = write_video(tmp_path / "t.mkv", frames, rate=10, sound="libopus")
+    with VideoReader(path) as reader:
+        assert sum(isinstance(item, Frame) for item in reader) == 50 and reader.doubt == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with VideoReader(path) as reader:
+        assert 10 < sum(isinstance(item, Frame) for item in reader) < 40
+        assert re.search(r"it ends early, after [1-4]\.\d s of 5\.\d s", reader.doubt)
+
+
 def test_a_truncated_mp4_whose_index_comes_first(tmp_path):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(50)]
