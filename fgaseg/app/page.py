@@ -21,6 +21,11 @@ BACKGROUNDS = [
 ]
 KINDS = [("labels", "labels"), ("S_g, global map", "global"), ("S_l, local map", "local")]
 KEY = "async (key, ...rest) => [await window.fgaseg.key(), ...rest]"  # the photo that is shown, or on its way
+HIGHEST = 0.99  # threshold
+# the threshold is the last; while it is typed, its number may be missing or beyond the slider's ends
+BOUNDED = f"""async (key, ...rest) => [
+  await window.fgaseg.key(), ...rest.slice(0, -1), Math.min(Math.max(Number(rest.at(-1)) || 0, 0), {HIGHEST})
+]"""
 _TURN = itertools.count()
 
 
@@ -96,9 +101,11 @@ def build_page(labeller: Labeller) -> gr.Blocks:
         private: dict[str, Any] = {"api_visibility": "private", "js": KEY}
         working: dict[str, Any] = private | {"concurrency_id": "model", "concurrency_limit": 1}
         asked = [key, names, background, model, threshold]
-        gr.on([run.click, names.submit], answers.label, asked, [view, kind, chosen], **working)
+        gr.on([run.click, names.submit], answers.label, asked, [view, kind, chosen], **working | {"js": BOUNDED})
         gr.on([kind.input, chosen.input], answers.maps, [key, kind, chosen], view, **working)
-        threshold.change(answers.decide, [key, threshold], view, trigger_mode="always_last", **private)
+        threshold.change(
+            answers.decide, [key, threshold], view, trigger_mode="always_last", **private | {"js": BOUNDED}
+        )
         example.click(answers.example, None, [view, names], api_visibility="private")
         opacity.change(None, opacity, None, js="(value) => { window.fgaseg.opacity(value); }")
     page.queue(max_size=WAITING, api_open=False)
@@ -111,7 +118,7 @@ def _questions(models: list[str]) -> tuple[Any, ...]:
     gr.HTML(html_template=_own("photo.html"), js_on_load=_own("photo.js"), apply_default_css=False, most=MOST_UPLOAD)
     names = gr.Textbox(
         label="Class names",
-        info="Commas between classes, | between synonyms of one.",
+        info="Commas between classes, | between synonyms of one. Shift+Enter labels.",
         placeholder="cat, sofa, wooden floor",
         lines=2,
         max_lines=8,
@@ -138,7 +145,7 @@ def _picture() -> tuple[Any, ...]:
     view = gr.HTML(html_template=_own("view.html"), js_on_load=_own("view.js"), apply_default_css=False, elem_id="view")
     with gr.Row():
         opacity = gr.Slider(0, 1, 0.7, step=0.05, label="Opacity", elem_id="opacity")
-        threshold = gr.Slider(0, 0.99, 0, step=0.01, label="Threshold", elem_id="threshold")
+        threshold = gr.Slider(0, HIGHEST, 0, step=0.01, label="Threshold", elem_id="threshold")
     with gr.Accordion("Maps S_g and S_l", open=False):
         kind = gr.Radio(KINDS, value="labels", label="Show", elem_id="kind")
         chosen = gr.Dropdown([], label="of class", elem_id="chosen")

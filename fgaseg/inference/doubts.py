@@ -15,24 +15,27 @@ _SAMPLED = 100_000  # scores that are looked at
 _UNSURE = 0.1  # of the way from chance to certainty, which the scores of half the pixels do not reach
 
 
-def note_doubts(result: Result, softmax: bool, threshold: float | None = None, given: int | None = None) -> None:
-    """Log a note if only one class was given, if one takes the whole photo, or if no name fits most pixels; or if a
-    threshold cannot have an effect.
+def note_doubts(
+    result: Result, softmax: bool, threshold: float | None = None, given: int | None = None, what: str = "the photo"
+) -> None:
+    """Log a note if only one class was given, if one takes all of a photo, or if no name fits most of its pixels; or if
+    a threshold cannot have an effect.
 
     softmax  whether scores are shares among the classes, instead of a probability for each
     given    how many of the classes the model knows; None: all
+    what     the result is of
     """
     classes = result.classes[:given]
     if note_choice(classes, result.nothing, softmax, threshold):
         return
     label = int(result.labels.flat[0])
     if result.labels.size > 1 and (result.labels == label).all():
-        note_all_one(result.classes[label], "the photo")
+        note_all_one(result.classes[label], what)
         return
     chance = 1 / len(set(classes)) if softmax else 0.0
     median = _median(result.scores)
     if 0 <= median < chance + _UNSURE * (1 - chance):
-        note_once(("unsure",), f"half of the photo has scores below {median:.2f}: {_EVERY}; {_CURE}")
+        note_once(("unsure",), f"half of {what} has scores below {median:.2f}: {_EVERY}; {_CURE}")
 
 
 def note_choice(classes: Sequence[str], nothing: int | None, softmax: bool, threshold: float | None = None) -> bool:

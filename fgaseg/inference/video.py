@@ -208,7 +208,8 @@ class _Labeller:
                 )
             result = Result(labels.cpu().numpy(), self.classes, scores.cpu().numpy(), image, self.nothing)
         if frame.number == 1:
-            note_doubts(result, ScoreRule.of(self.model.config).softmax, self.threshold, len(self.vocabulary))
+            softmax = ScoreRule.of(self.model.config).softmax
+            note_doubts(result, softmax, self.threshold, len(self.vocabulary), "the first frame")
         return result.labels
 
 

@@ -235,6 +235,13 @@ def test_threshold_and_background_are_those_of_the_api(browser, address, model):
         result = model.segment(photo(), NAMES, threshold=float(middle))
         assert 0.2 < result.present["nothing"] < 0.8
         check_shown(one, result)
+        for typed, kept in (("7", "0.99"), ("", "0")):
+            set_threshold(typed)
+            threshold.press("Tab")
+            one.page.wait_for_timeout(500)
+            assert threshold.input_value() == kept
+            check_shown(one, model.segment(photo(), NAMES, threshold=float(kept) or None))
+        set_threshold(middle)
 
         field = one.page.locator("#background input")
         field.fill("wall, sky | cloud")

@@ -460,3 +460,5 @@ def test_an_empty_folder_takes_masks_and_one_frame_is_a_video(model, tmp_path):
 def test_doubts_about_the_names_are_told(model, clip, tmp_path, caplog):
     segment_video(model, clip, ["cat"], masks=tmp_path / "masks")
     assert caplog.text.count("one class, 'cat'") == 1
+    segment_video(model, clip, ["cat", "dog"], masks=tmp_path / "more")
+    assert "of the first frame" in caplog.text and "the photo " not in caplog.text
