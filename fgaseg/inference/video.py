@@ -241,7 +241,7 @@ class Smoother:
 
 def _vocabulary(model: Segmenter, names: ClassNames | Vocabulary, background: str | Sequence[str] | None) -> Vocabulary:
     if not isinstance(names, Vocabulary):
-        with torch.inference_mode(), evaluation_mode(model):
+        with torch.inference_mode():
             return model.encode(names, background=background)
     if background is not None:
         raise VocabularyError("background: the vocabulary is made already: give the background to encode")
