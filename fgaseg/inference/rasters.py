@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import Bands, ValueRange, View
-from ..errors import UsageError
+from ..errors import UsageError, VocabularyError
 from ..files import atomic_path
 from ..notes import note_once
 from ..progress import track
@@ -69,7 +70,7 @@ def segment_raster(
     *,
     bands: Bands | None = None,
     value_range: ValueRange | None = None,
-    background: str | list[str] | None = None,
+    background: str | Sequence[str] | None = None,
     threshold: float | None = None,
     tile: int | None = None,
     overlap: int | None = None,
@@ -99,6 +100,8 @@ def segment_raster(
     out, view = Path(out), View(bands, value_range)
     shapes = None if polygons is None else Path(polygons)
     _check_outputs(path, out, shapes)
+    if isinstance(names, Vocabulary) and background is not None:
+        raise VocabularyError("background: the vocabulary is made already: give the background to encode")
     vocabulary = names if isinstance(names, Vocabulary) else model.encode(names, background)
     classes, nothing = label_names(vocabulary, threshold)
     few = note_choice(vocabulary.names, nothing, ScoreRule.of(model.config).softmax, threshold)

@@ -504,6 +504,14 @@ def test_options_that_cannot_be(tmp_path, options, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
 
 
+def test_a_vocabulary_brings_its_background_along(tmp_path):
+    file, model = write(tmp_path / "a.tif", coloured(blobs(40, 40)), **PLACE), ByColour()
+    vocabulary = model.encode(["red", "green"])
+    assert segment_raster(model, file, vocabulary, tmp_path / "labels.tif").classes == ("red", "green")
+    with pytest.raises(VocabularyError, match="background: the vocabulary is made already"):
+        segment_raster(model, file, vocabulary, tmp_path / "labels.tif", background="stuff")
+
+
 def test_files_that_are_no_rasters(tmp_path):
     (tmp_path / "text.tif").write_text("not a raster")
     write(tmp_path / "complex.tif", np.zeros((1, 8, 8), np.complex64))
