@@ -100,9 +100,7 @@ def segment_raster(
     out, view = Path(out), View(bands, value_range)
     shapes = None if polygons is None else Path(polygons)
     _check_outputs(path, out, shapes)
-    if isinstance(names, Vocabulary) and background is not None:
-        raise VocabularyError("background: the vocabulary is made already: give the background to encode")
-    vocabulary = names if isinstance(names, Vocabulary) else model.encode(names, background)
+    vocabulary = _vocabulary(model, names, background)
     classes, nothing = label_names(vocabulary, threshold)
     few = note_choice(vocabulary.names, nothing, ScoreRule.of(model.config).softmax, threshold)
     with raster_environment(), RasterSource(path, view) as source, evaluation_mode(model):
@@ -123,6 +121,12 @@ def segment_raster(
                             source.pixel_area, shapes)  # fmt: skip
         _note(done, source, few)
     return done
+
+
+def _vocabulary(model: Any, names: ClassNames | Vocabulary, background: str | Sequence[str] | None) -> Vocabulary:
+    if isinstance(names, Vocabulary) and background is not None:
+        raise VocabularyError("background: the vocabulary is made already: give the background to encode")
+    return names if isinstance(names, Vocabulary) else model.encode(names, background)  # type: ignore[no-any-return]
 
 
 def _note(done: RasterLabels, source: RasterSource, few: bool) -> None:
