@@ -67,6 +67,14 @@ class Answer:
     threshold: float = 0.0
     maps: PseudoMasks | None = field(default=None, repr=False)
 
+    def decide(self, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Labels of some pixels after the threshold: those with lower scores are none of the classes."""
+        if not self.threshold:
+            return labels
+        nothing = label_names(self.vocabulary, self.threshold)[1]
+        assert nothing is not None  # where there is a threshold
+        return np.where(scores < self.threshold, np.uint16(nothing), labels)
+
 
 @dataclass
 class Photo:
@@ -74,6 +82,7 @@ class Photo:
 
     name: str
     image: Image.Image = field(repr=False)
+    notes: tuple[str, ...] = ()  # what was assumed when it was read
     key: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     used: float = field(default_factory=time.monotonic)
     answer: Answer | None = None
@@ -187,7 +196,9 @@ class Labeller:
         name = PurePosixPath(name.replace("\\", "/")).name[:100] or "photo"
         if len(content) > MOST_UPLOAD:
             raise too_large(name)
-        return self.photos.add(Photo(name, read_image(NamedBytes(content, name))))
+        with told_anew() as notes:
+            image = read_image(NamedBytes(content, name))
+        return self.photos.add(Photo(name, image, tuple(notes)))
 
     def example(self) -> tuple[Photo, list[str]]:
         """A drawn scene, another one each time, and names for it."""
@@ -251,16 +262,23 @@ class Labeller:
     def result(self, key: str) -> Result:
         """The answer as `model.segment` gives it."""
         photo, answer = self._answered(key)
-        threshold = answer.threshold or None
-        classes, nothing = label_names(answer.vocabulary, threshold)
-        labels = answer.labels.astype(np.int64)
-        if threshold is not None and nothing is not None:
-            labels[answer.scores < threshold] = nothing
-        return Result(labels, classes, answer.scores, photo.image, nothing)
+        classes, nothing = label_names(answer.vocabulary, answer.threshold or None)
+        labels = answer.decide(answer.labels, answer.scores).astype(np.int64)
+        return Result(labels, classes, answer.scores, photo.image, nothing, photo.name)
+
+    def pack(self, key: str) -> bytes:
+        """Labels, then scores in thousandths, each uint16 [h, w] in little-endian order, at the size of the page."""
+        photo, answer = self._answered(key)
+        (height, width), (rows, columns) = photo.shown, answer.labels.shape
+        middle = (np.arange(height) * 2 + 1) * rows // (2 * height), (np.arange(width) * 2 + 1) * columns // (2 * width)
+        scores = answer.scores[np.ix_(*middle)]
+        labels = answer.decide(answer.labels[np.ix_(*middle)], scores)
+        thousandths = (np.nan_to_num(scores).clip(0, 1) * 1000).round()
+        return labels.astype("<u2").tobytes() + thousandths.astype("<u2").tobytes()
 
     def save(self, key: str, suffix: str) -> bytes:
         """The file that `Result.save` writes: an index PNG (".png") or COCO annotations (".json")."""
-        result = replace(self.result(key), source=self.photos.get(key).name)
+        result = self.result(key)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"labels{suffix}")
             result.save(path)
@@ -287,7 +305,8 @@ def describe(photo: Photo, result: Result | None = None) -> dict[str, Any]:
     """What the page is told about a photo and its answer, apart from the pixels: all of it can be written as JSON."""
     height, width = photo.shown
     about: dict[str, Any] = {"photo": photo.key, "name": photo.name, "shown": [height, width],
-                             "size": [photo.image.height, photo.image.width]}  # fmt: skip
+                             "size": [photo.image.height, photo.image.width],
+                             "notes": list(photo.notes)}  # fmt: skip
     if result is None or photo.answer is None:
         return about
     answer = photo.answer
@@ -300,18 +319,8 @@ def describe(photo: Photo, result: Result | None = None) -> dict[str, Any]:
         "colours": palette(len(result.classes)).tolist(),
         "shares": [[i, float(counts[i] / result.labels.size)] for i in order],
         "mapped": len(answer.vocabulary),  # classes that have maps: "nothing" has none
-        "notes": list(dict.fromkeys([*answer.notes, *doubts])),
+        "notes": list(dict.fromkeys([*photo.notes, *answer.notes, *doubts])),
     }
-
-
-def pack(photo: Photo, result: Result) -> bytes:
-    """Labels, then scores in thousandths, each uint16 [h, w] in little-endian order, at the size of the page."""
-    height, width = photo.shown
-    rows = (np.arange(height) * 2 + 1) * photo.image.height // (2 * height)
-    columns = (np.arange(width) * 2 + 1) * photo.image.width // (2 * width)
-    at = np.ix_(rows, columns)
-    scores = np.nan_to_num(result.scores[at]).clip(0, 1) * 1000
-    return result.labels[at].astype("<u2").tobytes() + scores.round().astype("<u2").tobytes()
 
 
 def too_large(name: str) -> ImageError:

@@ -1,18 +1,22 @@
 """The server of the page: photos and results under keys, and Gradio's page behind the gate."""
 
 import asyncio
+import contextlib
 import gzip
 import io
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import FGASegError, UsageError
 from .gate import Gate
-from .labelling import MOST_UPLOAD, Labeller, describe, in_words, pack, too_large
+from .labelling import MOST_UPLOAD, Labeller, describe, in_words, too_large
 
-READERS = 2  # photos that are decoded at once
+UPLOADS = 8  # photos that come at once, each up to MOST_UPLOAD bytes in memory
+UPLOAD_SECONDS = 300
+WORKERS = 2  # photos that are decoded, and pictures and files that are made, at once
 
 
 def build_app(labeller: Labeller, root_path: str = "") -> Any:
@@ -55,27 +59,27 @@ def _add_photos(app: Any, labeller: Labeller) -> None:
     from fastapi import Request  # seen by FastAPI, which reads the annotations below
     from fastapi.responses import JSONResponse, Response
 
-    reading = asyncio.Semaphore(READERS)
+    coming, making = asyncio.Semaphore(UPLOADS), threading.Semaphore(WORKERS)
 
     def guarded(make: Callable[[], Response]) -> Response:
         try:
-            return make()
+            with making:
+                return make()
         except Exception as error:  # nothing that somebody sends may stop the page
             return JSONResponse({"error": in_words(error)}, 404 if isinstance(error, FGASegError) else 500)
 
     @app.post("/photos")
     async def add(request: Request, name: str = "photo") -> Response:
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MOST_UPLOAD:
-                return JSONResponse({"error": str(too_large(name[:100]))}, 413)
         if request.headers.get("content-type") != "application/octet-stream":
             return JSONResponse({"error": "send the bytes of a photo as application/octet-stream"}, 415)
-        async with reading:
-            return await asyncio.to_thread(
-                guarded, lambda: JSONResponse(describe(labeller.add(bytes(content), name), None))
-            )
+        async with coming:
+            try:
+                content = await asyncio.wait_for(_content(request), UPLOAD_SECONDS)
+            except TimeoutError:
+                return JSONResponse({"error": f"{name[:100]}: did not come within {UPLOAD_SECONDS} seconds"}, 408)
+            if content is None:
+                return JSONResponse({"error": str(too_large(name[:100]))}, 413)
+            return await asyncio.to_thread(guarded, lambda: JSONResponse(describe(labeller.add(content, name))))
 
     @app.get("/photos/{key}/photo.jpg")
     def picture(key: str) -> Response:
@@ -88,8 +92,7 @@ def _add_photos(app: Any, labeller: Labeller) -> None:
     @app.get("/photos/{key}/labels")
     def labels(key: str) -> Response:
         def make() -> Response:
-            packed = pack(labeller.photos.get(key), labeller.result(key))
-            return Response(gzip.compress(packed, 3), media_type="application/octet-stream",
+            return Response(gzip.compress(labeller.pack(key), 3), media_type="application/octet-stream",
                             headers={"Content-Encoding": "gzip"})  # fmt: skip
 
         return guarded(make)
@@ -105,6 +108,20 @@ def _add_photos(app: Any, labeller: Labeller) -> None:
     @app.get("/photos/{key}/coco.json")
     def coco(key: str) -> Response:
         return guarded(lambda: Response(labeller.save(key, ".json"), media_type="application/json"))
+
+
+async def _content(request: Any) -> bytes | None:
+    """The body of a request, b"" if it breaks off; None if it is larger than a photo may be."""
+    from starlette.requests import ClientDisconnect
+
+    content = bytearray()
+    with contextlib.suppress(ClientDisconnect):
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MOST_UPLOAD:
+                return None
+        return bytes(content)
+    return b""
 
 
 def _image(image: Any, form: str, **options: Any) -> Any:

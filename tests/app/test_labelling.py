@@ -1,5 +1,6 @@
 """What the page does with photos and names, without the page."""
 
+import io
 import json
 import logging
 import time
@@ -13,7 +14,7 @@ from PIL import Image
 
 from fgaseg import FGASeg
 from fgaseg.app import Labeller, labelling
-from fgaseg.app.labelling import Models, Photo, Photos, describe, in_words, pack, title
+from fgaseg.app.labelling import Models, Photo, Photos, describe, in_words, title
 from fgaseg.errors import DataError, FGASegError, ImageError, UsageError
 from fgaseg.inference import heat, palette, pseudo_masks
 
@@ -100,8 +101,11 @@ def test_what_the_page_is_told(labelled):
 def test_pixels_are_sent_as_they_are(labelled):
     labeller, photo = labelled
     result = labeller.result(photo.key)
-    labels, scores = np.frombuffer(pack(photo, result), "<u2").reshape(2, 30, 40)
+    labels, scores = np.frombuffer(labeller.pack(photo.key), "<u2").reshape(2, 30, 40)
     assert (labels == result.labels).all()
+    labeller.decide(photo.key, 0.36)
+    decided, _ = np.frombuffer(labeller.pack(photo.key), "<u2").reshape(2, 30, 40)
+    assert (decided == labeller.result(photo.key).labels).all() and (decided != labels).any()
     assert (scores == np.round(result.scores * 1000)).all() and scores.max() > 0
 
 
@@ -109,7 +113,7 @@ def test_a_large_photo_is_shown_smaller(labelled, monkeypatch):
     labeller, photo = labelled
     monkeypatch.setattr(labelling, "SHOWN_SIDE", 20)
     result = labeller.result(photo.key)
-    labels, _ = np.frombuffer(pack(photo, result), "<u2").reshape(2, 15, 20)
+    labels, _ = np.frombuffer(labeller.pack(photo.key), "<u2").reshape(2, 15, 20)
     assert describe(photo, result)["shown"] == [15, 20] and describe(photo, result)["size"] == [30, 40]
     assert (labels == result.labels[1::2, 1::2]).all()
 
@@ -164,6 +168,17 @@ def test_limits_of_a_photo(labeller, monkeypatch):
     monkeypatch.setattr(labelling, "MOST_UPLOAD", 1_000_000)
     with pytest.raises(ImageError, match="is larger than 1 MB"):
         labeller.add(b"x" * 1_000_001, "street.png")
+
+
+def test_what_was_assumed_about_a_photo_is_told_to_everyone(labeller):
+    file = io.BytesIO()
+    frames = [Image.fromarray(noise(seed=seed)) for seed in range(2)]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    for _ in range(2):
+        photo = labeller.add(file.getvalue(), "moving.gif")
+        assert any("moving.gif" in note and "2" in note for note in describe(photo)["notes"])
+    labeller.label(photo.key, NAMES, "mine/model")
+    assert any("moving.gif" in note for note in describe(photo, labeller.result(photo.key))["notes"])
 
 
 def test_the_example_is_drawn_with_its_names(labeller):
