@@ -34,7 +34,7 @@ def _own(name: str) -> str:
 
 
 def look() -> dict[str, Any]:
-    """What is mounted with the page. The fonts are those of the machine: Gradio's own are fetched from elsewhere."""
+    """What is mounted with the page. Fonts are the browser's own: none has to be loaded."""
     theme = gr.themes.Soft(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     head = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     return {"theme": theme, "css": _own("page.css"), "head": head}

@@ -141,6 +141,10 @@ def test_as_many_names_as_are_allowed(labeller, monkeypatch):
     photo = labeller.add(png(noise()), "street.png")
     labeller.label(photo.key, "cat | kitten, dog, sky", "mine/model")
     assert labeller.result(photo.key).classes == ("cat", "dog", "sky")
+    with pytest.raises(UsageError, match="these are 5 names and synonyms"):
+        labeller.label(photo.key, "cat | kitten, dog, sky", "mine/model", "other")
+    with pytest.raises(UsageError, match="these are 40 names"):
+        labeller.label(photo.key, "cat", "mine/model", "stuff")
 
 
 @pytest.mark.parametrize(
