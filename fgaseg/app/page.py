@@ -66,8 +66,9 @@ class Answers:
 
     def decide(self, key: str, threshold: float) -> Any:
         try:
-            if not key or self.labeller.photos.get(key).answer is None:
-                return gr.skip()  # it counts from the first labels on
+            answer = self.labeller.photos.get(key).answer if key else None
+            if answer is None or answer.threshold == threshold:
+                return gr.skip()
             return tell(**describe(self.labeller.decide(key, threshold), self.labeller.result(key)))
         except Exception as error:
             return tell(error=in_words(error))
@@ -100,12 +101,13 @@ def build_page(labeller: Labeller) -> gr.Blocks:
 
         private: dict[str, Any] = {"api_visibility": "private", "js": KEY}
         working: dict[str, Any] = private | {"concurrency_id": "model", "concurrency_limit": 1}
+        quick: dict[str, Any] = private | {"js": BOUNDED, "show_progress": "hidden"}
         asked = [key, names, background, model, threshold]
-        gr.on([run.click, names.submit], answers.label, asked, [view, kind, chosen], **working | {"js": BOUNDED})
+        labelled = gr.on([run.click, names.submit], answers.label, asked, [view, kind, chosen],
+                         **working | {"js": BOUNDED})  # fmt: skip
+        labelled.then(answers.decide, [key, threshold], view, **quick)  # it may have been moved meanwhile
         gr.on([kind.input, chosen.input], answers.maps, [key, kind, chosen], view, **working)
-        threshold.change(
-            answers.decide, [key, threshold], view, trigger_mode="always_last", **private | {"js": BOUNDED}
-        )
+        threshold.change(answers.decide, [key, threshold], view, trigger_mode="always_last", **quick)
         example.click(answers.example, None, [view, names], api_visibility="private")
         opacity.change(None, opacity, None, js="(value) => { window.fgaseg.opacity(value); }")
     page.queue(max_size=WAITING, api_open=False)

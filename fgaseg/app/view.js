@@ -94,9 +94,10 @@ async function showMap() {
 async function show(said) {
   say("error", said.error);
   say("status", said.status);
-  part("view").ariaBusy = said.error ? "false" : "true";
   part("view").dataset.turn = Number(part("view").dataset.turn ?? 0) + 1;
-  if (said.error || said.status) return;
+  const late = said.classes && said.photo !== shown.photo; // another photo was dropped meanwhile
+  part("view").ariaBusy = said.error || late ? "false" : "true";
+  if (said.error || said.status || late) return;
   const fresh = said.photo !== undefined && said.photo !== shown.photo;
   shown = said.photo === undefined ? { ...shown, ...said } : said; // a part of it, or all
   version += 1;
@@ -173,7 +174,7 @@ window.fgaseg = {
   // a photo is on its way: what is asked for next waits for it
   take: (sent) => {
     pending = sent;
-    sent.then(show);
+    sent.then((said) => sent === pending && show(said));
   },
   key: async () => {
     await pending;

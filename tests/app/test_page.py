@@ -385,6 +385,44 @@ def test_two_people_at_once(browser, address, model):
         check_shown(two, model.segment(photo(2, 45, 60), ["sky", "grass", "blue ring"]))
 
 
+def test_what_changes_while_the_model_runs(browser, address, model):
+    """A threshold that is moved meanwhile counts, and a photo that is dropped meanwhile stays."""
+    names = [f"thing {number}" for number in range(200)]
+    with visit(browser, address) as one:
+        one.give(png(photo()))
+        one.type(", ".join(names))
+        one.page.click("#run")
+        one.page.locator("#threshold input[type=number]").fill("0.5")
+        expected = model.segment(photo(), names, threshold=0.5)
+        one.page.wait_for_function("document.querySelector('.fg-legend').textContent.includes('nothing')")
+        assert one.legend[0] == ("nothing", f"{100 * expected.present['nothing']:.1f} %")
+
+        before = one.turn()
+        one.page.click("#run")
+        one.give(png(photo(1, 45, 60)), "other.png")
+        one.wait(before + 1)  # the photo, then the answer about the one before
+        assert one.page.inner_text(".fg-about") == "other.png, 60 × 45"
+        assert one.page.get_attribute(".fg-stage", "data-state") == "photo"
+        one.type(TYPED)
+        one.label()
+        check_shown(one, model.segment(photo(1, 45, 60), NAMES, threshold=0.5))
+
+
+def test_who_waits_sees_the_position(browser, address):
+    """The first has many names; the second waits for the model, and the third for the second."""
+    with visit(browser, address) as one, visit(browser, address) as two, visit(browser, address) as three:
+        for person in (one, two, three):
+            person.give(png(photo()))
+            person.type(", ".join(f"thing {number}" for number in range(200)))
+        before = [person.turn() for person in (one, two, three)]
+        for person in (one, two, three):
+            person.page.click("#run")
+        three.page.get_by_text(re.compile(r"queue: \d+/\d+")).wait_for()
+        for person, turn in zip((one, two, three), before, strict=True):
+            person.wait(turn)
+            assert person.error == "" and person.legend
+
+
 def test_a_photo_that_is_still_on_its_way_is_waited_for(browser, address, model):
     with visit(browser, address) as one:
         one.page.route("**/photos?*", lambda route: (time.sleep(1), route.continue_()))
