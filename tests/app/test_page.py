@@ -53,9 +53,11 @@ def serving(*words):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
-        yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
-        process.send_signal(signal.SIGINT)
-        messages = process.stderr.read()
+        try:
+            yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+            messages = process.stderr.read()
     assert process.returncode == 128 + signal.SIGINT and "Traceback" not in messages, messages
 
 
