@@ -81,9 +81,13 @@ class Visit:
         return download.value
 
     def point_at(self, row, column, shape):
+        """Once Gradio's progress has gone from above the picture."""
+        self.page.wait_for_function("!document.querySelector('#view [data-testid=status-tracker]:not(.hide)')")
+        self.page.locator(".fg-stage").scroll_into_view_if_needed()
         box = self.page.locator(".fg-stage").bounding_box()
         self.page.mouse.move(box["x"] + (column + 0.5) * box["width"] / shape[1],
                              box["y"] + (row + 0.5) * box["height"] / shape[0])  # fmt: skip
+        self.page.wait_for_function("document.querySelector('.fg-pixel').textContent")
 
     @property
     def under_pointer(self):

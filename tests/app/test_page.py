@@ -58,7 +58,7 @@ def serving(*words):
         finally:
             process.send_signal(signal.SIGINT)
             messages = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in messages, messages
+    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in messages, (process.returncode, messages)
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +367,7 @@ def test_names_are_text_and_never_html(browser, address):
         one.page.get_by_role("button", name=re.compile("Maps")).click()
         one.page.locator("#chosen input").click()
         assert attack in one.page.get_by_role("option").all_inner_texts()[0]
+        one.page.keyboard.press("Escape")
         one.point_at(30, 40, (60, 80))
         assert one.page.title() == "fgaseg" and one.page.locator(".fg-view img[src='x']").count() == 0
 
