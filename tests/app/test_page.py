@@ -286,7 +286,7 @@ def test_maps_are_those_of_the_api(browser, address, model):
         drawn = choose(lambda: one.page.get_by_label("S_g").check())
         assert (drawn == np.asarray(heat(masks.gcs[NAMES.index(other)], (60, 80)))).all()
         before = one.turn()
-        one.page.get_by_label("labels").check()
+        one.page.get_by_role("radio", name="labels").check()
         one.wait(before)
         assert one.page.is_visible(".fg-labels") and not one.page.is_visible(".fg-map")
 
@@ -416,14 +416,19 @@ def test_who_waits_sees_the_position(browser, address):
     with visit(browser, address) as one, visit(browser, address) as two, visit(browser, address) as three:
         for person in (one, two, three):
             person.give(png(photo()))
-            person.type(", ".join(f"thing {number}" for number in range(200)))
+            person.type(", ".join(f"thing {number}" for number in range(490)))
+        three.page.evaluate("""() => {
+            const view = document.querySelector('#view');
+            const look = () => (window.position ??= view.textContent.match(/queue: \\d+\\/\\d+/)?.[0]);
+            new MutationObserver(look).observe(view, { childList: true, subtree: true, characterData: true });
+        }""")
         before = [person.turn() for person in (one, two, three)]
         for person in (one, two, three):
             person.page.click("#run")
-        three.page.get_by_text(re.compile(r"queue: \d+/\d+")).wait_for()
         for person, turn in zip((one, two, three), before, strict=True):
             person.wait(turn)
             assert person.error == "" and person.legend
+        assert three.page.evaluate("window.position")
 
 
 def test_a_photo_that_is_still_on_its_way_is_waited_for(browser, address, model):
