@@ -86,11 +86,12 @@ def test_options_reach_the_model(scene, capsys, tmp_path):
         assert json.loads(file.tags()["CLASS_NAMES"])[3] == "background"
 
 
-def test_how_far_it_is_is_logged(model, scene, monkeypatch, caplog):
+@pytest.mark.parametrize("words, tiles", [((), 6), (("--overlap", "56"), 84), (("--tile", "32"), 30)])
+def test_how_far_it_is_is_logged(model, scene, monkeypatch, caplog, words, tiles):
     monkeypatch.setattr("fgaseg.progress.LOG_SECONDS", 0.0)
     with caplog.at_level(logging.INFO):
-        assert run(model, scene) == 0
-    assert "labelling: 1 of 6" in caplog.text and "tiles" in caplog.text
+        assert run(model, scene, *words) == 0
+    assert f"labelling: 1 of {tiles}" in caplog.text and "tiles" in caplog.text
 
 
 @pytest.mark.parametrize(
