@@ -70,9 +70,14 @@ class LabelledFolder:
     def open(self) -> None:
         """Write down the settings. Raises ResultError if the folder holds results of others, and names these."""
         from ..data import names_text
-        from ..evaluation.provenance import differences
 
         names_text(self.names)  # an error now, not after hours
+        self._settle()
+
+    def _settle(self) -> None:
+        """The settings are those of the folder, also if another run has begun there at the same time."""
+        from ..evaluation.provenance import differences
+
         file = self.folder / HIDDEN / "settings.json"
         before = _read(file)
         if before is None:
@@ -108,9 +113,13 @@ class LabelledFolder:
 
         identity  of the photo before it was read: one that has changed since is labelled again by the next run
         copies    a data set's photo may be a copy of the file, since it was read without choice of bands and values
+
+        Raises ResultError if a run with other settings writes to the folder, too.
         """
         from ..inference.coco import coco_of
 
+        self._settle()
+        copies = copies and self.identity(job) == identity  # the file may be another by now
         before = _read(self._record_file(job)) or {}
         listed = {"coco", "dataset"} & set(self.kinds)
         try:

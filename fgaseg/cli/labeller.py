@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ImageError
 from .options import autocast, background_values, class_values, load_model, view_values
-from .photos import Photo
+from .photos import STDIN, Photo
 from .processes import own_device
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Labeller:
                 result = model.segment(
                     image, self.vocabularies[source], threshold=self.threshold, probabilities=self.probabilities
                 )
-                results[source] = replace(result, source=str(photo.path or ""))
+                results[source] = replace(result, source="stdin" if photo.name == STDIN else photo.name)
         return results
 
     def pseudo_masks(self, result: Result) -> PseudoMasks:

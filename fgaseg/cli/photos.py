@@ -198,11 +198,20 @@ def _hint(suffix: str) -> str:
 
 
 def file_names(photos: list[Photo]) -> list[str]:
-    """What a list of photos calls each: its path below the folder that it was found in, with its suffix."""
-    names = []
+    """What a list of photos calls each, no two alike: its path below the folder that it was found in, with its suffix.
+
+    Of photos that would be called alike, as those of several addresses, the first keeps the name (a file before an
+    address), and the others have their whole path or address.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
     for photo, below in zip(photos, _with_folders(photos), strict=True):
         source = urllib.parse.unquote(urllib.parse.urlsplit(photo.name).path) if photo.path is None else photo.name
         names.append(below.with_name(below.name + Path(source).suffix).as_posix())
+    for index in sorted(range(len(photos)), key=lambda index: photos[index].path is None):
+        if names[index] in taken:
+            names[index] = photos[index].name
+        taken.add(names[index])
     return names
 
 
@@ -218,15 +227,21 @@ def _with_folders(photos: list[Photo]) -> list[Path]:
 
 
 def result_names(photos: list[Photo]) -> list[Path]:
-    """``below`` of each photo, with folders, the suffix or a number added where several are alike."""
-    names = _with_folders(photos)
+    """``below`` of each photo, with folders, the suffix or a number added where several are alike.
+
+    A photo whose name is its own keeps it: files of other programs pair by name, and would pair with another's.
+    """
+    plain = _with_folders(photos)
+    names = list(plain)
     for same in _alike(names):
         for index in same:
             suffix = path.suffix if (path := photos[index].path) else ""
             names[index] = names[index].with_name(names[index].name + suffix.replace(".", "_"))
     while groups := _alike(names):
-        for number, index in (pair for same in groups for pair in enumerate(same[1:], 2)):
-            names[index] = names[index].with_name(f"{names[index].name}_{number}")
+        for same in groups:
+            others = sorted(same, key=lambda index: names[index] != plain[index])[1:]
+            for number, index in enumerate(others, 2):
+                names[index] = names[index].with_name(f"{names[index].name}_{number}")
     return names
 
 

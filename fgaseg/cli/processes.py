@@ -18,10 +18,10 @@ def process() -> tuple[int, int]:
         rank, world = int(given["RANK"]), int(given["WORLD_SIZE"])
     except ValueError:
         rank, world = -1, 0
-    if not 0 <= rank < world:
+    if not 0 <= rank < world or (world > 1 and not os.environ.get("RANK")):
         raise UsageError(
-            f"RANK={given['RANK']} WORLD_SIZE={given['WORLD_SIZE']} in the environment: a process is one of 0 to "
-            "WORLD_SIZE - 1: start them with torchrun, or unset both"
+            f"RANK={os.environ.get('RANK', '')} WORLD_SIZE={os.environ.get('WORLD_SIZE', '')} in the environment: a "
+            "process is one of 0 to WORLD_SIZE - 1: start them with torchrun, or unset both"
         )
     return rank, world
 

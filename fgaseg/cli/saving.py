@@ -190,7 +190,8 @@ def print_row(row: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(row), flush=True)  # at once: what is done survives whatever comes
     else:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
-        print(f"{row['image']}: {shares} -> {', '.join(row['files'].values())}", flush=True)
+        files = f" -> {', '.join(row['files'].values())}" if row["files"] else ""
+        print(f"{row['image']}: {shares}{files}", flush=True)
 
 
 def _name(job: Job) -> str:

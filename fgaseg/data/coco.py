@@ -157,7 +157,8 @@ def _read(file: Path, _modified: int, _size: int) -> CocoFile:
     for labels in found:
         stem = Path(labels.photo.replace("\\", "/")).with_suffix("").as_posix()
         if stem in photos:
-            raise DataError(f"{file}: lists the photo {labels.photo} twice")
+            both = f"{photos[stem].photo} and {labels.photo}"
+            raise DataError(f"{file}: lists {both}, which have the same name up to the suffix: keep one of them")
         photos[stem] = labels
     return CocoFile(file, categories, photos)
 

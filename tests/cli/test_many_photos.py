@@ -231,7 +231,7 @@ def test_every_photo_is_the_share_of_one_process():
     assert sorted(item for part in parts for item in part) == items and max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("rank, world", [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "none"), ("1", "")])
+@pytest.mark.parametrize("rank, world", [("2", "2"), ("-1", "2"), ("x", "2"), ("0", "none"), ("1", ""), ("", "2")])
 def test_a_rank_that_cannot_be_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank), monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UsageError, match=f"RANK={rank} WORLD_SIZE="):

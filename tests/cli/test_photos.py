@@ -20,7 +20,7 @@ from rich.console import Console
 import fgaseg
 from fgaseg import notes, progress
 from fgaseg.cli import main
-from fgaseg.cli.photos import find_photos, picture_paths
+from fgaseg.cli.photos import file_names, find_photos, picture_paths
 from fgaseg.data import addresses, read_image
 from fgaseg.errors import ImageError, UsageError
 
@@ -190,6 +190,20 @@ def test_addresses_give_plain_file_names():
     found = pictures(*words, out="out")
     assert found[:3] == ["out/c_d_labels.png", "out/c_d_2_labels.png", "out/x.org_labels.png"]
     assert all(len(Path(path).parts) == 2 and ".." not in Path(path).parts for path in found)
+
+
+def test_a_photo_with_a_name_of_its_own_keeps_it():
+    draw("in/x.jpg", "in/x.png", "in/x_jpg.png", "in/x_png.jpg")
+    found = dict(zip(["x.jpg", "x.png", "x_jpg.png", "x_png.jpg"], pictures("in", out="out"), strict=True))
+    assert found["x_jpg.png"] == "out/x_jpg_labels.png" and found["x_png.jpg"] == "out/x_png_labels.png"
+    assert found["x.jpg"] == "out/x_jpg_2_labels.png" and found["x.png"] == "out/x_png_2_labels.png"
+
+
+def test_no_two_photos_are_listed_by_one_name():
+    draw("in/p.png", "in/p_2.png")
+    words = ["http://x.org/1/p.png", "http://x.org/2/p.png", "https://y.org/p.jpg", "in"]
+    assert file_names(find_photos(words)) == [*words[:2], "p.jpg", "p.png", "p_2.png"]
+    assert file_names(find_photos(words[:2])) == ["p.png", words[1]]
 
 
 @pytest.mark.parametrize("out", ["o.png", "o.PNG", "o.jpg", "o.JPEG", "o.webp", "sub/o.png"])

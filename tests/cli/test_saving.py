@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -435,6 +436,45 @@ def test_other_settings_are_never_mixed(model, capsys, labelled, what):
     err = capsys.readouterr().err.splitlines()
     assert "out: holds results of other settings" in err[-1] and reason in err[-1] and "give another --out" in err[-1]
     assert not labelled and written("out") == before
+
+
+def during(monkeypatch, act):
+    """Something that happens while a photo is labelled."""
+    segment = fgaseg.FGASeg.segment
+
+    def spy(self, *args, **kwargs):
+        act()
+        return segment(self, *args, **kwargs)
+
+    monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
+
+
+def test_a_run_with_other_settings_at_the_same_time_ends_this_one(model, capsys, monkeypatch):
+    draw("in/a.png")
+    file = Path("out/.fgaseg/settings.json")
+    during(monkeypatch, lambda: file.write_text(file.read_text().replace('"threshold": null', '"threshold": 0.5')))
+    assert save(model, "in", "--out", "out", kinds="mask") == 1
+    err = capsys.readouterr().err
+    assert "out: holds results of other settings (threshold was 0.5, now null)" in err and not written("out")
+
+
+def test_a_photo_that_is_replaced_while_it_is_labelled_is_not_in_the_data_set(model, labelled, monkeypatch):
+    draw("in/a.png")
+    before = read_image("in/a.png")
+    with monkeypatch.context() as patch:
+        during(patch, lambda: Image.fromarray(noise(7, 14, 20, 3)).save("in/a.png"))
+        assert save(model, "in", "--out", "out", kinds="dataset") == 0
+    np.testing.assert_array_equal(np.asarray(Image.open("out/images/a.png")), np.asarray(before))
+    assert save(model, "in", "--out", "out", kinds="dataset") == 0 and len(labelled) == 2
+    np.testing.assert_array_equal(np.asarray(Image.open("out/images/a.png")), noise(7, 14, 20, 3))
+
+
+def test_a_photo_of_no_file_has_a_name_in_its_coco_file(model, monkeypatch):
+    draw("a.png")
+    with open("a.png", "rb") as file:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file, isatty=lambda: False))
+        assert save(model, "-", "--out", "one.json", kinds="coco") == 0
+    assert json.loads(Path("one.json").read_text())["images"][0]["file_name"] == "stdin"
 
 
 def test_other_weights_are_other_settings(model, capsys, tmp_path):

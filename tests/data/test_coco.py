@@ -131,7 +131,10 @@ WRONG = {
     "labelme": ({"categories": 3}, "is not a file of COCO annotations"),
     "category": ({"annotations": [annotation(SQUARE, 9)]}, "have the category 9, which its categories do not list"),
     "photo": ({"annotations": [annotation(SQUARE, image=8)]}, "annotation 1 is of photo 8, which it does not list"),
-    "twice": ({"images": [{"id": n, "file_name": "a.jpg", "width": 4, "height": 3} for n in (7, 8)]}, "a.jpg twice"),
+    "twice": (
+        {"images": [{"id": n, "file_name": f, "width": 4, "height": 3} for n, f in ((7, "a.jpg"), (8, "a.png"))]},
+        "lists a.jpg and a.png, which have the same name",
+    ),
     "text": ("nothing", "is not a file of COCO annotations .JSONDecodeError"),
     "list": ("[]", "has no images, annotations and categories"),
     "size": ({"annotations": [annotation({"size": [3, 3], "counts": [0, 9]})]}, "its size is"),
