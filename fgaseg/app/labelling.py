@@ -89,7 +89,7 @@ class Photo:
 
     @property
     def bytes(self) -> int:
-        size = self.image.width * self.image.height * 3
+        size = self.image.width * self.image.height * 4  # Pillow keeps four for RGB
         if self.answer:
             size += self.answer.labels.nbytes + self.answer.scores.nbytes
             size += sum(maps.nbytes for maps in self.answer.maps or () if maps is not None)

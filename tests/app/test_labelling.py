@@ -208,7 +208,7 @@ def photo_of(side):
 
 
 def test_photos_beyond_the_memory_go_the_least_used_first(monkeypatch):
-    monkeypatch.setattr(labelling, "MOST_KEPT", 3 * 3 * 100)
+    monkeypatch.setattr(labelling, "MOST_KEPT", 3 * 4 * 100)
     photos = Photos()
     first, second, third = (photos.add(photo_of(10)) for _ in range(3))
     photos.get(first.key)
@@ -222,7 +222,7 @@ def test_photos_beyond_the_memory_go_the_least_used_first(monkeypatch):
 
 def test_results_count(labelled):
     _, photo = labelled
-    assert photo.bytes == 30 * 40 * (3 + 2 + 4)
+    assert photo.bytes == 30 * 40 * (4 + 2 + 4)
 
 
 def test_photos_go_after_a_while(monkeypatch):
