@@ -287,4 +287,4 @@ def check_call(
         if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
             raise UsageError(f"{out}: is the video itself, which would be lost: choose another name")
     if masks is not None and Path(masks).exists() and not (Path(masks).is_dir() and not any(Path(masks).iterdir())):
-        raise UsageError(f"{masks}: is there and is no empty folder: name a new one, so that nothing is mixed")
+        raise UsageError(f"{masks}: exists and is not an empty folder: name a new one, so that nothing is mixed")

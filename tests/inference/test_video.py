@@ -425,8 +425,8 @@ def test_a_file_that_ends_early_is_labelled_as_far_as_it_goes(model, tmp_path, c
         ({"out": "folder.mp4"}, "is a folder: name a file"),
         ({"out": "link.mp4"}, "is the video itself, which would be lost"),
         ({"out": None}, "nothing is to be written"),
-        ({"masks": "full"}, "full: is there and is no empty folder"),
-        ({"masks": "clip.mp4"}, "clip.mp4: is there and is no empty folder"),
+        ({"masks": "full"}, "full: exists and is not an empty folder"),
+        ({"masks": "clip.mp4"}, "clip.mp4: exists and is not an empty folder"),
     ],
 )
 def test_wrong_calls_are_refused_before_anything_is_read(clip, tmp_path, monkeypatch, given, words):
