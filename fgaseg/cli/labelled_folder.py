@@ -88,6 +88,19 @@ class LabelledFolder:
                 "this folder to label all anew"
             )
 
+    def refuse_same_names(self, jobs: Sequence[Job]) -> None:
+        """Raise ResultError if ``coco.json`` would list two photos by one name: one of an earlier run, one of these."""
+        if "coco" not in self.kinds:
+            return
+        names, sources = {job.file_name: job for job in jobs}, {self._source(job) for job in jobs}
+        for _, record in self._found():
+            other = record["photo"]["source"]
+            if (job := names.get(record["file_name"])) and other not in sources:
+                raise ResultError(
+                    f"{self.folder}: has results of another photo {job.file_name}, {other}, and coco.json cannot tell "
+                    f"it from {job.photo.name}: give another --out"
+                )
+
     def record(self, job: Job) -> dict[str, Any] | None:
         """What was recorded of a photo whose results are all here and belong to the photo as it is now.
 

@@ -71,6 +71,8 @@ class _Run:
         from ..training.signals import Signals
 
         self.labelled.open()
+        if not self.rank:
+            self.labelled.refuse_same_names(self.jobs)
         with Signals() as signals:
             self._own(signals)
             if self.rank:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from ..errors import VocabularyError
 from ..vocabulary import check_names
 from .benchmark_sets import BENCHMARK_SETS
 from .typed_names import read_typed
@@ -22,9 +23,11 @@ def read_background(background: str | Sequence[str]) -> list[str]:
     background  a list, taken as it is; a text as typed after --background, with commas or | between the prompts; or
                 "stuff", the prompts of ``stuff_names``
 
-    Raises DataError for a text without names.
+    Raises DataError for a text without names, VocabularyError for what is neither text nor a list.
     """
     if not isinstance(background, str):
+        if not isinstance(background, Iterable):
+            raise VocabularyError(f"background: got {background!r}: give names, such as 'wall, sky', or a list of them")
         return list(background)
     if background.strip().lower() == STUFF:
         return stuff_names()

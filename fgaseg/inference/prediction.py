@@ -118,8 +118,8 @@ def label_names(vocabulary: Vocabulary, threshold: float | None = None) -> tuple
     That is the background of the vocabulary or, with a threshold, a label "nothing" after its classes. Raises
     VocabularyError if the threshold is not between 0 and 1, or if a class is called "nothing" already.
     """
-    if threshold is not None and not 0 < threshold < 1:
-        raise VocabularyError(f"threshold: {threshold} is not between 0 and 1, as probabilities are")
+    if threshold is not None and (isinstance(threshold, str) or not 0 < threshold < 1):
+        raise VocabularyError(f"threshold: {threshold!r} is not between 0 and 1, as probabilities are")
     if threshold is None or vocabulary.background is not None:
         return vocabulary.names, vocabulary.background
     if NOTHING in vocabulary.names:

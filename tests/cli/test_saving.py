@@ -497,6 +497,15 @@ def test_results_of_another_photo_are_not_replaced(model, capsys):
     assert written("out") == before
 
 
+def test_photos_of_two_runs_are_not_listed_by_one_name(model, capsys):
+    draw("in/a.png", "in/a.jpg", "other/a.png")
+    assert save(model, "in", "--out", "out") == 0
+    before = written("out")
+    assert save(model, "other", "--out", "out") == 1
+    assert "out: has results of another photo a.png, ../in/a.png, and coco.json cannot" in capsys.readouterr().err
+    assert written("out") == before and save(model, "in", "--out", "out") == 0
+
+
 def test_a_bad_photo_among_good_ones_costs_only_itself(model, capsys, labelled):
     draw("in/a.png", "in/c.png", size=(20, 14))
     Path("in/b.png").write_bytes(b"none")

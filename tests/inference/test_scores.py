@@ -218,6 +218,10 @@ def test_backgrounds_and_thresholds_that_make_no_sense_are_refused():
     for threshold in (0, 1, -0.1, 1.5, float("nan"), 50):
         with pytest.raises(VocabularyError, match=f"threshold: {threshold} is not between 0 and 1"):
             model.segment(PHOTO, NAMES, threshold=threshold)
+    with pytest.raises(VocabularyError, match="threshold: '0.5' is not between 0 and 1"):
+        model.segment(PHOTO, NAMES, threshold="0.5")
+    with pytest.raises(VocabularyError, match="background: got 0: give names, such as 'wall, sky', or a list"):
+        model.segment(PHOTO, NAMES, background=0)
     with pytest.raises(VocabularyError, match="a class is called 'nothing'"):
         model.segment(PHOTO, ["cat", "nothing"], threshold=0.5)
     assert model.segment(PHOTO, ["cat", "nothing"], threshold=0.5, background="nothing").nothing == 1
