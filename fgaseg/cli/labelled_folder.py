@@ -93,13 +93,16 @@ class LabelledFolder:
         if "coco" not in self.kinds:
             return
         names, sources = {job.file_name: job for job in jobs}, {self._source(job) for job in jobs}
-        for _, record in self._found():
+        for file, record in self._found():
             other = record["photo"]["source"]
             if (job := names.get(record["file_name"])) and other not in sources:
-                raise ResultError(
-                    f"{self.folder}: has results of another photo {job.file_name}, {other}, and coco.json cannot tell "
-                    f"it from {job.photo.name}: give another --out"
-                )
+                raise self._of_another(file.relative_to(self._records).with_suffix(""), other, job)
+
+    def _of_another(self, name: Path, other: str, job: Job) -> ResultError:
+        return ResultError(
+            f"{self.folder}: has results {name} of another photo, {other}, and not of {job.photo.name}: give another "
+            "--out"
+        )
 
     def record(self, job: Job) -> dict[str, Any] | None:
         """What was recorded of a photo whose results are all here and belong to the photo as it is now.
@@ -110,10 +113,7 @@ class LabelledFolder:
         if not found or found.get("settings") != self.hash or "files" not in found or job.photo.name == STDIN:
             return None
         if (other := found["photo"]["source"]) != self._source(job):
-            raise ResultError(
-                f"{self.folder}: has results {job.name} of another photo, {other}, and not of {job.photo.name}: give "
-                "another --out"
-            )
+            raise self._of_another(job.name, other, job)
         here = all((self.folder / file).is_file() for file in found["files"].values())
         return found if here and found["photo"] == self.identity(job) else None
 

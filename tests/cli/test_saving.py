@@ -502,7 +502,7 @@ def test_photos_of_two_runs_are_not_listed_by_one_name(model, capsys):
     assert save(model, "in", "--out", "out") == 0
     before = written("out")
     assert save(model, "other", "--out", "out") == 1
-    assert "out: has results of another photo a.png, ../in/a.png, and coco.json cannot" in capsys.readouterr().err
+    assert "out: has results a_png of another photo, ../in/a.png, and not of other/a.png" in capsys.readouterr().err
     assert written("out") == before and save(model, "in", "--out", "out") == 0
 
 
