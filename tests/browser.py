@@ -1,7 +1,11 @@
 """A browser that the machine has, and the page as a person uses it."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,3 +113,19 @@ def visit(browser, address, **context):
         yield one
     finally:
         one.leave()
+
+
+@contextmanager
+def serving(*words):
+    """`fgaseg app` in a process of its own, and its address."""
+    command = [sys.executable, "-m", "fgaseg", "app", *map(str, words), "--port", "0", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        finally:
+            process.send_signal(signal.SIGINT)
+            messages = process.stderr.read()
+    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in messages, (process.returncode, messages)

@@ -215,7 +215,7 @@ def _plan(model: Any, source: RasterSource, tile: int | None, overlap: int | Non
     tile = seen if tile is None else tile
     if not 1 <= tile <= COARSEST * seen:
         raise UsageError(
-            f"tile: {tile} pixels, seen at {seen}: give 1 to {COARSEST * seen}, or make the raster smaller first"
+            f"tile: {tile} pixels, seen at {seen}: give 1 to {COARSEST * seen}; for coarser, shrink the raster first"
         )
     patch = max(round(tile / side), 1)
     if patch * side != tile:

@@ -1,18 +1,13 @@
 """The page in a real browser, headless: what is shown is what the API gives."""
 
 import io
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from app_photos import noise, png
-from browser import launch, visit
+from browser import launch, serving, visit
 from PIL import Image
 from proxy import Proxy
 from tiny import tiny_model
@@ -43,22 +38,6 @@ def folders(model_folder, tmp_path_factory):
     tiny_model(seed=3).save_pretrained(broken)
     (broken / "model.safetensors").unlink()
     return [model_folder, other, broken]
-
-
-@contextmanager
-def serving(*words):
-    """`fgaseg app` in a process of its own, and its address."""
-    command = [sys.executable, "-m", "fgaseg", "app", *map(str, words), "--port", "0", "--device", "cpu"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            yield re.match(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
-        finally:
-            process.send_signal(signal.SIGINT)
-            messages = process.stderr.read()
-    assert process.returncode == 128 + signal.SIGINT and "Traceback" not in messages, (process.returncode, messages)
 
 
 @pytest.fixture(scope="module")

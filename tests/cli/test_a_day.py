@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from browser import launch, serving, visit
 from PIL import Image
 from runs import TINY_MODEL
 
-import fgaseg
 from fgaseg.data import SceneDataset
 
 pytestmark = pytest.mark.slow
@@ -37,17 +37,14 @@ def run(*words: str, folder: Path) -> str:
 def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with ten photos, their labels and names, a configuration, and the model that is trained first."""
     folder = tmp_path_factory.mktemp("day")
-    scenes = SceneDataset("train", 10, SIDE)
-    for kind in ("photos", "labels"):
-        (folder / kind).mkdir()
+    scenes = SceneDataset("seen", 10, SIDE)
+    (folder / "photos").mkdir()
+    (folder / "labels").mkdir()
     (folder / "names.txt").write_text("\n".join(scenes.names))
-    for number in range(10):
-        item = SceneDataset("seen", 10, SIDE)[number] if number % 2 else scenes[number]
-        labels = np.where(item["labels"] < 0, 255, item["labels"]).astype(np.uint8)
-        labels[labels >= len(scenes.names)] = 255
-        pixels = item["image"] if "image" in item else as_photo(item["pixels"])
-        Image.fromarray(np.asarray(pixels)).save(folder / "photos" / f"{number}.png")
-        Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
+    for number in range(len(scenes)):
+        item = scenes[number]
+        Image.fromarray(item["image"].numpy()).save(folder / "photos" / f"{number}.png")
+        Image.fromarray(item["labels"].numpy().astype(np.uint8)).save(folder / "labels" / f"{number}.png")
     settings = {
         "model": TINY_MODEL,
         "data": {"images": "photos", "labels": "labels", "names": "names.txt", "crop": 32, "val_count": 2},
@@ -59,22 +56,18 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
-def as_photo(pixels) -> np.ndarray:
-    mean, std = (np.array(values)[:, None, None] for values in (fgaseg.data.CLIP_MEAN, fgaseg.data.CLIP_STD))
-    return ((pixels.numpy() * std + mean) * 255).round().clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-
-
 def test_a_folder_is_labelled_and_read_back_by_everything(day):
     from pycocotools.coco import COCO
 
     out = run("segment", "photos", "--model", "runs/mine/model", "--names", "names.txt", "--save",
               "mask,overlay,coco", "--out", "labelled", "--json", folder=day)  # fmt: skip
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert len(rows) == 10
+    *rows, end = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == end["labelled"] == 10 and not end["failed"]
     labels = ["--labels", "labelled/masks", "--names", "labelled/names.txt"]
     run("data", "check", "--images", "photos", *labels, folder=day)
-    scores = run("eval", "--model", "runs/mine/model", "--images", "photos", *labels, "--json", folder=day)
-    assert json.loads(scores)["miou_gt"] == 1 and json.loads(scores)["pixel_accuracy"] == 1
+    scored = run("eval", "--model", "runs/mine/model", "--images", "photos", *labels, "--json", folder=day)
+    (scores,) = json.loads(scored)["scores"].values()
+    assert scores["miou_gt"] == scores["pixel_accuracy"] == 1
 
     coco = COCO(str(day / "labelled" / "coco.json"))
     assert len(coco.imgs) == 10
@@ -136,3 +129,23 @@ def test_a_video_of_ten_seconds(day):
     assert len(list((day / "frames").rglob("*.png"))) == 50
     with av.open(str(day / "labelled.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 50
+
+
+def test_the_page_gives_what_the_command_gives(day):
+    pytest.importorskip("gradio")
+    playwright = pytest.importorskip("playwright.sync_api")
+    model = day / "runs/mine/model"
+    with playwright.sync_playwright() as driver:
+        browser = launch(driver)
+        with serving("--model", model) as address, visit(browser, address) as page:
+            page.give((day / "photos" / "0.png").read_bytes(), "0.png")
+            page.type(CLASSES)
+            page.label()
+            shown = json.loads(Path(page.save("COCO JSON").path()).read_text())
+        browser.close()
+    run("segment", "photos/0.png", "--model", str(model), "--classes", CLASSES, "--save", "coco", "--out", "0.json",
+        "--device", "cpu", folder=day)  # fmt: skip
+    saved = json.loads((day / "0.json").read_text())
+    assert shown["annotations"] and [one["name"] for one in saved["categories"]] == CLASSES.split(", ")
+    for one, other in zip(shown["annotations"], saved["annotations"], strict=True):
+        assert one["segmentation"] == other["segmentation"] and one["category_id"] == other["category_id"]
