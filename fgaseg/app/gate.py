@@ -13,14 +13,15 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 # Not among them: files of this machine (file=, upload), addresses fetched for the browser (proxy=, file=http...), other
-# programs' way in (run, call, api, info), monitoring, recordings, run history, component servers.
+# programs' way in (call, api, info; run, but for the threshold, which does not wait in the queue), monitoring,
+# recordings, run history, component servers.
 ALLOWED = (
     ("GET", r"/photos/[\w-]+/[\w.]+|/"),
     ("POST", r"/photos"),
     ("GET", r"/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt"),
     ("GET", r"/(assets|static|svelte)/[\w./@+-]+"),
     ("GET", r"/gradio_api/(queue/data|startup-events|app_id|heartbeat/\w+)"),
-    ("POST", r"/gradio_api/(queue/join|cancel|reset)/?"),
+    ("POST", r"/gradio_api/(queue/join|run/predict|cancel|reset)/?"),
 )
 MOST_ASKED = 200_000  # bytes of a question, which is text
 HEADERS = {

@@ -101,7 +101,8 @@ def build_page(labeller: Labeller) -> gr.Blocks:
 
         private: dict[str, Any] = {"api_visibility": "private", "js": KEY}
         working: dict[str, Any] = private | {"concurrency_id": "model", "concurrency_limit": 1}
-        quick: dict[str, Any] = private | {"js": BOUNDED, "show_progress": "hidden"}
+        # beside the queue, whose stream Gradio may close while the next question joins it
+        quick: dict[str, Any] = private | {"js": BOUNDED, "show_progress": "hidden", "queue": False}
         asked = [key, names, background, model, threshold]
         labelled = gr.on([run.click, names.submit], answers.label, asked, [view, kind, chosen],
                          **working | {"js": BOUNDED})  # fmt: skip

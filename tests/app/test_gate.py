@@ -231,6 +231,19 @@ def test_gradio_offers_nothing_else(answers, method, path):
     assert answers.request(method, path, json={"data": []}).status_code == 404
 
 
+def test_nobody_passes_by_the_queue(answers):
+    """But with the threshold, which costs next to nothing."""
+    waiting = [
+        number for number, one in enumerate(answers.get("/config").json()["dependencies"]) if one["queue"] is not False
+    ]
+    assert waiting
+    for number in waiting:
+        question = {"data": ["", "cat", "", "mine/model", 0.0], "fn_index": number, "session_hash": "somebody"}
+        assert answers.post("/gradio_api/run/predict", json=question).status_code >= 400
+    file = {"data": [FILE, 0.0], "fn_index": 0, "session_hash": "somebody"}
+    assert answers.post("/gradio_api/run/predict", json=file).status_code == 400
+
+
 def test_what_the_page_needs_is_there(answers):
     home = answers.get("/")
     assert home.status_code == 200
