@@ -20,7 +20,6 @@ class ClassPrompts(NamedTuple):
 ClassNames = Sequence[str | Sequence[str] | ClassPrompts] | Mapping[str, str | Sequence[str]]
 
 
-BACKGROUND = "background"  # the class of several background prompts
 NOTHING = "nothing"  # the label of pixels below a threshold, without a background class
 
 
@@ -50,27 +49,6 @@ class Vocabulary:
 def split_synonyms(name: str) -> tuple[str, ...]:
     """The prompts of a class as they are written in one text, with | between them."""
     return tuple(filter(None, (" ".join(part.split()) for part in name.split("|"))))
-
-
-def add_background(classes: Sequence[ClassPrompts], background: Sequence[str]) -> tuple[tuple[ClassPrompts, ...], int]:
-    """Classes with one that stands for everything else, and its index.
-
-    background  its prompts. A single one is also the name of the class; several are called "background". A class that
-                is there already and has that name is taken, if no other prompts are given for it
-
-    Raises VocabularyError where there is no prompt, or where a class "background" is there with prompts of its own.
-    """
-    (given,) = check_names([background])
-    name = given.name if len(given.prompts) == 1 else BACKGROUND
-    for index, one in enumerate(classes):
-        if one.name == name:
-            if len(given.prompts) > 1 and one.prompts != given.prompts:
-                raise VocabularyError(
-                    f"background: a class is called {name!r} already, with its own prompts; leave these prompts out of "
-                    f"the background (give {name!r} alone) or rename the class"
-                )
-            return tuple(classes), index
-    return (*classes, ClassPrompts(name, given.prompts)), len(classes)
 
 
 def as_text(entry: str | ClassPrompts) -> str:

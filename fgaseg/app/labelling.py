@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data import NamedBytes, SceneDataset, read_background, read_image, read_typed
+from ..data import NamedBytes, SceneDataset, read_image, read_typed, with_background
 from ..errors import FGASegError, ImageError, UsageError
 from ..inference import (
     PseudoMasks,
@@ -219,7 +219,7 @@ class Labeller:
         with told_anew() as told:
             classes = check_names(read_typed(_bounded(typed)))
             rest = _bounded(background) if background.strip() else None
-            count = sum(len(prompts) for _, prompts in classes) + (len(read_background(rest)) if rest else 0)
+            count = sum(len(prompts) for _, prompts in (with_background(classes, rest)[0] if rest else classes))
             if count > MOST_PROMPTS:
                 raise UsageError(f"these are {count} names and synonyms: give at most {MOST_PROMPTS}")
             with self._running, _memory(photo.name):

@@ -46,14 +46,9 @@ class Labeller:
     @property
     def with_background(self) -> tuple[ClassPrompts, ...]:
         """The classes with their prompts, that of the background included."""
-        from ..data import read_background
-        from ..vocabulary import add_background
+        from ..data import with_background
 
-        background = self.background
-        if background is None:
-            return self.classes
-        named = background in {one.name for one in self.classes}
-        return add_background(self.classes, [background] if named else read_background(background))[0]
+        return self.classes if self.background is None else with_background(self.classes, self.background)[0]
 
     def read(self, photo: Photo) -> Image.Image:
         """Raises ImageError."""

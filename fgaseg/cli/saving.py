@@ -126,6 +126,8 @@ class _Run:
         """Print what the other processes have done, as it comes, and try again what they could not label."""
         queues = [deque(share(self.jobs, rank, self.world)) for rank in range(1, self.world)]
         last = time.monotonic()
+        if any(queues):
+            print(f"{self.labelled.folder}: the other {self.world - 1} processes are waited for", file=sys.stderr)
         while any(queues):
             self._stop_if(signals)
             if any([self._settled(queue, signals) for queue in queues if queue]):

@@ -32,7 +32,7 @@ workers.py         applying a function to many files, in worker processes or in 
 """
 
 from .addresses import NamedBytes, is_address
-from .backgrounds import read_background, stuff_names
+from .backgrounds import stuff_names, with_background
 from .benchmark_sets import BENCHMARK_SETS
 from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import percent, read_classes, read_names
@@ -96,11 +96,11 @@ __all__ = [
     "prepare",
     "prepare_folders",
     "read_ahead",
-    "read_background",
     "read_classes",
     "read_image",
     "read_names",
     "read_typed",
     "stuff_names",
     "to_pixels",
+    "with_background",
 ]

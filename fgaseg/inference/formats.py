@@ -30,6 +30,8 @@ def save_result(result: Labelled, path: str | os.PathLike[str]) -> None:
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise UsageError(f"{path}: results are saved as {', '.join(_WRITERS)}: choose one of these suffixes")
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder: give the name of a file")
     if result.source and path.exists() and os.path.exists(result.source) and os.path.samefile(path, result.source):
         raise UsageError(f"{path}: is the photo itself, which would be lost: choose another path")
     write(result, path)

@@ -57,7 +57,7 @@ class ScoreRule:
         return resized if self.before else resized.sigmoid()
 
 
-class Probabilities(Sequence[np.ndarray]):
+class Probabilities:
     """The probability of every class at every pixel, float32 [H, W] each, computed when it is asked for.
 
         result = model.segment("photo.jpg", ["cat", "sofa"], probabilities=True)
@@ -78,10 +78,16 @@ class Probabilities(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.classes)
 
-    def __getitem__(self, index: int | str) -> np.ndarray:  # type: ignore[override]
-        """Of a class, by its index or its name. Raises VocabularyError for an unknown name, IndexError."""
+    def __contains__(self, name: object) -> bool:
+        """Whether a class has that name."""
+        return name in self.classes
+
+    def __getitem__(self, index: int | str) -> np.ndarray:
+        """Of a class, by its index or its name. Raises VocabularyError for an unknown name, IndexError, TypeError."""
         if isinstance(index, str):
             index = class_index(index, self.classes)
+        if isinstance(index, slice):
+            raise TypeError("probabilities: are made of one class at a time: give an index or a name")
         if not -len(self) <= index < len(self):
             raise IndexError(f"class {index}: there are {len(self)} classes, 0 to {len(self) - 1}")
         with torch.inference_mode():

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import read_background
-from ..vocabulary import ClassNames, Vocabulary, add_background, check_names
+from ..data import with_background
+from ..vocabulary import ClassNames, Vocabulary, check_names
 from .encoders import Encoder
 from .prompts import PromptPlan, PromptReader
 
@@ -47,9 +47,7 @@ class TextEncoder:
         """The prompts of class names; what may surprise about them is logged once."""
         classes, index = check_names(names), None
         if background is not None:
-            if isinstance(background, str) and background in {one.name for one in classes}:
-                background = [background]
-            classes, index = add_background(classes, read_background(background))
+            classes, index = with_background(classes, background)
         key = (classes, index, self.templates, self.first_synonym)
         if key not in self._plans:
             self._plans[key] = self._reader.plan(classes, self.templates, index)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import TORCHRUN
+from runs import TORCHRUN, single_thread
 
 from fgaseg.cli import main, saving
 from fgaseg.cli.processes import process, share
@@ -27,6 +27,7 @@ WAIT = 30  # seconds, for what takes a moment
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
+    """Scores are added up in the same order here and in the processes that are started: by one thread."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -35,6 +36,8 @@ def here(tmp_path, monkeypatch):
         Path("in").mkdir(exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 256, (14, 20, 3), dtype=np.uint8)
         Image.fromarray(noise).save(f"in/{number}.png")
+    with single_thread():
+        yield
 
 
 def command(model: str, out: str, *words: str) -> list[str]:

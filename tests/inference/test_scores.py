@@ -149,6 +149,9 @@ def test_probabilities_and_masks_say_what_is_wrong():
         kept[5]
     with pytest.raises(VocabularyError, match="'cow'"):
         kept["cow"]
+    with pytest.raises(TypeError, match="one class at a time"):
+        kept[1:3]
+    assert "cat" in kept and "cow" not in kept
     assert np.array_equal(result.mask("dog"), result.labels == 1) and result.mask("dog").dtype == bool
 
 
@@ -193,11 +196,12 @@ def test_a_background_is_never_averaged():
     torch.testing.assert_close(vocabulary.embeddings[2:], model.encode(["wall", "sky", "ground"]).embeddings)
 
 
-def test_a_class_of_that_name_is_the_background():
+@pytest.mark.parametrize("name", ["dog", " Dog", "DOG"])
+def test_a_class_of_that_name_is_the_background(name):
     model = tiny_model(loss={"seg": "bce"})
     plain = model.segment(PHOTO, NAMES)
     limit = float(np.median(plain.scores))
-    result = model.segment(PHOTO, NAMES, background="dog", threshold=limit)
+    result = model.segment(PHOTO, NAMES, background=name, threshold=limit)
     assert result.classes == tuple(NAMES) and result.nothing == 1
     assert np.array_equal(result.labels, np.where(plain.scores < limit, 1, plain.labels))
 
