@@ -140,9 +140,9 @@ def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: 
 
     Raises UsageError for an address that cannot be had, and if Gradio is not installed.
     """
-    import uvicorn
-
     app = build_app(labeller, root_path)
+    import uvicorn  # which comes with Gradio
+
     listening = _listen(host, port)
     with listening:
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,

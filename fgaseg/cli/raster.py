@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..inference import segment_raster
+    from ..inference.raster_files import raster_environment
 
     words, overrides = split_words(options.words)
     if len(words) != 1:
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         check_out(None if file is None else file.parent)
     background, threshold = background_values(options)
     classes, view = class_values(options), view_values(options)
-    model = load_model(options.model, overrides, options.device)
+    with raster_environment():  # a missing package is told before a model is fetched
+        model = load_model(options.model, overrides, options.device)
     try:
         with autocast(options.precision, options.device):
             done = segment_raster(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FOLDER = "labelled"  # without --out
 WAIT_SECONDS = 600.0  # without a new result of the other processes, until they are considered lost
 POLL_SECONDS = 1.0
+GEO = (".tif", ".tiff", ".geojson", ".gpkg")  # need optional packages
 
 
 def run_saving(options: argparse.Namespace, photos: list[Photo], overrides: list[str]) -> int:
@@ -232,6 +233,8 @@ def _written(one: ClassPrompts) -> str:
 
 def _single_file(out: str | None, photos: list[Photo], kinds: Sequence[str]) -> Path | None:
     """The file that --out names, or None where it names a folder. Raises UsageError."""
+    from ..inference.polygons import require_geo
+
     path = Path(out or FOLDER)
     suffix = path.suffix.lower()
     if not suffix or str(out).endswith(("/", os.sep)) or path.is_dir():
@@ -248,6 +251,8 @@ def _single_file(out: str | None, photos: list[Photo], kinds: Sequence[str]) -> 
         )
     refuse_photos(photos, [path])
     check_out(path.parent)
+    if suffix in GEO:
+        require_geo(str(path))
     return path
 
 

@@ -44,7 +44,8 @@ def test_says_for_which_proxy(served, model, capsys):
 
 
 def test_names_the_extra_that_is_missing(model, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    for package in ("gradio", "fastapi", "starlette", "uvicorn"):  # a plain installation has none of them
+        monkeypatch.setitem(sys.modules, package, None)
     assert main(["app", "--model", model]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "pip install 'fgaseg[app]'" in line

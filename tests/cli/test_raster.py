@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,10 @@ def test_what_cannot_be_is_one_line(model, scene, capsys, words, message):
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("fgaseg raster: ") and re.search(message, said), said
     assert [path.name for path in Path(".").iterdir()] == ["scene.tif"]
+
+
+def test_a_missing_package_is_told_before_a_model_is_fetched(scene, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert run("no/such/model", scene) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'fgaseg[geo]'" in line

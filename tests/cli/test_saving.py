@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -547,3 +548,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_the_next_goes_on(model, capsys
     assert "\n" not in err and not list(Path("out").rglob("*.tmp")) and not Path("out/coco.json").exists()
     assert save(model, "in", "--out", "out", kinds=ALL) == 0
     assert written("out") == written("whole")
+
+
+@pytest.mark.parametrize("name", ["l.tif", "l.geojson"])
+def test_a_missing_package_is_told_before_a_model_is_fetched(monkeypatch, capsys, name):
+    draw("a.png")
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    assert save("no/such/model", "a.png", "--out", name, kinds="mask") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'fgaseg[geo]'" in line
