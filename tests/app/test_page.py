@@ -10,6 +10,7 @@ from app_photos import noise, png
 from browser import launch, serving, visit
 from PIL import Image
 from proxy import Proxy
+from runs import single_thread
 from tiny import tiny_model
 
 from fgaseg import FGASeg
@@ -27,6 +28,13 @@ def photo(seed=0, height=60, width=80):
     """Four grey or coloured areas with some noise: labels with regions, not single pixels."""
     areas = np.kron(noise(3, 4, seed), np.ones((height // 3, width // 4, 1), np.uint8))
     return (areas // 2 + noise(height, width, seed) // 8).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the server: with more, sums are rounded otherwise, and a pixel of two equal scores gets another label."""
+    with single_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ Every command is a process of its own, as it is typed. The parts have their own,
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ CLASSES = "red star, blue ring, green heart"
 
 def run(*words: str, folder: Path) -> str:
     """Run a command in a folder and return what it printed; it has to succeed."""
-    done = subprocess.run([sys.executable, "-m", "fgaseg", *words], cwd=folder, capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # all add up in the same order
+    command = [sys.executable, "-m", "fgaseg", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"fgaseg {' '.join(words)}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout
