@@ -10,11 +10,13 @@ from .kernel_softmax import kernel_softmax
 from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
 from .lcs_conv_from_text import lcs_conv_from_text
+from .linear import Norm, linear, mlp
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
 from .upsample_argmax import upsample_argmax, upsample_argmax_windows
 from .window_attention import window_attention
 
 __all__ = [
+    "Norm",
     "Selection",
     "class_attention",
     "class_lookup",
@@ -27,6 +29,8 @@ __all__ = [
     "kernel_softmax",
     "lcs_conv",
     "lcs_conv_from_text",
+    "linear",
+    "mlp",
     "remap_labels",
     "scatter_classes",
     "topk_classes",

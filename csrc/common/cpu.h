@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 // Compiles a function once per instruction set; the loader picks the best that the processor has.
@@ -16,6 +18,7 @@
 #define FGASEG_CLONES
 #endif
 #define FGASEG_INLINE inline __attribute__((always_inline))
+#define FGASEG_LAMBDA __attribute__((always_inline))  // a lambda is inlined into the caller, and compiled for its processor
 
 namespace fgaseg {
 
@@ -66,6 +69,21 @@ class Aligned {
     T elements[LANES<T>];
   };
   std::vector<Line> lines_;
+};
+
+// Uninitialised memory for one call, aligned so that no vector straddles two cache lines.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n)
+      : memory_(static_cast<T*>(::operator new(std::max<int64_t>(n, 1) * sizeof(T), std::align_val_t(64)))) {}
+  ~Scratch() { ::operator delete(memory_, std::align_val_t(64)); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data() { return memory_; }
+
+ private:
+  T* memory_;
 };
 
 template <class T>

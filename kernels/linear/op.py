@@ -1,0 +1,220 @@
+"""linear and mlp: schemas, shape rules, gradients and backends."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import LayerNorm
+from torch.utils.checkpoint import checkpoint
+
+from .._dispatch import check_same, dispatch, register
+from .._library import define, register_autograd
+from .reference import activate, linear_reference, mlp_reference
+
+ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
+
+
+class Norm(NamedTuple):
+    """A LayerNorm over the last axis, applied to the input of a layer."""
+
+    weight: Tensor  # [K]
+    bias: Tensor  # [K]
+    eps: float
+
+    @classmethod
+    def of(cls, layer: LayerNorm) -> "Norm":
+        return cls(layer.weight, layer.bias, layer.eps)
+
+
+def _check_layer(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if x.dim() < 1 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"{op}: x has shape {list(x.shape)} and {name} {list(weight.shape)}; expected [..., K] and [N, K]"
+        )
+    _check_vector(op, name.replace("weight", "bias"), bias, weight.shape[0])
+
+
+def _check_vector(op: str, name: str, vector: Tensor | None, length: int) -> None:
+    if vector is not None and (vector.dim() != 1 or vector.shape[0] != length):
+        raise ValueError(f"{op}: {name} has shape {list(vector.shape)}; expected [{length}]")
+
+
+def _check_norm(op: str, x: Tensor, norm: Norm | None) -> None:
+    if norm is not None:
+        _check_vector(op, "norm.weight", norm.weight, x.shape[-1])
+        _check_vector(op, "norm.bias", norm.bias, x.shape[-1])
+
+
+def _check_activation(op: str, activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+
+
+def _fake(x, weight, bias, norm_weight, norm_bias, eps, activation, residual):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _fake_mlp(x, *_):
+    return x.new_empty(x.shape)
+
+
+def _save(ctx, inputs, output):
+    x, weight, bias, norm_weight, _, _, activation, residual = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.bias = bias is not None
+    ctx.plain = norm_weight is None and activation == "none" and residual is None
+
+
+def _backward(ctx, ops, grad):
+    # y = x Wᵀ + b:  dx = g W,  dW = gᵀ x,  db = Σ g: two more products of the same kind
+    if not ctx.plain:
+        raise RuntimeError("the op linear has a gradient without norm, activation and residual only")
+    x, weight = ctx.saved_tensors
+    product = lambda a, b: ops("linear")(a, b, None, None, None, 0.0, "none", None)  # noqa: E731
+    dx = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
+    dw = product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
+    db = grad.sum(0) if ctx.bias and ctx.needs_input_grad[2] else None
+    return dx, dw, db, None, None, None, None, None
+
+
+define(
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, float eps, str activation,"
+    " Tensor? residual) -> Tensor",
+    _fake,
+    __package__,
+)
+define(
+    "mlp",
+    "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor bias1, Tensor weight2,"
+    " Tensor bias2, str activation) -> Tensor",
+    _fake_mlp,
+    __package__,
+)
+register_autograd("linear", _save, _backward)
+
+
+def _left_to_pytorch(x: Tensor, *_) -> str:
+    return "" if x.dtype in (torch.float32, torch.bfloat16) else f"{x.dtype} is left to PyTorch's own product"
+
+
+for _op, _reference in (("linear", linear_reference), ("mlp", mlp_reference)):
+    register(
+        _op,
+        _reference,
+        prefer_reference={"cpp": _left_to_pytorch},
+        triton=lambda *_: "there is no Triton kernel: on a GPU PyTorch's own product runs",
+        cuda=lambda *_: "there is no CUDA kernel: on a GPU PyTorch's own product runs",
+    )
+
+
+def _left_to_pytorch_here(backend: str, device: str) -> bool:
+    """A choice, not a fallback: on a GPU PyTorch's products are the fast ones, and autocast decides for every part."""
+    return backend == "reference" or (backend == "auto" and (device != "cpu" or torch.is_autocast_enabled(device)))
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""A linear layer in one pass, with the LayerNorm before it and the activation and residual after it:
+
+        y = activation(LayerNorm(x) weightᵀ + bias) + residual
+
+    x           [..., K]  float32, float64, float16 or bfloat16; any strides
+    weight      [N, K]    any strides; packed within the call, so that no copy is kept and none can be stale
+    bias        [N]
+    norm        Norm(weight [K], bias [K], eps); None: none
+    activation  "none", "relu", "gelu" (exact, by the error function) or "quick_gelu" (OpenAI's, x · sigmoid(1.702 x))
+    residual    [..., N], added last
+    returns     [..., N]  dtype of x; sums, norm and activation in float32
+
+    Differentiable any number of times; norm, activation and residual are then operations of their own. On a GPU, under
+    autocast, and in float64 and float16 PyTorch's own operations run. x may have no rows. ``backend`` is "auto" or a
+    name that ``explain`` lists. Raises ValueError for mismatched shapes or devices and an unknown activation, TypeError
+    for mismatched dtypes.
+    """
+    _check_layer("linear", "weight", x, weight, bias)
+    _check_norm("linear", x, norm)
+    _check_activation("linear", activation)
+    expected = [*x.shape[:-1], weight.shape[0]]
+    if residual is not None and list(residual.shape) != expected:
+        raise ValueError(f"linear: residual has shape {list(residual.shape)}; expected {expected}")
+    scale, shift, eps = norm or (None, None, 0.0)
+    if _left_to_pytorch_here(backend, x.device.type):
+        return linear_reference(x, weight, bias, scale, shift, eps, activation, residual)
+    named = {"x": x, "weight": weight, "bias": bias, "norm.weight": scale, "norm.bias": shift, "residual": residual}
+    check_same("linear", **{name: tensor for name, tensor in named.items() if tensor is not None})
+    if _differentiated(*named.values()):
+        plain = x if norm is None else F.layer_norm(x, x.shape[-1:], scale, shift, eps)
+        y = activate(_rows_through(plain, backend, weight, bias, None, None, 0.0, "none", None), activation)
+        return y if residual is None else y + residual
+    if residual is not None:
+        residual = residual.reshape(-1, weight.shape[0])
+    return _rows_through(x, backend, weight, bias, scale, shift, eps, activation, residual)
+
+
+def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
+    """The op on x as a matrix."""
+    y = dispatch("linear", backend, x.reshape(-1, x.shape[-1]), weight, *args)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def mlp(
+    x: Tensor,
+    norm: Norm,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    *,
+    activation: str,
+    backend: str = "auto",
+) -> Tensor:
+    r"""The second half of a pre-norm transformer block, in one pass:
+
+        y = x + weight2 activation(weight1 LayerNorm(x) + bias1) + bias2
+
+    x                [..., D]  float32, float64, float16 or bfloat16; any strides
+    norm             Norm(weight [D], bias [D], eps)
+    weight1, bias1   [M, D], [M]
+    weight2, bias2   [D, M], [D]
+    activation       "none", "relu", "gelu" or "quick_gelu", as for ``linear``
+    returns          [..., D]  dtype of x; sums, norm and activation in float32
+
+    The hidden values, M a row, stay in the cache if both weights together do. Differentiable any number of times; the
+    backward pass computes the activation again, so that its output is not kept. Backends, choices and errors are those
+    of ``linear``.
+    """
+    _check_layer("mlp", "weight1", x, weight1, bias1)
+    _check_norm("mlp", x, norm)
+    _check_activation("mlp", activation)
+    if list(weight2.shape) != [x.shape[-1], weight1.shape[0]]:
+        expected = [x.shape[-1], weight1.shape[0]]
+        raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
+    _check_vector("mlp", "bias2", bias2, x.shape[-1])
+    if _left_to_pytorch_here(backend, x.device.type) and not _differentiated(x, *norm[:2], weight1, weight2):
+        return mlp_reference(x, *norm, weight1, bias1, weight2, bias2, activation)
+    if not torch.is_autocast_enabled(x.device.type):
+        named = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+        check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
+    if _differentiated(x, *norm[:2], weight1, bias1, weight2, bias2):
+        hidden = linear(x, weight1, bias1, norm=norm, backend=backend)
+
+        def rest(hidden: Tensor) -> Tensor:
+            return linear(activate(hidden, activation), weight2, bias2, backend=backend)
+
+        return x + checkpoint(rest, hidden, use_reentrant=False, preserve_rng_state=False)
+    rows = x.reshape(-1, x.shape[-1])
+    return dispatch("mlp", backend, rows, *norm, weight1, bias1, weight2, bias2, activation).view(x.shape)
