@@ -4,14 +4,13 @@ Class maps are rows [R, H, W, D], R = images · classes, image after image, chan
 the rows: a linear layer on [x; g] is W_x x + W_g g, and the second term is computed once per image (or class).
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..kernels import class_lookup, class_summary, window_attention
+from ..kernels import Norm, class_lookup, class_summary, linear, mlp, window_attention
 from ..kernels.class_attention import add_pads
 
 
@@ -70,8 +69,8 @@ class SharedGuidanceLinear(nn.Module):
     def project(self, guidance: Tensor) -> Tensor:
         return F.linear(guidance, self.linear.weight[:, self.inputs :], self.linear.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.own_weight)
+    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        return linear(x, self.own_weight, norm=norm)
 
 
 class WindowAttention(nn.Module):
@@ -91,10 +90,11 @@ class WindowAttention(nn.Module):
         bias = F.pad(self.v.bias, (2 * self.v.out_features, 0))  # those of queries and keys come with the guidance
         return BlockGuidance(self.q.project(guidance), self.k.project(guidance), PackedLinear(weight, bias))
 
-    def forward(self, x: Tensor, guidance: BlockGuidance, window: int, shift: int) -> Tensor:
-        """x [R, H, W, D]."""
-        q, k, v = F.linear(x, *guidance.qkv).split(x.shape[-1], -1)
-        return self.proj(window_attention(q, k, v, guidance.q, guidance.k, self.heads, window, shift))
+    def forward(self, x: Tensor, norm: Norm, guidance: BlockGuidance, window: int, shift: int) -> Tensor:
+        """x plus the attention of its normalised maps [R, H, W, D]."""
+        q, k, v = linear(x, *guidance.qkv, norm=norm).split(x.shape[-1], -1)
+        attended = window_attention(q, k, v, guidance.q, guidance.k, self.heads, window, shift)
+        return linear(attended, self.proj.weight, self.proj.bias, residual=x)
 
 
 class SwinBlock(nn.Module):
@@ -112,12 +112,14 @@ class SwinBlock(nn.Module):
         """x [R, H, W, D]; guidance of the images, which have equally many rows."""
         smaller = min(x.shape[1], x.shape[2])
         window, shift = (self.window, self.shift) if smaller > self.window else (smaller, 0)
-        x = x + self.attention(self.norm1(x), guidance, window, shift)
-        inner = self.mlp[0](self.norm2(x))
-        if not torch.is_grad_enabled():
-            return x + self.mlp[1:](inner)
-        # The backward pass recomputes GELU, which is cheap: its output is as large as four maps.
-        return x + checkpoint(self.mlp[1:], inner, use_reentrant=False, preserve_rng_state=False)
+        x = self.attention(x, Norm.of(self.norm1), guidance, window, shift)
+        return run_mlp(x, self.norm2, self.mlp, "gelu")
+
+
+def run_mlp(x: Tensor, norm: nn.LayerNorm, layers: nn.Sequential, activation: str) -> Tensor:
+    """x + layers(norm(x)) with layers [linear, activation, linear]."""
+    first, last = cast("nn.Linear", layers[0]), cast("nn.Linear", layers[2])
+    return mlp(x, Norm.of(norm), first.weight, first.bias, last.weight, last.bias, activation)
 
 
 class ClassAttention(nn.Module):
@@ -150,7 +152,7 @@ class ClassAttention(nn.Module):
 
     def summarize(self, x: Tensor, kv: PackedLinear, guidance: Tensor, offsets: Tensor) -> ClassSums:
         """Keys times values [B, P, heads, d, d], and keys [B, P, heads, d], summed over the rows of every image."""
-        k, v = F.linear(self.norm1(x), *kv).split(x.shape[-1], -1)
+        k, v = linear(x, *kv, norm=Norm.of(self.norm1)).split(x.shape[-1], -1)
         return ClassSums(*class_summary(k, v, self.k.project(guidance), offsets, self.heads))
 
     def add_pads(self, sums: ClassSums, classes: int) -> ClassSums:
@@ -164,9 +166,9 @@ class ClassAttention(nn.Module):
 
     def attend(self, x: Tensor, guidance: Tensor, offsets: Tensor, sums: ClassSums) -> Tensor:
         """[R, P, D], residuals included; `sums` over all classes, pad tokens included."""
-        q = self.q(self.norm1(x))
+        q = self.q(x, Norm.of(self.norm1))
         x = x + class_lookup(q, self.q.project(guidance), *sums, offsets, self.heads, 1e-6)
-        return x + self.mlp(self.norm2(x))
+        return run_mlp(x, self.norm2, self.mlp, "relu")
 
 
 class AggregationLayer(nn.Module):

@@ -1,10 +1,8 @@
 """Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import lcs_conv_from_text
+from ..kernels import lcs_conv_from_text, linear
 
 
 class LocalSupplement(nn.Module):
@@ -36,8 +34,7 @@ class Fusion(nn.Module):
         if self.linear is None:
             return x + local
         own, other = self.linear.weight.chunk(2, dim=1)  # W [x; l] = W_x x + W_l l: the two are never joined
-        out = F.linear(x, own, self.linear.bias).flatten(0, -2)
-        return torch.addmm(out, local.flatten(0, -2), other.T).view(x.shape)
+        return linear(local, other, residual=linear(x, own, self.linear.bias))
 
 
 class MapEmbedding(nn.Module):

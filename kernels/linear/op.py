@@ -12,6 +12,7 @@ from .._dispatch import check_same, dispatch, register
 from .._library import define, register_autograd
 from .reference import activate, linear_reference, mlp_reference
 
+COMPILED = (torch.float32, torch.bfloat16)
 ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
 
 
@@ -95,23 +96,25 @@ define(
 register_autograd("linear", _save, _backward)
 
 
-def _left_to_pytorch(x: Tensor, *_) -> str:
-    return "" if x.dtype in (torch.float32, torch.bfloat16) else f"{x.dtype} is left to PyTorch's own product"
+def _no_kernel(x: Tensor, *_) -> str:
+    return "" if x.dtype in COMPILED else f"{x.dtype} is left to PyTorch's own product"
 
 
 for _op, _reference in (("linear", linear_reference), ("mlp", mlp_reference)):
     register(
         _op,
         _reference,
-        prefer_reference={"cpp": _left_to_pytorch},
+        cpp=_no_kernel,
         triton=lambda *_: "there is no Triton kernel: on a GPU PyTorch's own product runs",
         cuda=lambda *_: "there is no CUDA kernel: on a GPU PyTorch's own product runs",
     )
 
 
-def _left_to_pytorch_here(backend: str, device: str) -> bool:
+def _left_to_pytorch(x: Tensor, backend: str) -> bool:
     """A choice, not a fallback: on a GPU PyTorch's products are the fast ones, and autocast decides for every part."""
-    return backend == "reference" or (backend == "auto" and (device != "cpu" or torch.is_autocast_enabled(device)))
+    if backend != "auto":
+        return backend == "reference"
+    return x.device.type != "cpu" or x.dtype not in COMPILED or torch.is_autocast_enabled("cpu")
 
 
 def _differentiated(*tensors: Tensor | None) -> bool:
@@ -152,7 +155,7 @@ def linear(
     if residual is not None and list(residual.shape) != expected:
         raise ValueError(f"linear: residual has shape {list(residual.shape)}; expected {expected}")
     scale, shift, eps = norm or (None, None, 0.0)
-    if _left_to_pytorch_here(backend, x.device.type):
+    if _left_to_pytorch(x, backend):
         return linear_reference(x, weight, bias, scale, shift, eps, activation, residual)
     named = {"x": x, "weight": weight, "bias": bias, "norm.weight": scale, "norm.bias": shift, "residual": residual}
     check_same("linear", **{name: tensor for name, tensor in named.items() if tensor is not None})
@@ -178,8 +181,8 @@ def mlp(
     bias1: Tensor,
     weight2: Tensor,
     bias2: Tensor,
-    *,
     activation: str,
+    *,
     backend: str = "auto",
 ) -> Tensor:
     r"""The second half of a pre-norm transformer block, in one pass:
@@ -204,9 +207,9 @@ def mlp(
         expected = [x.shape[-1], weight1.shape[0]]
         raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
     _check_vector("mlp", "bias2", bias2, x.shape[-1])
-    if _left_to_pytorch_here(backend, x.device.type) and not _differentiated(x, *norm[:2], weight1, weight2):
+    if _left_to_pytorch(x, backend) and not _differentiated(x, *norm[:2], weight1, weight2):
         return mlp_reference(x, *norm, weight1, bias1, weight2, bias2, activation)
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
         named = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
         check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
     if _differentiated(x, *norm[:2], weight1, bias1, weight2, bias2):

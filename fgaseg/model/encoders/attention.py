@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels import linear
+
 TERMS = {"qq": (0,), "csa": (0, 1)}  # which of (q, k) a self-correlation compares with itself
 
 
@@ -49,14 +51,14 @@ class SelfAttention(nn.Module):
         self.in_proj_bias = source.in_proj_bias
         self.out_proj = source.out_proj
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, x: Tensor, causal: bool = False, residual: Tensor | None = None) -> Tensor:
         q, k, v = self._project(x)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias, residual=residual)
 
     def values(self, x: Tensor) -> Tensor:
         """The value path alone: attention in which every token attends to itself only."""
-        return self.out_proj(F.linear(x, self.v_proj_weight, self.in_proj_bias.chunk(3)[2]))
+        return self.out_proj(linear(x, self.v_proj_weight, self.in_proj_bias.chunk(3)[2]))
 
     def correlated(self, x: Tensor, rule: str) -> Tensor:
         """Self-correlation in place of attention."""
@@ -69,7 +71,7 @@ class SelfAttention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for w, b in zip(weights, self.in_proj_bias.chunk(3), strict=True)
         )
         return q, k, v

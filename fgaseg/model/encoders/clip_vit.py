@@ -3,17 +3,37 @@
 from typing import Any
 
 import torch
-from open_clip.transformer import LayerScale, ResidualAttentionBlock
+from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
+from ...kernels import Norm, mlp
 from .attention import SelfAttention
 from .image_tower import ImageTower, Unsupported, resized_positions
 
 
 def run_block(block: Any, x: Tensor, causal: bool = False) -> Tensor:
     """One pre-norm transformer block of open_clip, (N, L, D)."""
-    x = x + block.ls_1(block.attn(block.ln_1(x), causal))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    if isinstance(block.ls_1, nn.Identity):
+        x = block.attn(block.ln_1(x), causal, residual=x)
+    else:
+        x = x + block.ls_1(block.attn(block.ln_1(x), causal))
+    return run_mlp(block, x)
+
+
+def activation_of(layer: nn.Module) -> str:
+    """Its name for `mlp`; "": it has none."""
+    if type(layer) is nn.GELU and layer.approximate == "none":
+        return "gelu"
+    return "quick_gelu" if type(layer) is QuickGELU else ""
+
+
+def run_mlp(block: Any, x: Tensor) -> Tensor:
+    """x and what the MLP of a block adds to it: in one pass, where it is a plain one."""
+    activation = activation_of(block.mlp[1])
+    if not activation or not isinstance(block.ls_2, nn.Identity):
+        return x + block.ls_2(block.mlp(block.ln_2(x)))
+    first, last = block.mlp[0], block.mlp[2]
+    return mlp(x, Norm.of(block.ln_2), first.weight, first.bias, last.weight, last.bias, activation)
 
 
 def check_blocks(blocks: Any, tower: str) -> None:
@@ -77,7 +97,7 @@ class ClipViT(ImageTower):
         block = self.blocks[-1]
         if self.dense == "value":
             x = block.ls_1(block.attn.values(block.ln_1(x))) + x[:, :1]
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = run_mlp(block, x)
         else:
             x = block.ls_1(block.attn.correlated(block.ln_1(x), self.dense))
         return self.visual.ln_post(x[:, 1:]) @ self.visual.proj
