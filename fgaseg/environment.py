@@ -92,6 +92,31 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+# what torch calls the instructions that multiply in a precision, on x86 and on ARM
+_INSTRUCTIONS = {
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "float16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm"),
+}
+
+
+def arithmetic(precision: str) -> bool | None:
+    """Whether this processor has instructions that multiply in a precision; None: it is not known."""
+    found = _capabilities()
+    return any(found.get(name) for name in _INSTRUCTIONS[precision]) if found else None
+
+
+def instruction_sets() -> list[str]:
+    """The vector and matrix instructions of this processor, as torch names them; empty where it does not say."""
+    names = ("avx2", "avx512_f", *(name for names in _INSTRUCTIONS.values() for name in names))
+    return [name for name in names if _capabilities().get(name)]
+
+
+def _capabilities() -> dict[str, Any]:
+    read = getattr(torch.cpu, "get_capabilities", None)  # not in every torch that is supported
+    return read() if read else {}
+
+
 def collect() -> dict[str, Any]:
     """Versions, the machine, what setup.py built or skipped and why, and the backend for each op, device and dtype.
 
@@ -106,6 +131,7 @@ def collect() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "instructions": ", ".join(instruction_sets()) or "not known",
             "torch_cuda": torch.version.cuda or "a build without CUDA",
             "gpu": torch.cuda.get_device_name() if cuda else "none found",
         },

@@ -33,7 +33,7 @@ from ..inference import (
     predict,
     pseudo_masks,
 )
-from ..model import FGASeg, load
+from ..model import FGASeg, load, set_precision
 from ..notes import told_anew
 from ..vocabulary import ClassPrompts, Vocabulary, check_names
 
@@ -183,10 +183,22 @@ class Labeller:
 
     models     what `fgaseg.load` takes, in the order in which they are offered
     overrides  key=value words for all of them
+    precision  one of PRECISIONS, for all of them
     """
 
-    def __init__(self, models: Sequence[str], overrides: Sequence[str] = (), device: str | None = None) -> None:
-        self.models = Models(models, lambda source: load(source, *overrides, device=device))
+    def __init__(
+        self,
+        models: Sequence[str],
+        overrides: Sequence[str] = (),
+        device: str | None = None,
+        precision: str = "float32",
+    ) -> None:
+        def loaded(source: str) -> FGASeg:
+            model = load(source, *overrides, device=device)
+            set_precision(model, precision)
+            return model
+
+        self.models = Models(models, loaded)
         self.photos = Photos()
         self._running = threading.Lock()
         self._notes: WeakKeyDictionary[Vocabulary, tuple[str, ...]] = WeakKeyDictionary()

@@ -5,7 +5,7 @@ import re
 import sys
 
 from ..errors import UsageError
-from .options import DEFAULT_MODEL, MODEL_HELP, add_words, only_overrides
+from .options import DEFAULT_MODEL, MODEL_HELP, add_model_options, add_words, only_overrides
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root-path", default="", metavar="/PATH", help="path under which a proxy in front shows the page"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser of this machine")
+    add_model_options(parser)
     add_words(parser, "key=value", "overrides of the configuration of every model, e.g. inference=windows")
 
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     for source in sources:
         check_source(source, *overrides)
     usable_device(options.device)
-    labeller = Labeller(sources, overrides, options.device)
+    labeller = Labeller(sources, overrides, options.device, options.precision)
 
     def ready(address: str) -> None:
         if options.host not in LOOPBACK:

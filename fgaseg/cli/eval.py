@@ -16,8 +16,8 @@ from .options import (
     add_model_options,
     add_view_options,
     add_words,
-    autocast,
     check_out,
+    check_precision,
     label_values,
     load_model,
     model_and_overrides,
@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> None:
     _join_processes(options)
     sets = _data_sets(options)
     check_out(options.out)
+    check_precision(options.precision)
     model = load_model(source, [*overrides, *_model_overrides(options)], options.device)
     results = _evaluate(model, sets, options)
     if rank() > 0:
@@ -212,8 +213,10 @@ def _model_overrides(options: argparse.Namespace) -> list[str]:
 def _evaluate(model: Any, sets: dict[str, Any], options: argparse.Namespace) -> "Results":
     """The results by data set; none on processes other than the main one."""
     from ..evaluation import weights_hash
+    from ..model import set_precision
 
-    weights = weights_hash(model)
+    weights = weights_hash(model)  # of what was loaded, whatever it is converted to
+    set_precision(model, options.precision)
     results = {name: _evaluate_one(model, dataset, name, weights, options) for name, dataset in sets.items()}
     return {name: result for name, result in results.items() if result is not None}
 
@@ -227,7 +230,7 @@ def _evaluate_one(
     from ..evaluation import EvalOptions, evaluate_with_provenance
     from ..training import Signals
 
-    with Signals() as signals, autocast(options.precision, options.device):
+    with Signals() as signals:
         how = EvalOptions(options.count, progress=True, stop=lambda: signals.number > 0, read_ahead=options.batch)
         result = evaluate_with_provenance(
             model, dataset, name, how, out=options.out, restart=options.restart, weights=weights

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError
-from .options import autocast, background_values, class_values, load_model, view_values
+from .options import background_values, class_values, load_model, view_values
 from .photos import STDIN, Photo
 from .processes import own_device
 
@@ -28,10 +28,9 @@ class Labeller:
         self.view = view_values(options)
         self.background, self.threshold = background_values(options)
         self.classes = class_values(options)
-        self.precision, self.device = options.precision, own_device(options.device)
         self.probabilities = probabilities
-        sources = [options.model, *options.compare]
-        self.models = {source: load_model(source, overrides, self.device) for source in sources}
+        sources, device = [options.model, *options.compare], own_device(options.device)
+        self.models = {source: load_model(source, overrides, device, options.precision) for source in sources}
         self.vocabularies = {
             source: model.encode(self.classes, self.background) for source, model in self.models.items()
         }
@@ -62,12 +61,11 @@ class Labeller:
     def label(self, photo: Photo, image: Image.Image) -> dict[str, Result]:
         """The results of all models, by what they were given as."""
         results = {}
-        with autocast(self.precision, self.device):
-            for source, model in self.models.items():
-                result = model.segment(
-                    image, self.vocabularies[source], threshold=self.threshold, probabilities=self.probabilities
-                )
-                results[source] = replace(result, source="stdin" if photo.name == STDIN else photo.name)
+        for source, model in self.models.items():
+            result = model.segment(
+                image, self.vocabularies[source], threshold=self.threshold, probabilities=self.probabilities
+            )
+            results[source] = replace(result, source="stdin" if photo.name == STDIN else photo.name)
         return results
 
     def pseudo_masks(self, result: Result) -> PseudoMasks:
@@ -75,8 +73,7 @@ class Labeller:
         from ..inference import pseudo_masks
 
         source, model = next(iter(self.models.items()))
-        with autocast(self.precision, self.device):
-            return pseudo_masks(model, result.image, self.vocabularies[source])
+        return pseudo_masks(model, result.image, self.vocabularies[source])
 
     def _note_raster(self, photo: Photo) -> None:
         """A large map that is seen whole loses what makes it worth its size."""

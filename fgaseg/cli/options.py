@@ -37,10 +37,15 @@ def add_words(parser: argparse.ArgumentParser, metavar: str, text: str) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Device and precision, for `load_model` and `autocast`."""
+    """Device and precision, for `load_model`."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="float32",
-                        help="of autocast: lower is faster and changes some labels")  # fmt: skip
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "float16", "auto"),  # PRECISIONS of fgaseg.model, which needs torch
+        default="float32",
+        help="of weights and products: lower ones change some labels, in half the memory, faster where the processor "
+        "has them (fgaseg info); auto measures it, chooses float32 or bfloat16, and says so (default: float32)",
+    )
 
 
 def add_view_options(parser: argparse.ArgumentParser) -> None:
@@ -177,20 +182,22 @@ def model_and_overrides(model: str | None, words: list[str]) -> tuple[str, list[
     return given[0], overrides
 
 
-def load_model(source: str, overrides: list[str], device: str | None) -> Any:
+def load_model(source: str, overrides: list[str], device: str | None, precision: str = "float32") -> Any:
     """`fgaseg.load` onto a device (None: cuda if there is one), with key=value overrides of the configuration."""
-    from ..model import load
+    from ..model import load, set_precision
 
-    return load(source, *overrides, device=device)
+    check_precision(precision)
+    model = load(source, *overrides, device=device)
+    set_precision(model, precision)
+    return model
 
 
-def autocast(precision: str, device: str | None) -> Any:
-    """The context manager for --precision on --device."""
-    import torch
+def check_precision(precision: str) -> None:
+    """Raise UsageError for "auto" in one of several processes, which would not all choose alike."""
+    from .processes import process
 
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    lower = precision != "float32"
-    return torch.autocast(chosen.partition(":")[0], getattr(torch, precision) if lower else None, enabled=lower)
+    if precision == "auto" and process()[1] > 1:
+        raise UsageError("--precision auto: several processes might choose differently: give float32 or bfloat16")
 
 
 def check_out(out: Path | None) -> None:

@@ -15,7 +15,6 @@ from .options import (
     add_model_options,
     add_view_options,
     add_words,
-    autocast,
     background_values,
     check_out,
     class_values,
@@ -84,13 +83,12 @@ def run(options: argparse.Namespace) -> int:
     background, threshold = background_values(options)
     classes, view = class_values(options), view_values(options)
     with raster_environment():  # a missing package is told before a model is fetched
-        model = load_model(options.model, overrides, options.device)
+        model = load_model(options.model, overrides, options.device, options.precision)
     try:
-        with autocast(options.precision, options.device):
-            done = segment_raster(
-                model, words[0], classes, out, **view, background=background, threshold=threshold, tile=options.tile,
-                overlap=options.overlap, polygons=options.polygons, progress=True,
-            )  # fmt: skip
+        done = segment_raster(
+            model, words[0], classes, out, **view, background=background, threshold=threshold, tile=options.tile,
+            overlap=options.overlap, polygons=options.polygons, progress=True,
+        )  # fmt: skip
     except (torch.OutOfMemoryError, MemoryError):
         raise UsageError(f"{words[0]}: there is not enough memory for a tile: give a smaller image_size=") from None
     row = _row(words[0], done)

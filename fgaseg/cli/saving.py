@@ -221,7 +221,7 @@ def _settings(labeller: Labeller, options: argparse.Namespace) -> dict[str, Any]
         "background": labeller.background,
         "threshold": labeller.threshold,
         "view": labeller.view,
-        "precision": options.precision,
+        "precision": model.precision,
         "pixel_limit": os.environ.get("FGASEG_PIXEL_LIMIT"),
         "version": __version__,
     }

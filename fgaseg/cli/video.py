@@ -15,7 +15,6 @@ from .options import (
     add_json,
     add_model_options,
     add_words,
-    autocast,
     background_values,
     check_out,
     class_values,
@@ -80,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
     times = {"smooth": options.smooth, "every": options.every, "start": options.start, "stop": options.stop}
     check_call(words[0], out, options.masks, **times)
     VideoReader(words[0], options.start, options.stop).close()  # before a model is fetched
-    model = load_model(options.model, overrides, options.device)
-    with Signals() as signals, autocast(options.precision, options.device):
+    model = load_model(options.model, overrides, options.device, options.precision)
+    with Signals() as signals:
         summary = segment_video(
             model,
             words[0],

@@ -67,7 +67,7 @@ def provenance(
         "input": _input(config.pop("inference"), config.pop("image_size"), config.pop("resize"), model.patch),
         "model": config | {"encoder": encoder, "loss": {"seg": config["loss"]["seg"]}},
         "weights": weights or weights_hash(model),
-        "numerics": _numerics(model.mean.device.type),
+        "numerics": _numerics(model.mean.device.type, model.precision),
         "metrics": METRICS,
         "versions": {package: version(package) for package in ("fgaseg", "torch", "open_clip_torch")},
     }
@@ -105,12 +105,14 @@ def _input(inference: str, image_size: int, resize: str, patch: int) -> dict[str
     return {"inference": "whole", "longest": LONGEST_ASPECT * image_size, "view": image_size, "patch": patch, **scores}
 
 
-def _numerics(device: str) -> dict[str, Any]:
+def _numerics(device: str, precision: str) -> dict[str, Any]:
+    lower = {} if precision == "float32" else {"precision": precision}
     return {
         "device": device,
         "autocast": str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "no",
         "float32_products": torch.get_float32_matmul_precision() if device == "cuda" else "highest",
         "tf32_convolutions": device == "cuda" and torch.backends.cudnn.allow_tf32,
+        **lower,
     }
 
 

@@ -49,8 +49,10 @@ def cautions(name: str, result: EvalResult, published_images: int | None) -> lis
         lines.append("prompts contain all synonyms, published with the first alone (first_synonym=true)")
     if record["input"]["inference"] != "windows":
         lines.append("images are seen whole, published with windows (--window)")
-    if record["numerics"]["autocast"] != "no":
-        lines.append(f"computed in {record['numerics']['autocast']}, published in float32")
+    numerics = record["numerics"]
+    autocast = None if numerics["autocast"] == "no" else numerics["autocast"]
+    if lower := autocast or numerics.get("precision"):
+        lines.append(f"computed in {lower}, published in float32")
     gap = 100 * (result.scores.miou_gt - result.scores.miou_union)
     if gap >= 0.05:
         lines.append(f"the union row is {gap:.1f} lower by its definition alone: mIoU is what was published")

@@ -102,7 +102,8 @@ def predict(
                     f"a photo of {image.width}x{image.height} is squashed to a square, as inference=windows does with "
                     "every photo; inference=whole sees it in tiles",
                 )
-            photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean)
+            wide = torch.promote_types(model.mean.dtype, torch.float32)
+            photo = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(model.mean.device, wide)
             seen = by_windows(model, photo, vocabulary, size, probabilities)
         else:
             seen = by_tiles(model, image, vocabulary, probabilities)
@@ -327,9 +328,12 @@ def released_views(model: Segmenter, photo: Tensor) -> Tensor:
     starts = range(0, WINDOWS_SIZE - WINDOW + 1, STRIDE)
     views = [squashed[:, y : y + WINDOW, x : x + WINDOW] for y in starts for x in starts]
     views.append(_resize(photo, (WINDOW, WINDOW)))
-    batch = (torch.stack(views) / 255 - model.mean[:, None, None]) / model.std[:, None, None]
+    mean, std = (photo.new_tensor(values)[:, None, None] for values in model.normalization)
+    batch = (torch.stack(views) / 255 - mean) / std
     side = model.config.image_size // model.patch * model.patch
-    return batch if side == WINDOW else F.interpolate(batch, (side, side), mode="bilinear", align_corners=False)
+    if side != WINDOW:
+        batch = F.interpolate(batch, (side, side), mode="bilinear", align_corners=False)
+    return batch.to(model.mean.dtype)
 
 
 def _view_scores(

@@ -5,10 +5,12 @@ from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
 from .head import Output
 from .loading import check_source, fetch_named, load, local_weights, usable_device
+from .precision import PRECISIONS, set_precision
 from .published import cache_place, converted_folder, here, read_record
 from .segmentation_pipeline import SegmentationPipeline, pipeline
 
 __all__ = [
+    "PRECISIONS",
     "PROMPTS_PER_BATCH",
     "ClassSelector",
     "FGASeg",
@@ -25,5 +27,6 @@ __all__ = [
     "read_record",
     "register_encoder",
     "run_block",
+    "set_precision",
     "usable_device",
 ]

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .precision import KeptInFloat32
+
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Sinusoidal 2-D positions [channels, height, width]: y in the first half of the channels, x in the second.
@@ -53,12 +55,12 @@ class P2TLayer(nn.Module):
         return self.norm(texts + self.linear(attended))
 
 
-class P2Tformer(nn.Module):
+class P2Tformer(KeptInFloat32):
     r"""Text embeddings conditioned on the image: V_emb = V_T + γ ⊙ t_N (eqs. 5-6).
 
     pixels   V_I [B, C, H, W], unnormalised
     texts    V_T [T, C], unit length
-    returns  [B, T, C], not normalised
+    returns  [B, T, C], not normalised; float32 in a model of bfloat16 too
 
     γ is a vector [C], trained from the initial value `gamma`, or fixed at it if `gamma_trainable` is off (Table III).
     Without layers (`layers=0`) the texts are returned unchanged. `value_positions` adds the positions to the values
@@ -77,7 +79,7 @@ class P2Tformer(nn.Module):
             self.register_buffer("gamma", initial, persistent=False)
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
-        repeated = texts.expand(len(pixels), -1, -1)
+        pixels, repeated = pixels.to(self.gamma.dtype), texts.to(self.gamma.dtype).expand(len(pixels), -1, -1)
         if not self.layers:
             return repeated
         keys = (pixels + positions_of(pixels)).flatten(2).transpose(1, 2)
@@ -116,7 +118,7 @@ class T2PProjector(nn.Module):
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
         x = self.project(pixels)
-        generated = self.text(texts)
+        generated = self.text(texts.to(self.text.weight.dtype))
         size = (-1, x.shape[1], self.kernel_size, self.kernel_size)
         maps = [
             F.conv2d(image[None], g[:, :-1].reshape(size), g[:, -1], padding=self.kernel_size // 2)

@@ -109,8 +109,13 @@ class FGASeg(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, and of the pixels that `forward` expects."""
+        """Of the weights; `forward` converts pixels to it. P2Tformer and LCS are float32 in a model of half precision."""
         return self.mean.dtype
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in, in words: "float32", "bfloat16", ..."""
+        return str(self.dtype).removeprefix("torch.")
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the image tower, aggregation and decoder in place, with the arguments of torch.compile.
@@ -145,7 +150,7 @@ class FGASeg(nn.Module):
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         """pixels [B, 3, h, w], normalised (`normalization`), padded to whole patches: H = ceil(h / patch)."""
         texts = self._check(pixels, vocabulary)
-        out: Output = self.head(self.image_encoder(pixels), texts)
+        out: Output = self.head(self.image_encoder(pixels.to(self.dtype)), texts)
         return out if vocabulary.counts is None else out.of_classes(vocabulary.counts)
 
     def stream(self, pixels: Tensor, vocabulary: Vocabulary) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,12 +161,13 @@ class FGASeg(nn.Module):
         """
         texts = self._check(pixels, vocabulary)
         # on a CPU, a batch takes more memory and no less time than its images one by one
+        pixels = pixels.to(self.dtype)
         encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]
         parts = self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
         yield from parts if vocabulary.counts is None else classes_of_rows(parts, vocabulary.counts)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """The vocabulary's embeddings in the pixels' dtype and device; an error if they do not fit the model."""
+        """The vocabulary's embeddings, float32 or as wide as the pixels, on their device; an error if they do not fit."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
             raise ValueError(
                 f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "
@@ -173,7 +179,7 @@ class FGASeg(nn.Module):
                 f"vocabulary: its embeddings have {texts.shape[-1]} channels and this model's images "
                 f"{self.encoder.channels}; encode the names with this model"
             )
-        return texts.to(pixels.device, pixels.dtype)
+        return texts.to(pixels.device, torch.promote_types(pixels.dtype, torch.float32))
 
     @overload
     def segment(

@@ -48,7 +48,7 @@ class Head(nn.Module):
 
     def __init__(self, config: ModelConfig, channels: int, width: int):
         super().__init__()
-        self.config = config
+        self.config, self.channels, self.width = config, channels, width
         self.selector = ClassSelector()
         self.p2t = P2Tformer(channels, config.p2t_layers, config.p2t_heads, config.gamma, config.gamma_trainable,
                              config.p2t_value_positions)  # fmt: skip
@@ -131,7 +131,7 @@ class Head(nn.Module):
     def global_similarity(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         """V_emb [B, T, C] (section III-B) and S_g [B, T, H, W] (eq. 9)."""
         aligned = self.p2t(pixels, texts)
-        return aligned, cosine_cost_volume(pixels, aligned[:, :, None])[:, 0]
+        return aligned, cosine_cost_volume(pixels.to(aligned.dtype), aligned[:, :, None])[:, 0]
 
     def class_maps(self, pixels: Tensor, aligned: Tensor, gcs: Tensor) -> ClassMaps:
         """The cost maps under the class cap; S_l (eq. 10) is computed for these only."""
@@ -141,8 +141,9 @@ class Head(nn.Module):
         texts = packing.gather(F.normalize(aligned, dim=-1))
         lcs = None
         if self.lcs is not None:
-            lcs = self.lcs(F.normalize(pixels, dim=1), texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
-        return ClassMaps(packing, packing.gather(gcs), lcs, F.relu(self.text_guidance(texts)))
+            lcs = self.lcs(F.normalize(pixels.to(aligned.dtype), dim=1), texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
+        guidance = F.relu(self.text_guidance(texts.to(self.text_guidance.weight.dtype)))
+        return ClassMaps(packing, packing.gather(gcs), lcs, guidance)
 
     def guidance(self, features: ImageFeatures) -> Guidance:
         """What all classes of an image share."""
@@ -175,7 +176,7 @@ class Head(nn.Module):
         if budget is None or torch.is_grad_enabled() or maps.packing.images > 1:
             return False
         kept = 1 if maps.lcs is None else 2  # with the embedded local map
-        return kept * maps.gcs.numel() * self.config.hidden * maps.gcs.element_size() > budget * 1e6
+        return kept * maps.gcs.numel() * self.config.hidden * maps.text_guidance.element_size() > budget * 1e6
 
     def _phases(self, aux: list[Tensor]) -> list[Phase]:
         """The stages in the paper's order, cut where something is needed of all classes; aux takes auxiliary logits."""

@@ -43,7 +43,7 @@ def text_tower(encoder: TextEncoder, prompts: list[str]) -> Tensor:
 def similarity(head: Head, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """V_emb of unit length [T, C], S_g [T, H, W] and S_l [T, H, W] of one image; pixels [1, C, H, W]."""
     unit_texts = F.normalize(head.p2t(pixels, texts)[0], dim=-1)
-    unit_pixels = F.normalize(pixels, dim=1)
+    unit_pixels = F.normalize(pixels.to(unit_texts.dtype), dim=1)
     gcs = torch.einsum("chw,tc->thw", unit_pixels[0], unit_texts)
     if head.lcs is None:
         return unit_texts, gcs, None
@@ -174,7 +174,7 @@ def propagate(head: Head, features: ImageFeatures, texts: Tensor, gcs: Tensor, l
     local = None if lcs is None or head.embed_local is None else head.embed_local(lcs)
     x = fuse(head.fuse, head.embed_global(gcs), local)
     image = F.relu(head.image_guidance(features.embedding))[0].permute(1, 2, 0)
-    guidance = F.relu(head.text_guidance(texts))
+    guidance = F.relu(head.text_guidance(texts.to(head.text_guidance.weight.dtype)))
     pooling = head.config.class_pooling if head.training else head.config.class_pooling_eval
     for layer in cast(Iterable[AggregationLayer], head.layers):
         normed = layer.guidance_norm(image)

@@ -3,14 +3,15 @@
 from torch import Tensor, nn
 
 from ..kernels import lcs_conv_from_text, linear
+from .precision import KeptInFloat32
 
 
-class LocalSupplement(nn.Module):
+class LocalSupplement(KeptInFloat32):
     """LCS, eq. 10: every class slides its own depthwise K×K kernel, made from its text, over the pixels.
 
     pixels   [B, C, H, W], unit length over C
     texts    [B, T, C], unit length
-    returns  S_l [B, T, H, W]
+    returns  S_l [B, T, H, W]; float32 in a model of bfloat16 too
     """
 
     def __init__(self, channels: int, kernel_size: int, kernel_norm: str):
@@ -20,6 +21,7 @@ class LocalSupplement(nn.Module):
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
         weight, bias = self.text.weight, self.text.bias
+        pixels, texts = pixels.to(weight.dtype), texts.to(weight.dtype)
         return lcs_conv_from_text(texts, weight, bias, pixels, self.kernel_size, norm=self.kernel_norm)
 
 
@@ -45,4 +47,4 @@ class MapEmbedding(nn.Module):
         self.conv = nn.Conv2d(1, hidden, 7, padding=3)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.conv(maps[:, None]).permute(0, 2, 3, 1).contiguous()
+        return self.conv(maps[:, None].to(self.conv.weight.dtype)).permute(0, 2, 3, 1).contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data import with_background
 from ..vocabulary import ClassNames, Vocabulary, check_names
 from .encoders import Encoder
+from .precision import full_precision
 from .prompts import PromptPlan, PromptReader
 
 CACHED_VOCABULARIES = 16
@@ -123,7 +124,7 @@ class TextEncoder:
 
     def _prompts(self, prompts: list[str]) -> Tensor:
         """[N, C] unit embeddings."""
-        return F.normalize(self.encoder.text(prompts), dim=-1)
+        return F.normalize(full_precision(self.encoder.text(prompts)), dim=-1)
 
 
 def _latest(cache: "OrderedDict[Any, Any]", key: Any) -> Any:

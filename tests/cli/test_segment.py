@@ -43,14 +43,14 @@ def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monke
     segment = fgaseg.FGASeg.segment
 
     def spy(self, *args, **options):
-        seen.append((self.config.inference, self.config.class_maps_budget, torch.is_autocast_enabled("cpu")))
+        seen.append((self.config.inference, self.config.class_maps_budget, self.precision, self.head.fuse.linear.weight.dtype))
         return segment(self, *args, **options)
 
     monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
     assert main(command) == 0
     given = ["inference=windows", "--precision", "bfloat16", "class_maps_budget=0"]
     assert main([*command, *given]) == 0
-    assert seen == [("whole", None, False), ("windows", 0, True)]
+    assert seen == [("whole", None, "float32", torch.float32), ("windows", 0, "bfloat16", torch.bfloat16)]
     assert main([*command, "inferense=windows"]) == 1 and "did you mean" in capsys.readouterr().err
     assert main([*command, "inference=[whole"]) == 1 and "not valid YAML" in capsys.readouterr().err
 

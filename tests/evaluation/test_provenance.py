@@ -35,7 +35,9 @@ def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved
         hashes.add(evaluated(FGASeg.from_pretrained(saved_model, **overrides), data).hash)
     with torch.autocast("cpu", torch.bfloat16):
         hashes.add(evaluated(model, data).hash)
-    assert len(hashes) == 9
+    hashes.add(evaluated(FGASeg.from_pretrained(saved_model).bfloat16(), data, count=3).hash)
+    assert len(hashes) == 10
+    assert "precision" not in first.record["numerics"]
     windows = [
         FGASeg.from_pretrained(saved_model, inference="windows", resize=resize) for resize in ("logits", "scores")
     ]

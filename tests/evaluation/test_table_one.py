@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny import NAMES, tiny_model
 
+import fgaseg
 from fgaseg.cli import main
-from fgaseg.evaluation import EvalOptions, cautions, evaluate_with_provenance
+from fgaseg.evaluation import EvalOptions, cautions, evaluate_with_provenance, weights_hash
 from fgaseg.evaluation.scores import ClassScore, Scores
 
 
@@ -98,7 +99,9 @@ def test_each_reason_against_a_comparison_is_given_once(saved_model, sets, tmp_p
                      "--out", tmp_path / "c")  # fmt: skip
     assert any("7 templates" in line for line in found["cautions"])
     assert any("bfloat16" in line for line in found["cautions"])
-    assert found["records"]["a150"]["record"]["numerics"]["autocast"] == "torch.bfloat16"
+    record = found["records"]["a150"]["record"]
+    assert (record["numerics"]["autocast"], record["numerics"]["precision"]) == ("no", "bfloat16")
+    assert record["weights"] == weights_hash(fgaseg.load(saved_model))  # of what was loaded, not of what was computed
 
 
 def test_a_union_figure_below_the_published_definition_is_explained(model, dataset):
