@@ -44,7 +44,7 @@ def _class_lookup_args(new: Callable[..., Tensor], device: str) -> tuple:
 
 # The arguments of one representative call of each op: small, because only dtype and device decide the backend.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
-    "kernel_softmax": lambda new, device: (new(1, 3, 18), 3),
+    "kernel_softmax": lambda new, device: (new(1, 64, 18), 3, "taps"),  # fewer elements are left to PyTorch
     "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
     "lcs_conv_from_text": lambda new, device: (new(1, 3, 5), new(19, 5), new(19), new(1, 2, 4, 4), 3),
     "cosine_cost_volume": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 1, 2)),
@@ -68,7 +68,7 @@ def version(package: str) -> str:
 
 
 def _choices(op: str, device: str) -> list[dict[str, Any]]:
-    """For each dtype, the backend that would run, and why each one tried before it would not."""
+    """For each dtype, the backend that would run, what it multiplies in, and why none before it would run."""
     found = []
     for dtype in _dispatch.DTYPES:
 
@@ -76,11 +76,20 @@ def _choices(op: str, device: str) -> list[dict[str, Any]]:
             return torch.zeros(sizes, dtype=dtype, device=device)
 
         args = CALLS[op](new, device)
-        reasons = {backend.name: backend.why_not(*args) for backend in _dispatch.OPS[op]}
+        backends = {backend.name: backend for backend in _dispatch.OPS[op]}
+        reasons = {name: one.why_not(*args) or one.prefer_reference(*args) for name, one in backends.items()}
         runs = next(name for name, why in reasons.items() if not why)
         passed = {name: why for name, why in reasons.items() if why}
-        found.append({"dtype": str(dtype).removeprefix("torch."), "runs": runs, "why_not": passed})
+        name = str(dtype).removeprefix("torch.")
+        found.append({"dtype": name, "runs": runs, "multiplies": _multiplies(backends[runs], name), "why_not": passed})
     return found
+
+
+def _multiplies(backend: _dispatch.Backend, dtype: str) -> str:
+    """The arithmetic of a backend's products: C++ converts to float32 what it, or the processor, does not multiply."""
+    if backend.name != "cpp" or dtype in ("float32", "float64"):
+        return dtype
+    return dtype if getattr(torch, dtype) in backend.native and arithmetic(dtype) else "float32"
 
 
 def processor() -> str:

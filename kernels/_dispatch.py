@@ -22,12 +22,14 @@ class Backend:
     why_not           of a call's arguments: "" if this backend can run the call, else the reason
     prefer_reference  of a call's arguments: why "auto" gives the call to the reference although this backend could run
                       it, or ""
+    native            dtypes that it multiplies as they are where the processor can; it converts all others to float32
     """
 
     name: str
     why_not: Callable[..., str]
     run: Callable[..., Any]
     prefer_reference: Callable[..., str] = lambda *_: ""
+    native: tuple[torch.dtype, ...] = ()
 
 
 OPS: dict[str, tuple[Backend, ...]] = {}
@@ -38,12 +40,14 @@ def register(
     op: str,
     reference: Callable,
     prefer_reference: dict[str, Callable[..., str]] | None = None,
+    native: tuple[torch.dtype, ...] = (),
     **limits: Callable[..., str],
 ) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
 
     limits            by backend, what it alone cannot run, as ``Backend.why_not``
     prefer_reference  by backend, the calls for which the reference was measured to be faster, as in ``Backend``
+    native            of the C++ backend, as in ``Backend``
     """
     prefer_reference = prefer_reference or {}
 
@@ -53,7 +57,14 @@ def register(
 
     # Triton, whose compiler places the barriers, comes before our own CUDA until both have been measured on a GPU
     compiled = [
-        Backend(name, why_not(name), overload(op, name), prefer_reference.get(name, lambda *_: "")) for name in BACKENDS
+        Backend(
+            name,
+            why_not(name),
+            overload(op, name),
+            prefer_reference.get(name, lambda *_: ""),
+            native if name == "cpp" else (),
+        )
+        for name in BACKENDS
     ]
     OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 

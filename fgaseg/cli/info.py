@@ -1,4 +1,4 @@
-"""`fgaseg info`: what is installed, what was built, and which backend would run each op here."""
+"""`fgaseg info`: what is installed, what was built, and which backend would run each op here, in which arithmetic."""
 
 import argparse
 import json
@@ -7,8 +7,8 @@ from typing import Any
 from .options import add_json
 
 HELP = """\
-Show versions, the machine, what was built, and which backend runs each op and why not the others. Include it in a bug
-report.
+Show versions, the machine and its vector instructions, what was built, and which backend runs each op, in which
+arithmetic, and why not the others. Include it in a bug report.
 
   fgaseg info
   fgaseg info --json
@@ -39,18 +39,20 @@ def _print_tables(environment: dict[str, Any]) -> None:
         for key, value in environment[title].items():
             table.add_row(key, str(value))
         console.print(table)
-    table = Table("op", "device", "dtypes", "runs", "why not the others", title="backends", title_justify="left")
+    columns = ("op", "device", "dtypes", "runs", "multiplies in", "why not the others")
+    table = Table(*columns, title="backends", title_justify="left")
     for op, devices in environment["ops"].items():
         for device, choices in devices.items():
-            for (runs, why), dtypes in _by_backend(choices).items():
-                table.add_row(op, device, ", ".join(dtypes), runs, why or "(slower)")
+            for (runs, multiplies, why), dtypes in _by_backend(choices).items():
+                table.add_row(op, device, ", ".join(dtypes), runs, multiplies, why or "(slower)")
     console.print(table)
 
 
-def _by_backend(choices: list[dict[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """The dtypes that share a backend and the reasons against those before it."""
-    dtypes: dict[tuple[str, str], list[str]] = {}
+def _by_backend(choices: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[str]]:
+    """The dtypes that share a backend, its arithmetic and the reasons against the backends before it."""
+    dtypes: dict[tuple[str, str, str], list[str]] = {}
     for choice in choices:
         why = "; ".join(f"{name}: {reason}" for name, reason in choice["why_not"].items())
-        dtypes.setdefault((choice["runs"], why), []).append(choice["dtype"])
+        same = "the same" if choice["multiplies"] == choice["dtype"] else choice["multiplies"]
+        dtypes.setdefault((choice["runs"], same, why), []).append(choice["dtype"])
     return dtypes

@@ -109,7 +109,7 @@ class FGASeg(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights; `forward` converts pixels to it. P2Tformer and LCS are float32 in a model of half precision."""
+        """Of the weights; `forward` converts pixels to it. In bfloat16 and float16 P2Tformer and LCS stay float32."""
         return self.mean.dtype
 
     @property
@@ -167,7 +167,7 @@ class FGASeg(nn.Module):
         yield from parts if vocabulary.counts is None else classes_of_rows(parts, vocabulary.counts)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """The vocabulary's embeddings, float32 or as wide as the pixels, on their device; an error if they do not fit."""
+        """The vocabulary's embeddings on the pixels' device, in float32 or wider; an error if they do not fit."""
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point() or 0 in pixels.shape:
             raise ValueError(
                 f"pixels: got {pixels.dtype} {list(pixels.shape)}; expected a floating [B, 3, h, w], normalised with "

@@ -141,7 +141,8 @@ class Head(nn.Module):
         texts = packing.gather(F.normalize(aligned, dim=-1))
         lcs = None
         if self.lcs is not None:
-            lcs = self.lcs(F.normalize(pixels.to(aligned.dtype), dim=1), texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
+            unit_pixels = F.normalize(pixels.to(aligned.dtype), dim=1)
+            lcs = self.lcs(unit_pixels, texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
         guidance = F.relu(self.text_guidance(texts.to(self.text_guidance.weight.dtype)))
         return ClassMaps(packing, packing.gather(gcs), lcs, guidance)
 

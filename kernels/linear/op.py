@@ -104,6 +104,7 @@ for _op, _reference in (("linear", linear_reference), ("mlp", mlp_reference)):
     register(
         _op,
         _reference,
+        native=(torch.bfloat16,),
         cpp=_no_kernel,
         triton=lambda *_: "there is no Triton kernel: on a GPU PyTorch's own product runs",
         cuda=lambda *_: "there is no CUDA kernel: on a GPU PyTorch's own product runs",

@@ -43,7 +43,8 @@ def test_switches_and_precision_of_one_run(model, photo, tmp_path, capsys, monke
     segment = fgaseg.FGASeg.segment
 
     def spy(self, *args, **options):
-        seen.append((self.config.inference, self.config.class_maps_budget, self.precision, self.head.fuse.linear.weight.dtype))
+        weight = self.head.fuse.linear.weight
+        seen.append((self.config.inference, self.config.class_maps_budget, self.precision, weight.dtype))
         return segment(self, *args, **options)
 
     monkeypatch.setattr(fgaseg.FGASeg, "segment", spy)
