@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import Selection, _dispatch, _library
+from .kernels import Norm, Selection, _dispatch, _library
 from .kernels.class_attention.reference import accumulator
 from .kernels.labels.host import why_no_host
 
@@ -55,6 +55,8 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
     "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
     "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
+    "linear": lambda new, device: (new(3, 4), new(5, 4), new(5)),
+    "mlp": lambda new, device: (new(3, 4), Norm(new(4), new(4), 1e-5), new(6, 4), new(6), new(4, 6), new(4), "gelu"),
     "window_attention": lambda new, device: (*(new(n, 3, 4, 2) for n in (2, 2, 2, 1, 1)), 1, 2, 1),
 }
 

@@ -35,15 +35,13 @@ FGASEG_INLINE float gelu(float x) {
   erf = y >= limit ? 1.0f : erf;
   erf = y <= -limit ? -1.0f : erf;
   const float half = 0.5f * x;
-  const float value = half * erf + half;
-  return x < -1e30f ? 0.0f : value;  // -inf times 0 would be NaN
+  return half * erf + half;
 }
 
 // x sigmoid(1.702 x), OpenAI's activation
 FGASEG_INLINE float quick_gelu(float x) {
   const float z = 1.702f * x, e = exp_of(z > 0 ? -z : z);
-  const float value = (z > 0 ? x : x * e) / (1 + e);
-  return x < -1e30f ? 0.0f : value;
+  return (z > 0 ? x : x * e) / (1 + e);
 }
 
 FGASEG_INLINE float relu(float x) { return x < 0 ? 0.0f : x; }

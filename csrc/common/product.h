@@ -12,13 +12,15 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <string>
 
 #include "common/cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#define FGASEG_AVX512 1
+#define FGASEG_X86 1
 #endif
 
 namespace fgaseg {
@@ -31,16 +33,19 @@ constexpr int64_t CHAIN = 128;
 
 enum class Arithmetic { float32, bfloat16, int8 };
 
-// What the processor can do, asked once.
+// What the processor can do, asked once. ATEN_CPU_CAPABILITY (avx2, default) lowers it, as it does for PyTorch.
 struct Processor {
-  bool avx512 = false, bfloat16 = false, int8 = false;
+  bool avx2 = false, avx512 = false, bfloat16 = false, int8 = false;
 
   static const Processor& get() {
     static const Processor found = [] {
       Processor p;
-#ifdef FGASEG_AVX512
+#ifdef FGASEG_X86
+      const char* wanted = std::getenv("ATEN_CPU_CAPABILITY");
+      const std::string most = wanted ? wanted : "";
       __builtin_cpu_init();
-      p.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      p.avx2 = most != "default" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      p.avx512 = p.avx2 && most != "avx2" && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
       p.bfloat16 = p.avx512 && __builtin_cpu_supports("avx512bf16");
       p.int8 = p.avx512 && __builtin_cpu_supports("avx512vnni");
@@ -67,7 +72,7 @@ using Tile = void (*)(const Rows& a, const uint32_t* panel, int64_t units, void*
 
 namespace product {
 
-#ifdef FGASEG_AVX512
+#ifdef FGASEG_X86
 // The micro-kernel: a macro, because the target of a template cannot depend on its parameter.
 #define FGASEG_TILE(NAME, TARGET, SUM, VECTOR, ZERO, LOAD, STORE, PLUS, MULTIPLY)                                    \
   template <int R>                                                                                                   \
@@ -159,10 +164,9 @@ FGASEG_INLINE void rows_of_any(const Rows& a, const float* panel, int64_t units,
   }
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FGASEG_V3 __attribute__((target("avx2,fma")))
+#ifdef FGASEG_X86
 template <int R>
-FGASEG_V3 void tile_avx2(const Rows& a, const uint32_t* panel, int64_t units, void* sums, int64_t pitch, bool add) {
+__attribute__((target("avx2,fma"))) void tile_avx2(const Rows& a, const uint32_t* panel, int64_t units, void* sums, int64_t pitch, bool add) {
   rows_of_any<R>(a, reinterpret_cast<const float*>(panel), units, static_cast<float*>(sums), pitch, add);
 }
 #endif
@@ -188,14 +192,14 @@ inline Arithmetic product_of_bfloat16() {
 // The micro-kernels for 1 to ROWS_OF_TILE rows: tiles_of(arithmetic)[rows - 1].
 inline const Tile* tiles_of(Arithmetic arithmetic) {
   using namespace product;
-#ifdef FGASEG_AVX512
+#ifdef FGASEG_X86
   static constexpr Tile FLOAT[] = FGASEG_TILES(tile_float), BFLOAT16[] = FGASEG_TILES(tile_bfloat16),
                         INT8[] = FGASEG_TILES(tile_int8);
   if (arithmetic == Arithmetic::bfloat16) return BFLOAT16;
   if (arithmetic == Arithmetic::int8) return INT8;
   if (Processor::get().avx512) return FLOAT;
   static constexpr Tile AVX2[] = FGASEG_TILES(tile_avx2);
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+  if (Processor::get().avx2) return AVX2;
 #endif
   static constexpr Tile ANY[] = FGASEG_TILES(tile_any);
   return ANY;
@@ -209,7 +213,7 @@ FGASEG_INLINE void pack_block(const uint32_t* w, int64_t row, int64_t step, int6
     for (int64_t j = 0; j < columns; ++j) panel[u * COLUMNS + j] = w[j * row + u * step];
 }
 
-#ifdef FGASEG_AVX512
+#ifdef FGASEG_X86
 // 16 rows of 16 units, transposed in registers.
 __attribute__((target("avx512f"))) inline void transpose_16(const uint32_t* w, int64_t row, uint32_t* panel) {
   __m512i a[16], b[16];
@@ -243,7 +247,7 @@ inline void pack_panel(const uint32_t* w, int64_t row, int64_t step, int64_t col
   using namespace product;
   int64_t first = 0;  // channels that are packed
   if (columns < COLUMNS) std::memset(panel, 0, units * COLUMNS * sizeof(uint32_t));
-#ifdef FGASEG_AVX512
+#ifdef FGASEG_X86
   for (; step == 1 && Processor::get().avx512 && first + 16 <= columns; first += 16) {
     const uint32_t* from = w + first * row;
     int64_t u = 0;

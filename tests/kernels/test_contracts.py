@@ -86,6 +86,19 @@ def class_attention_ops() -> Iterator[OpCall]:
     yield "class_lookup_backward", (random(*q.shape, seed=9), *lookup, offsets, 2, 1e-6)
 
 
+def singles(*sizes: tuple[int, ...]) -> list[Tensor]:
+    """For ops that leave float64 to PyTorch."""
+    return [x.float() for x in inputs(*sizes)]
+
+
+def linear_ops() -> Iterator[OpCall]:
+    x, weight, bias, scale, shift, residual = singles((3, 4), (5, 4), (5,), (4,), (4,), (3, 5))
+    yield "linear", (x, weight, bias, scale, shift, 1e-5, "gelu", residual)
+    plain = [t.requires_grad_() for t in singles((3, 4), (5, 4), (5,))]
+    yield "linear", (*plain, None, None, 0.0, "none", None)
+    yield "mlp", (x, scale, shift, 1e-5, *singles((6, 4), (6,), (4, 6), (4,)), "relu")
+
+
 OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     **{f"kernel_softmax {norm}": (kernel_softmax_ops, [norm]) for norm in ("taps", "channels", "none")},
     **{f"lcs_conv {norm}": (lcs_conv_ops, [norm]) for norm in ("taps", "channels", "none")},
@@ -94,10 +107,12 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     **{f"topk_classes {union}": (topk_classes_ops, [union]) for union in ("image", "batch")},
     "gather_classes and scatter_classes": (gather_and_scatter_ops, []),
     "upsample_argmax": (upsample_argmax_ops, []),
+    "linear": (linear_ops, []),
     "window_attention": (window_attention_ops, []),
     "class_attention": (class_attention_ops, []),
 }
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
+CPU_ONLY = {"linear", "mlp"}
 # what is slow to trace, or to run in Triton's interpreter
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 
@@ -111,6 +126,7 @@ def on_backends(names: Iterable[str], backends: list[Any]) -> list[Any]:
         for name in names
         for one in backends
         if not (name in NO_CUDA_KERNEL and one.values == ("cuda",))
+        and not (name in CPU_ONLY and one.values in [("cuda",), ("triton",)])
     ]
 
 
@@ -176,6 +192,16 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
         lambda: [
             inputs((b, c, h, w), (b, t, p, c))
             for b, c, t, p, h, w in [(2, 3, 5, 4, 6, 7), (3, 4, 7, 2, 5, 9), (4, 5, 6, 3, 8, 2)]
+        ],
+    ),
+    "linear": (
+        lambda x, w, b, backend: kernels.linear(x, w, b, activation="gelu", backend=backend),
+        lambda: [singles((m, k), (n, k), (n,)) for m, k, n in [(3, 4, 5), (6, 7, 8), (9, 5, 4)]],
+    ),
+    "mlp": (
+        lambda x, s, b, *w, backend: kernels.mlp(x, kernels.Norm(s, b, 1e-5), *w, "relu", backend=backend),
+        lambda: [
+            singles((m, d), (d,), (d,), (n, d), (n,), (d, n), (d,)) for m, d, n in [(3, 4, 5), (6, 7, 8), (9, 5, 4)]
         ],
     ),
     "topk_classes": (prune, lambda: [inputs(size) for size in [(2, 9, 3, 4), (3, 8, 2, 5), (4, 21, 3, 6)]]),

@@ -1,0 +1,60 @@
+"""linear against PyTorch's layers one after the other, with the shapes of the model's layers on a CPU.
+
+Operations: 2*M*K*N. Bytes: x, weight and residual read once, y written once. A GPU has PyTorch's own product.
+"""
+
+from typing import NamedTuple
+
+import pytest
+from shapes import DEVICE, providers
+
+from fgaseg.kernels import Norm, linear
+from fgaseg.kernels.linear.reference import linear_reference
+
+
+class Layer(NamedTuple):
+    """M rows of K channels to N channels."""
+
+    m: int
+    k: int
+    n: int
+    activation: str = "none"
+    residual: bool = False
+
+
+SHAPES = {
+    "tower qkv": Layer(577, 768, 768),
+    "tower fc1": Layer(577, 768, 3072, "quick_gelu"),
+    "tower fc2": Layer(577, 3072, 768, residual=True),
+    "maps qkv": Layer(4608, 128, 384),
+    "maps fc1": Layer(4608, 128, 512, "gelu"),
+    "maps fc2": Layer(4608, 512, 128, residual=True),
+}
+
+
+def form(provider: str, shape: Layer):
+    def run(x, weight, bias, scale, shift, residual):
+        extra = residual[0] if shape.residual else None
+        args = x[0], weight[0, 0], bias[0, 0, 0]
+        vectors = scale[0, 0, 0], shift[0, 0, 0]
+        if provider in ("layers", "torch.compile"):
+            return linear_reference(*args, *vectors, 1e-5, shape.activation, extra)[None]
+        norm = Norm(*vectors, 1e-5)
+        return linear(*args, norm=norm, activation=shape.activation, residual=extra, backend=provider)[None]
+
+    return run
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU it is PyTorch's own product")
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("provider", [p for p in providers("layers") if p not in ("triton", "cuda", "reference")])
+def test_linear(measure, new, shape, gradient, provider):
+    layer = SHAPES[shape]
+    m, k, n = layer[:3]
+    inputs = [new(1, m, k), new(1, 1, n, k), *(new(1, 1, 1, c) for c in (n, k, k)), new(1, m, n)]
+    elements = m * k + k * n + m * n * (2 if layer.residual else 1)
+    measure(
+        "linear", shape, provider, form(provider, layer), form("layers", layer), inputs, gradient, 2.0 * m * k * n,
+        inputs[0].element_size() * elements,
+    )  # fmt: skip
