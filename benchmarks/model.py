@@ -12,12 +12,10 @@ need instead of a time.
 """
 
 import argparse
-import contextlib
 import csv
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,9 @@ from torch import Tensor
 
 import fgaseg
 from fgaseg.inference import prediction as segment
-from fgaseg.model import aggregation, alignment, decoder, head, supplement
-from fgaseg.model import image_encoder as encoder
 from fgaseg.model import reference as plain
 from fgaseg.model.head import Output
+from fgaseg.reproduce.profiling import stage_seconds
 from fgaseg.training.losses import segmentation_losses
 from fgaseg.vocabulary import Vocabulary
 
@@ -56,66 +53,6 @@ SWITCHES: dict[str, dict[str, Any]] = {
 UNCAPPED = 256  # up to this many classes the cap and the budget change nothing
 TRAINED = 171  # the largest vocabulary for which training is measured
 SECONDS, ROUNDS = 15, 5  # a measurement is repeated until it has taken so many seconds, or so many rounds
-
-# (the owner of a function, its name, the stage). Time inside an inner stage counts for the inner stage only.
-STAGES = [
-    (encoder.ImageEncoder, "__call__", "image encoder"),
-    (alignment.P2Tformer, "forward", "P2Tformer"),
-    (supplement.LocalSupplement, "forward", "similarity"),
-    (head, "cosine_cost_volume", "similarity"),
-    (supplement.MapEmbedding, "forward", "embedding and fusion"),
-    (supplement.Fusion, "forward", "embedding and fusion"),
-    (aggregation.SwinBlock, "forward", "Swin blocks"),
-    (aggregation.ClassAttention, "summarize", "class attention"),
-    (aggregation.ClassAttention, "attend", "class attention"),
-    (decoder.UpStage, "forward", "decoder"),
-    (decoder.LocalUp, "forward", "decoder"),
-    (decoder.MapHead, "forward", "decoder"),
-    (segment, "upsample_argmax", "tail"),
-    (segment, "upsample_argmax_windows", "tail"),
-    (plain, "similarity", "similarity"),
-    (plain, "fuse", "embedding and fusion"),
-    (plain, "swin_block", "Swin blocks"),
-    (plain, "class_attention", "class attention"),
-    (plain, "up_stage", "decoder"),
-    (plain, "local_up", "decoder"),
-    (plain, "labels", "tail"),
-]
-
-
-@contextlib.contextmanager
-def stage_seconds() -> Iterator[Counter[str]]:
-    """The seconds spent in every stage inside the context."""
-    seconds: Counter[str] = Counter()
-    inner = [0.0]  # seconds of the stages called by each running stage
-
-    def timed(function: Callable, stage: str) -> Callable:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            inner.append(0.0)
-            begin = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                synchronize()
-                took = time.perf_counter() - begin
-                seconds[stage] += took - inner.pop()
-                inner[-1] += took
-
-        return run
-
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in STAGES]
-    for owner, name, stage in STAGES:
-        setattr(owner, name, timed(getattr(owner, name), stage))
-    try:
-        yield seconds
-    finally:
-        for owner, name, original in originals:
-            setattr(owner, name, original)
-
-
-def synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
 
 
 class Bench:
@@ -269,23 +206,18 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
     step = bench.step(passed, form, classes, batch)
     begin = time.perf_counter()
     memory = peak(step)  # also the warm-up, and the only round of very long runs
-    times, stages = [time.perf_counter() - begin], Counter[str]()
+    times, stages = [time.perf_counter() - begin], dict[str, float]()
     if times[0] < 5 * SECONDS:
         times = []
     while len(times) < ROUNDS and sum(times) < SECONDS:
-        with stage_seconds() as now:
-            begin = time.perf_counter()
-            step()
-            synchronize()
-            times.append(time.perf_counter() - begin)
+        now = stage_seconds(step, DEVICE)
+        times.append(sum(now.values()))
         if times[-1] == min(times):
             stages = now
     total = {"stage": "all", "seconds": round(min(times), 4), "peak_mb": round(memory / 1e6), "rounds": len(times)}
     if passed == "inference" and form in ("bfloat16", "compiled"):
         total["labels_changed"] = f"{changed(bench, step, classes, batch):.2e}"
-    rest = min(times) - sum(stages.values())
-    parts = {**stages, "rest": rest} if stages else {}
-    return [what | total, *(what | {"stage": s, "seconds": round(t, 4)} for s, t in parts.items())]
+    return [what | total, *(what | {"stage": s, "seconds": round(t, 4)} for s, t in stages.items())]
 
 
 def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) -> float:

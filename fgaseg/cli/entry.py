@@ -11,7 +11,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import FGASegError, Interrupted
-from . import ablate, app, bench, convert, data, demo, eval, info, models, parity, raster, segment, train, video
+from . import (
+    ablate,
+    app,
+    bench,
+    convert,
+    data,
+    demo,
+    eval,
+    info,
+    models,
+    parity,
+    profile,
+    raster,
+    segment,
+    train,
+    video,
+)
 from .options import add_command
 
 DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and any list of class names."
@@ -31,6 +47,7 @@ COMMANDS = {
     "convert": convert,
     "parity": parity,
     "bench": bench,
+    "profile": profile,
     "info": info,
 }
 

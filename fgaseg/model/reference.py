@@ -169,19 +169,29 @@ def run_head(head: Head, features: ImageFeatures, texts: Tensor) -> Tensor:
     return out
 
 
+def embed(head: Head, gcs: Tensor, lcs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The fused class maps [T, H, W, D] of S_g and S_l [T, H, W], and the embedded local map."""
+    local = None if lcs is None or head.embed_local is None else head.embed_local(lcs)
+    return fuse(head.fuse, head.embed_global(gcs), local), local
+
+
+def shared_guidance(head: Head, features: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
+    """What all classes of one image share: [H, W, D] for the aggregation, [1, G, 2H, 2W] and [1, G, 4H, 4W] later."""
+    image = F.relu(head.image_guidance(features.embedding))[0].permute(1, 2, 0)
+    early = F.relu(head.early_guidance(head.early_up(features.early)))
+    return image, early, F.relu(head.late_guidance(head.late_up(features.late)))
+
+
 def propagate(head: Head, features: ImageFeatures, texts: Tensor, gcs: Tensor, lcs: Tensor | None) -> Tensor:
     """Aggregation and decoding of one image's maps S_g and S_l [T, H, W]: logits [T, 4H, 4W]; texts V_emb [T, C]."""
-    local = None if lcs is None or head.embed_local is None else head.embed_local(lcs)
-    x = fuse(head.fuse, head.embed_global(gcs), local)
-    image = F.relu(head.image_guidance(features.embedding))[0].permute(1, 2, 0)
+    x, local = embed(head, gcs, lcs)
+    image, early, late = shared_guidance(head, features)
     guidance = F.relu(head.text_guidance(texts.to(head.text_guidance.weight.dtype)))
     pooling = head.config.class_pooling if head.training else head.config.class_pooling_eval
     for layer in cast(Iterable[AggregationLayer], head.layers):
         normed = layer.guidance_norm(image)
         x = swin_block(layer.block2, swin_block(layer.block1, x, normed), normed)
         x = across_classes(layer, x, guidance, pooling)
-    early = F.relu(head.early_guidance(head.early_up(features.early)))
-    late = F.relu(head.late_guidance(head.late_up(features.late)))
     return decoder(head.decoder, x, local, early, late)
 
 

@@ -5,12 +5,16 @@ from .ablations import run_ablations
 from .benchmarks import benchmark_model, benchmark_ops, row_milliseconds
 from .demo import run_demo
 from .parity import run_parity
+from .profiling import ViewProfile, profile_view, random_model
 
 __all__ = [
+    "ViewProfile",
     "ablations",
     "benchmark_model",
     "benchmark_ops",
     "parity",
+    "profile_view",
+    "random_model",
     "row_milliseconds",
     "run_ablations",
     "run_demo",
