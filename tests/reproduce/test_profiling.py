@@ -174,7 +174,7 @@ def test_the_roof_is_at_least_one_product(model):
     begin = time.perf_counter()
     square @ square
     assert rate.per_second > 0.2 * 2 * 512**3 / (time.perf_counter() - begin)
-    assert rate.product in ("matrix product", "3x3 convolution")
+    assert rate.product in ("matrix product", "3x3 convolution", "linear")
 
 
 def test_a_profile_adds_up(model):

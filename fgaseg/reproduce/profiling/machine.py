@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from ...kernels import linear
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -24,11 +26,11 @@ class Rate(NamedTuple):
 
 @cache
 def product_rate(precision: str, device: str = DEVICE) -> Rate:
-    """The machine's roof in "float32", "bfloat16", "float16" or "int8": the fastest of PyTorch's products.
+    """The machine's roof in "float32", "bfloat16", "float16" or "int8": the fastest product at hand.
 
-    On a CPU these go to two libraries, MKL and oneDNN, of which either can be twice as fast as the other: a matrix
-    product, a 3×3 convolution with channels last, and for int8 the product with 32-bit sums. Seconds of work, once in
-    a process. Raises RuntimeError if no product of the precision runs here.
+    On a CPU PyTorch's products go to two libraries, MKL and oneDNN, of which either can be twice as fast as the other.
+    Tried are a matrix product, a 3×3 convolution with channels last and `fgaseg.kernels.linear`; for int8 the product
+    with 32-bit sums. A second or two, once in a process. Raises RuntimeError if no product of the precision runs here.
     """
     best, refused = Rate(0.0, ""), ""
     for name, operations, work in _products(precision, device):
@@ -60,6 +62,8 @@ def _products(precision: str, device: str) -> Iterator[tuple[str, float, Callabl
     )
     operations = 2 * images * side**2 * channels**2 * 9
     yield "3x3 convolution", operations, lambda: F.conv2d(maps, weight, padding=1)
+    rows, out = torch.randn(3 * n, 512, device=device).to(dtype), torch.randn(512, 512, device=device).to(dtype)
+    yield "linear", 2 * 3 * n * 512**2, lambda: linear(rows, out)
 
 
 @cache
