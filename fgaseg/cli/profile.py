@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    from ..model import set_precision
     from ..reproduce import profile_view, random_model
     from .options import load_model
 
@@ -57,7 +58,11 @@ def run(options: argparse.Namespace) -> None:
     if overrides and not options.model:
         raise UsageError(f"{overrides[0]}: overrides the configuration of a model: give one as --model")
     names = _names(options)
-    model = load_model(options.model, overrides, options.device) if options.model else random_model()
+    if options.model:
+        model = load_model(options.model, overrides, options.device, options.precision)
+    else:
+        model = random_model(options.device)
+        set_precision(model, options.precision)
     found = profile_view(model, names, rounds=options.rounds, ops=options.ops)
     if options.json:
         print(json.dumps(found.dump(), indent=1))

@@ -139,6 +139,10 @@ def test_operations_of_the_text_tower(model):
     assert text_gflop(without_values(model), ["cat"]) == pytest.approx(2e-9 * products)
 
 
+def test_operations_are_the_same_in_bfloat16(model):
+    assert counted(tiny_model().to(torch.bfloat16)) == counted(model)
+
+
 def test_counting_changes_nothing(model):
     def state():
         return [(p.device, p.requires_grad, p.data_ptr()) for p in model.parameters()], model.training
@@ -205,8 +209,9 @@ def test_the_command_prints_a_table(saved, capsys):
 def test_the_command_prints_json(saved, capsys, tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     words = ["--model", saved, "--names", str(tmp_path / "names.txt"), "--rounds", "1", "--json", "image_size=32"]
-    assert main(["profile", *words]) == 0
+    assert main(["profile", *words, "--precision", "bfloat16"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert found["machine"]["precision"] == "bfloat16"
     assert found["classes"] == 2 and found["pixels"] == [1, 3, 32, 32] and found["ops"] == []
     assert {stage["stage"] for stage in found["stages"]} == OURS
 

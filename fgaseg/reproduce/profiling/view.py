@@ -13,7 +13,7 @@ from torch import Tensor
 from ...config import ModelConfig
 from ...environment import processor
 from ...inference import evaluation_mode, prediction
-from ...model import FGASeg
+from ...model import FGASeg, usable_device
 from ...vocabulary import ClassNames, Vocabulary
 from .machine import copy_rate, product_rate
 from .stages import REST, stage_gflop, stage_peaks, stage_seconds, text_gflop, without_values
@@ -86,11 +86,15 @@ class ViewProfile(NamedTuple):
         }
 
 
-def random_model() -> FGASeg:
-    """A model of the paper's size, ViT-B/16 at 384×384 in the released preset, with random weights."""
+def random_model(device: str | None = None) -> FGASeg:
+    """A model of the paper's size, ViT-B/16 at 384×384 in the released preset, with random weights.
+
+    device  as of `fgaseg.load`; None: cuda where there is one
+    """
     torch.manual_seed(0)
     encoder = {"name": "ViT-B-16-quickgelu", "pretrained": None}
-    return FGASeg(ModelConfig(preset="released", encoder=encoder)).eval()  # type: ignore[arg-type]
+    model = FGASeg(ModelConfig(preset="released", encoder=encoder))  # type: ignore[arg-type]
+    return model.to(usable_device(device)).eval()
 
 
 @torch.inference_mode()
@@ -104,7 +108,7 @@ def profile_view(
     ops     also list the slowest ops of PyTorch
     photo   height and width of the labels
     """
-    device, precision = model.device.type, str(model.dtype).removeprefix("torch.")
+    device, precision = model.device.type, model.precision
     roof = product_rate("float32" if precision == "float64" else precision, device)
     side = -(-model.config.image_size // model.patch) * model.patch
     pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(model.mean)
