@@ -12,6 +12,7 @@ from torch import Tensor
 from .kernels import Norm, Selection, _dispatch, _library
 from .kernels.class_attention.reference import accumulator
 from .kernels.labels.host import why_no_host
+from .threads import why_fixed
 
 PACKAGES = (
     "fgaseg",
@@ -141,6 +142,7 @@ def collect() -> dict[str, Any]:
             "processor": processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "threads_follow_load": f"no: {why}" if (why := why_fixed()) else "yes: cores used by others are left free",
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "instructions": ", ".join(instruction_sets()) or "not known",
             "torch_cuda": torch.version.cuda or "a build without CUDA",

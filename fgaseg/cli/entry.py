@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import FGASegError, Interrupted
+from ..threads import follow_load
 from . import (
     ablate,
     app,
@@ -51,6 +52,8 @@ COMMANDS = {
     "info": info,
 }
 
+TIMED = ("bench", "profile")  # the number of threads is part of what they measure
+
 # options that a user may look for under another program's or an earlier version's name
 RENAMED = {"--set": "overrides are plain words: key=value", "--weights": "the model is --model"}
 
@@ -63,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parse(arguments)
     try:
-        with _messages_to_stderr():
+        follow = options.command not in TIMED
+        with _messages_to_stderr(), follow_load() if follow else contextlib.nullcontext():
             status: int | None = COMMANDS[options.command].run(options)
             return status or 0
     except KeyboardInterrupt:

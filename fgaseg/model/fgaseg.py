@@ -13,6 +13,7 @@ from ..config import ModelConfig
 from ..data import Bands, ImageSource, ValueRange, read_image
 from ..errors import CheckpointError, EncoderError, VocabularyError
 from ..inference import Result, ScoreRule, note_doubts, predict
+from ..threads import adjust_threads
 from ..vocabulary import ClassNames, Vocabulary
 from ..weights import (
     ConversionReport,
@@ -150,6 +151,7 @@ class FGASeg(nn.Module):
     def forward(self, pixels: Tensor, vocabulary: Vocabulary) -> Output:
         """pixels [B, 3, h, w], normalised (`normalization`), padded to whole patches: H = ceil(h / patch)."""
         texts = self._check(pixels, vocabulary)
+        adjust_threads()
         out: Output = self.head(self.image_encoder(pixels.to(self.dtype)), texts)
         return out if vocabulary.counts is None else out.of_classes(vocabulary.counts)
 
@@ -160,6 +162,7 @@ class FGASeg(nn.Module):
         `class_maps_budget`.
         """
         texts = self._check(pixels, vocabulary)
+        adjust_threads()
         # on a CPU, a batch takes more memory and no less time than its images one by one
         pixels = pixels.to(self.dtype)
         encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import with_background
+from ..threads import adjust_threads
 from ..vocabulary import ClassNames, Vocabulary, check_names
 from .encoders import Encoder
 from .precision import full_precision
@@ -115,6 +116,7 @@ class TextEncoder:
         return str(samples.device), samples.dtype, seen, values
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
+        adjust_threads()
         subjects = [self.subject(prompt) for prompt in prompts]
         unique = {s: i for i, s in enumerate(dict.fromkeys(subjects))}
         embeddings = torch.stack([self._prompts([t.format(s) for s in unique]) for t in self.templates]).mean(0)

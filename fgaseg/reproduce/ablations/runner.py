@@ -21,6 +21,7 @@ from ...errors import NotFiniteError, TrainingError, UsageError
 from ...evaluation import FIGURES
 from ...files import atomic_write
 from ...model import FGASeg
+from ...threads import fixed_threads
 from ...training import train
 from ..demo import validation_scores
 from .jobs import Job, base_config, plan_jobs
@@ -159,10 +160,8 @@ def milliseconds(model: FGASeg, data: Any, device: str, count: int = 30) -> floa
     """
     photos = [data[index]["image"] for index in range(min(count, len(data)))]
     vocabulary, on_gpu = model.encode(data.names), device.startswith("cuda")
-    clock, threads = time.perf_counter if on_gpu else time.process_time, torch.get_num_threads()
-    torch.set_num_threads(1)
-    rounds = []
-    try:
+    clock, rounds = time.perf_counter if on_gpu else time.process_time, []
+    with fixed_threads(1):
         for _ in range(3):
             began = clock()
             for photo in photos:
@@ -170,8 +169,6 @@ def milliseconds(model: FGASeg, data: Any, device: str, count: int = 30) -> floa
             if on_gpu:
                 torch.cuda.synchronize()
             rounds.append(clock() - began)
-    finally:
-        torch.set_num_threads(threads)
     return 1000 * min(rounds) / len(photos)
 
 
