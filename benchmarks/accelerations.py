@@ -30,7 +30,7 @@ from fgaseg.kernels.window_attention.reference import window_attention_reference
 from fgaseg.model import ClassSelector, Output
 from fgaseg.model import reference as plain
 from fgaseg.model.aggregation import ClassAttention
-from fgaseg.model.decoder import SharedGuidanceConv
+from fgaseg.model.decoder import UpStage
 from fgaseg.model.packed_maps import PIXELS_PER_CHUNK, PackedMaps
 from fgaseg.training.losses import segmentation_losses
 
@@ -132,15 +132,14 @@ class Cases:
         return name, lambda: plain.fuse(fuse, self.x, local), lambda: fuse(self.x, local)
 
     def decoder(self) -> Row:
-        part: SharedGuidanceConv = self.head.decoder.stage1.conv1
-        size = 2 * self.grid
-        x = torch.randn(self.rows, part.inputs, size, size)
-        guidance = torch.randn(1, part.conv.in_channels - part.inputs, size, size)
-
-        def copies() -> Tensor:
-            return part.conv(torch.cat([x, guidance.expand(len(x), -1, -1, -1)], dim=1))
-
-        return "decoder guidance convolved once", copies, lambda: part(x, part.project(guidance))
+        stage: UpStage = self.head.decoder.stage1
+        guidance = torch.randn(1, stage.conv1.conv.in_channels - stage.conv1.inputs, 2 * self.grid, 2 * self.grid)
+        name = "decoder stage in one op, guidance convolved once"
+        return (
+            name,
+            lambda: plain.up_stage(stage, self.x, guidance),
+            lambda: stage(self.x, stage.conv1.project(guidance)),
+        )
 
     def tail(self) -> Row:
         logits = torch.randn(1, self.rows, 4 * self.grid, 4 * self.grid)

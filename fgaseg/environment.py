@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import Norm, Selection, _dispatch, _library
+from .kernels import Norm, Selection, UpWeights, _dispatch, _library
 from .kernels.class_attention.reference import accumulator
 from .kernels.labels.host import why_no_host
 from .threads import why_fixed
@@ -43,6 +43,14 @@ def _class_lookup_args(new: Callable[..., Tensor], device: str) -> tuple:
     return new(3, 2, 4), new(3, 4), summary, total, torch.tensor([0, 3], device=device), 2, 1e-6
 
 
+def _up_stage_args(new: Callable[..., Tensor], device: str) -> tuple:
+    scale, shift = new(4), new(4)
+    weights = UpWeights(
+        new(5, 3, 2, 2), new(3), new(4, 3, 3, 3), scale, shift, new(4, 4, 3, 3), scale, shift
+    )  # fmt: skip
+    return new(2, 3, 3, 5), new(1, 6, 6, 4), weights, 2
+
+
 # The arguments of one representative call of each op: small, because only dtype and device decide the backend.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "kernel_softmax": lambda new, device: (new(1, 64, 18), 3, "taps"),  # fewer elements are left to PyTorch
@@ -54,6 +62,7 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "class_summary": _class_summary_args,
     "class_lookup": _class_lookup_args,
     "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
+    "up_stage": _up_stage_args,
     "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
     "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
     "linear": lambda new, device: (new(3, 4), new(5, 4), new(5)),

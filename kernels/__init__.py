@@ -12,12 +12,14 @@ from .lcs_conv import lcs_conv
 from .lcs_conv_from_text import lcs_conv_from_text
 from .linear import Norm, linear, mlp
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
+from .up_stage import UpWeights, up_stage
 from .upsample_argmax import upsample_argmax, upsample_argmax_windows
 from .window_attention import window_attention
 
 __all__ = [
     "Norm",
     "Selection",
+    "UpWeights",
     "class_attention",
     "class_lookup",
     "class_summary",
@@ -34,6 +36,7 @@ __all__ = [
     "remap_labels",
     "scatter_classes",
     "topk_classes",
+    "up_stage",
     "upsample_argmax",
     "upsample_argmax_windows",
     "window_attention",

@@ -3,14 +3,18 @@
 Class maps are rows [N, H, W, D], channels last; image guidance is joined without copying it to the rows.
 """
 
+from typing import cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels import UpWeights, up_stage
 from .supplement import Fusion
 
 
 class SharedGuidanceConv(nn.Module):
-    """conv3×3 without bias on [x; guidance], whose guidance term is computed once per image by `project`."""
+    """conv3×3 without bias on [x; guidance]: W[x; g] = W_x x + W_g g, the second term computed once per image."""
 
     def __init__(self, inputs: int, guidance: int, outputs: int):
         super().__init__()
@@ -18,22 +22,18 @@ class SharedGuidanceConv(nn.Module):
         self.conv = nn.Conv2d(inputs + guidance, outputs, 3, padding=1, bias=False)
 
     def project(self, guidance: Tensor) -> Tensor:
-        """[B, guidance, H, W] → [B, outputs, H, W]."""
-        return F.conv2d(guidance, self.conv.weight[:, self.inputs :], padding=1)
+        """W_g g: [B, guidance, H, W] → [B, outputs, H, W], channels last in memory."""
+        projected = F.conv2d(guidance, self.conv.weight[:, self.inputs :], padding=1)
+        return projected.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, projected: Tensor) -> Tensor:
-        """x [B·T, inputs, H, W], projected guidance [B, outputs, H, W]."""
-        x = F.conv2d(x, self.conv.weight[:, : self.inputs], padding=1)
-        x.unflatten(0, (len(projected), -1)).add_(projected[:, None])
-        return x
+    @property
+    def weight(self) -> Tensor:
+        """W_x [outputs, inputs, 3, 3]."""
+        return self.conv.weight[:, : self.inputs]
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16, channels)
-
-
-def _relu(x: Tensor) -> Tensor:
-    return F.relu(x, inplace=True)  # x is the output of a norm: nothing else reads it and no gradient needs it
 
 
 class UpStage(nn.Module):
@@ -49,8 +49,7 @@ class UpStage(nn.Module):
 
     def forward(self, x: Tensor, projected: Tensor) -> Tensor:
         """x [B·T, H, W, inputs], guidance as `conv1.project` gives it [B, outputs, 2H, 2W] → [B·T, 2H, 2W, outputs]."""
-        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)), projected)))
-        return _relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+        return _run(self, x, projected.permute(0, 2, 3, 1))
 
 
 class LocalUp(nn.Module):
@@ -65,8 +64,14 @@ class LocalUp(nn.Module):
         self.norm2 = _norm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _relu(self.norm1(self.conv1(self.up(x.permute(0, 3, 1, 2)))))
-        return _relu(self.norm2(self.conv2(x))).permute(0, 2, 3, 1)
+        return _run(self, x, None)
+
+
+def _run(stage: UpStage | LocalUp, x: Tensor, guidance: Tensor | None) -> Tensor:
+    norm1, norm2 = stage.norm1, stage.norm2
+    norms = (norm1.weight, norm1.bias, stage.conv2.weight, norm2.weight, norm2.bias)
+    weights = UpWeights(stage.up.weight, cast(Tensor, stage.up.bias), stage.conv1.weight, *norms)
+    return up_stage(x, guidance, weights, norm1.num_groups, norm1.eps)
 
 
 class MapHead(nn.Module):

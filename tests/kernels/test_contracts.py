@@ -74,6 +74,20 @@ def window_attention_ops() -> Iterator[OpCall]:
     yield "window_attention_backward", (random(4, 3, 4, 4), *detached(args), 2, 2, 1)
 
 
+def up_stage_call(rows: int, images: int, h: int, w: int) -> list[Tensor]:
+    """In float32: there is no kernel for float64."""
+    c, p, n = 13, 11, 18
+    weights = [(c, p, 2, 2), (p,), (n, p, 3, 3), (n,), (n,), (n, n, 3, 3), (n,), (n,)]
+    sizes = [(rows, h, w, c), (images, 2 * h, 2 * w, n), *weights]
+    return [random(*size, seed=seed).float() for seed, size in enumerate(sizes)]
+
+
+def up_stage_ops() -> Iterator[OpCall]:
+    x, guidance, *weights = up_stage_call(2, 1, 3, 2)
+    yield "up_stage", (x, guidance, *weights, 2, 1e-5)
+    yield "up_stage", (x, None, *weights, 2, 1e-5)
+
+
 def class_attention_ops() -> Iterator[OpCall]:
     """One image has no rows."""
     (q, k, v, *guidance), offsets = leaves(*[(5, 3, 8)] * 3, *[(5, 8)] * 2), torch.tensor([0, 3, 3, 5])
@@ -110,9 +124,10 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "linear": (linear_ops, []),
     "window_attention": (window_attention_ops, []),
     "class_attention": (class_attention_ops, []),
+    "up_stage": (up_stage_ops, []),
 }
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
-CPU_ONLY = {"linear", "mlp"}
+CPU_ONLY = {"linear", "mlp", "up_stage"}
 # what is slow to trace, or to run in Triton's interpreter
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 

@@ -6,13 +6,15 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from accuracy import check_error
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
 
 import fgaseg.training.losses
 from fgaseg.config import LossConfig
+from fgaseg.model import reference as plain
 from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock
 from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
-from fgaseg.model.decoder import SharedGuidanceConv
+from fgaseg.model.decoder import LocalUp, UpStage
 from fgaseg.model.encoders.image_tower import resized_positions
 from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.head import Output
@@ -35,9 +37,29 @@ def test_guided_linear_is_a_linear_layer_on_both():
 
 
 def test_shared_convolution_is_a_convolution_of_both():
-    layer = SharedGuidanceConv(4, 3, 5).double()
-    x, guidance = rand(6, 4, 8, 9), rand(2, 3, 8, 9, seed=1)
-    same(layer(x, layer.project(guidance)), layer.conv(torch.cat([x, guidance.repeat_interleave(3, 0)], 1)))
+    """In a decoder stage, for the three classes of each of two images."""
+    stage = UpStage(20, 3, 16).double()
+    x, guidance = rand(6, 4, 5, 20), rand(2, 3, 8, 10, seed=1)
+    by_image = [plain.up_stage(stage, rows, g[None]) for rows, g in zip(x.split(3), guidance, strict=True)]
+    same(stage(x, stage.conv1.project(guidance)), torch.cat(by_image))
+
+
+@torch.no_grad()
+def test_decoder_stages_in_single_precision():
+    """Without gradients they run in the op up_stage, with Winograd's convolutions."""
+    stage, local = UpStage(40, 8, 32), LocalUp(40, 32)
+    x, guidance = rand(6, 5, 7, 40), rand(2, 8, 10, 14, seed=1)
+
+    def results(dtype: torch.dtype, own: bool) -> list[torch.Tensor]:
+        up, low, rows, guides = stage.to(dtype), local.to(dtype), x.to(dtype), guidance.to(dtype)
+        if own:
+            return [up(rows, up.conv1.project(guides)), low(rows)]
+        by_image = [plain.up_stage(up, r, g[None]) for r, g in zip(rows.split(3), guides, strict=True)]
+        return [torch.cat(by_image), plain.local_up(low, rows)]
+
+    exact, torchs, got = results(torch.float64, False), results(torch.float32, False), results(torch.float32, True)
+    for mine, theirs, right in zip(got, torchs, exact, strict=True):
+        check_error(mine, theirs, right, torch.float32)
 
 
 def by_images(layer, x, guidance):

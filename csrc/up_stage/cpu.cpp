@@ -1,0 +1,303 @@
+// up_stage on a CPU: a transposed convolution and two [3x3 convolution, GroupNorm, ReLU] in three passes over the maps.
+//
+//  1. y1 = conv1(up(x)) + guidance: the rows of up(x) are computed where the convolution reads them
+//  2. y2 = conv2(relu(norm1(y1))): normalised where the convolution reads them
+//  3. relu(norm2(y2))
+//
+// A pass is parallel over pairs of rows of all maps, so that few maps use many cores. The means and variances that a
+// norm needs are added up pair by pair, in an order that does not depend on the threads.
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "winograd.h"
+
+namespace fgaseg {
+namespace {
+
+// Mean and sum of squared differences from it, of all values of a group in two rows.
+struct Moments {
+  double mean, squares;
+};
+
+struct Stage {
+  int64_t maps, maps_per_image, height, width, inputs, middle, outputs, groups;  // height and width of x
+  Convolution first, second;
+  const float *x, *up_weight, *up_bias, *guidance;
+  int64_t pairs() const { return height; }  // of rows of the result
+  int64_t row_size() const { return 2 * width * outputs; }
+};
+
+// f(value) summed over the pixels of the `count` channels from `first` on, y [pixels][channels], pixels a multiple of 4.
+template <class F>
+FGASEG_INLINE void over_pixels(const float* y, int64_t pixels, int64_t channels, int64_t first, int64_t count,
+                               float* sums, const F& f) {
+  constexpr int64_t L = LANES<float>;
+  if (count < L) {
+    for (int64_t c = first; c < first + count; ++c) {
+      sums[c] = 0;
+      for (int64_t i = 0; i < pixels; ++i) sums[c] += f(y[i * channels + c], c);
+    }
+    return;
+  }
+  float parts[4][L] = {};  // four chains of additions, kept in registers
+  for (int64_t i = 0; i < pixels; i += 4)
+    _Pragma("GCC unroll 4") for (int64_t k = 0; k < 4; ++k)
+      _Pragma("omp simd") for (int64_t j = 0; j < L; ++j)
+        parts[k][j] += f(y[(i + k) * channels + first + j], first + j);
+  _Pragma("omp simd") for (int64_t j = 0; j < L; ++j)
+    sums[first + j] = (parts[0][j] + parts[1][j]) + (parts[2][j] + parts[3][j]);
+}
+
+// Of every group over two rows: first the means, then the squared differences from them, which cannot cancel.
+FGASEG_INLINE void moments(const float* y, int64_t pixels, int64_t channels, int64_t groups, float* sums, Moments* to) {
+  float *means = sums, *squares = sums + channels;
+  for (int64_t c = 0; c < channels; c += LANES<float>) {
+    const int64_t count = std::min(LANES<float>, channels - c);
+    over_pixels(y, pixels, channels, c, count, means, [](float x, int64_t) FGASEG_LAMBDA { return x; });
+    for (int64_t j = c; j < c + count; ++j) means[j] /= pixels;
+    over_pixels(y, pixels, channels, c, count, squares, [means](float x, int64_t j) FGASEG_LAMBDA {
+      return (x - means[j]) * (x - means[j]);
+    });
+  }
+  const int64_t size = channels / groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    double mean = 0, sum = 0;
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) mean += means[c];
+    mean /= size;
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) sum += squares[c] + pixels * (means[c] - mean) * (means[c] - mean);
+    to[g] = {mean, sum};
+  }
+}
+
+// GroupNorm of a map from the moments of its pairs of rows, as y -> scale * y + shift for every channel.
+void affine(const Moments* parts, const Stage& s, const float* weight, const float* bias, double eps, float* scale,
+            float* shift) {
+  const int64_t size = s.outputs / s.groups, count = s.pairs();
+  const double values = 4.0 * s.width * size;  // of a group in two rows
+  for (int64_t g = 0; g < s.groups; ++g) {
+    double mean = 0, squares = 0;
+    for (int64_t i = 0; i < count; ++i) mean += parts[i * s.groups + g].mean;
+    mean /= count;
+    for (int64_t i = 0; i < count; ++i) {
+      const double d = parts[i * s.groups + g].mean - mean;
+      squares += parts[i * s.groups + g].squares + values * d * d;
+    }
+    const double inverse = 1 / std::sqrt(squares / (values * count) + eps);
+    for (int64_t c = g * size; c < (g + 1) * size; ++c) {
+      scale[c] = weight[c] * inverse;
+      shift[c] = bias[c] - mean * inverse * weight[c];
+    }
+  }
+}
+
+FGASEG_INLINE void normalise(const float* from, const float* scale, const float* shift, int64_t pixels, int64_t channels,
+                             float* to, int64_t pitch) {
+  for (int64_t i = 0; i < pixels; ++i)
+    _Pragma("omp simd") for (int64_t c = 0; c < channels; ++c) {
+      const float y = scale[c] * from[i * channels + c] + shift[c];
+      to[i * pitch + c] = 0 > y ? 0 : y;  // NaN stays
+    }
+}
+
+// Scratch memory of one thread: the last four input rows of a convolution, and what a row of tiles needs.
+struct Work {
+  explicit Work(const Convolution& conv, int64_t outputs)
+      : row((conv.width + 2) * conv.inputs),
+        rows_(4 * row),
+        v_(PLANES * conv.plane()),
+        m_(PLANES * ROWS_OF_TILE * COLUMNS),
+        sums_(2 * outputs) {}
+  float* ring(int64_t y) { return rows_.data() + (y & 3) * row; }  // y from -1
+  int64_t row;
+  float *v() { return v_.data(); }
+  float *m() { return m_.data(); }
+  float *sums() { return sums_.data(); }
+
+ private:
+  Aligned<float> rows_, v_, m_, sums_;
+};
+
+// A row of up(x), with an empty pixel before it and behind it.
+FGASEG_INLINE void up_row(const Stage& s, int64_t map, int64_t y, Work& w) {
+  float* to = w.ring(y) + s.first.inputs;
+  const int64_t columns = 2 * s.first.inputs;  // both pixels that come from one
+  const float* x = s.x + (map * s.height + y / 2) * s.width * s.inputs;
+  for (int64_t n = 0; n < columns; n += COLUMNS) {
+    const float* panel = s.up_weight + ((y & 1) * columns + n) * s.inputs;
+    for_tiles(s.width, [&](int64_t i, int64_t count) FGASEG_LAMBDA {
+      multiply(count, x + i * s.inputs, s.inputs, panel, s.inputs, w.m(), COLUMNS);
+      for (int64_t r = 0; r < count; ++r)
+        _Pragma("omp simd") for (int64_t c = 0; c < COLUMNS; ++c) to[(i + r) * columns + n + c] =
+            w.m()[r * COLUMNS + c] + s.up_bias[n + c];
+    });
+  }
+}
+
+// The convolution of pairs of rows [begin, end) of all maps; load(map, y) puts row y of the input into the ring.
+template <class Load>
+FGASEG_INLINE void pass(const Stage& s, const Convolution& conv, const float* guidance, int64_t begin, int64_t end,
+                        Work& w, const Load& load, float* y, Moments* parts) {
+  const int64_t pairs = s.pairs(), size = 2 * s.row_size();
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t map = i / pairs, pair = i % pairs;
+    const bool continues = i > begin && pair > 0;
+    const float* rows[4];
+    for (int64_t k = 0; k < 4; ++k) {
+      const int64_t row = 2 * pair - 1 + k;
+      rows[k] = w.ring(row);
+      if (continues && k < 2) continue;
+      if (row < 0 || row >= 2 * pairs)
+        std::fill(w.ring(row), w.ring(row) + w.row, 0.0f);
+      else
+        load(map, row);
+    }
+    const float* g = guidance ? guidance + (map / s.maps_per_image * pairs + pair) * size : nullptr;
+    convolve(rows, conv, g, w.v(), w.m(), y + i * size);
+    moments(y + i * size, 2 * conv.width, s.outputs, s.groups, w.sums(), parts + i * s.groups);
+  }
+}
+
+FGASEG_CLONES void first_pass(const Stage& s, int64_t begin, int64_t end, Work& w, float* y, Moments* parts) {
+  pass(s, s.first, s.guidance, begin, end, w, [&](int64_t map, int64_t row) FGASEG_LAMBDA { up_row(s, map, row, w); }, y, parts);
+}
+
+FGASEG_CLONES void second_pass(const Stage& s, const float* y1, const float* scale, const float* shift, int64_t begin,
+                               int64_t end, Work& w, float* y, Moments* parts) {
+  pass(s, s.second, nullptr, begin, end, w, [&](int64_t map, int64_t row) FGASEG_LAMBDA {
+    normalise(y1 + (map * 2 * s.pairs() + row) * s.row_size(), scale + map * s.outputs, shift + map * s.outputs,
+              2 * s.width, s.outputs, w.ring(row) + s.second.inputs, s.second.inputs);
+  }, y, parts);
+}
+
+FGASEG_CLONES void last_pass(const Stage& s, const float* scale, const float* shift, int64_t begin, int64_t end,
+                             float* y) {
+  const int64_t size = 2 * s.row_size();
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t map = i / s.pairs();
+    normalise(y + i * size, scale + map * s.outputs, shift + map * s.outputs, 4 * s.width, s.outputs, y + i * size, s.outputs);
+  }
+}
+
+FGASEG_CLONES void transform_weights(const float* weight, int64_t stride, const Convolution& conv, int64_t inputs,
+                                     int64_t begin, int64_t end, float* to) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = i / inputs * LANES<float>, c = i % inputs;
+    transform_weight(weight, stride, conv, first, c, to + first / COLUMNS * conv.panel_size() + c * COLUMNS + first % COLUMNS);
+  }
+}
+
+void pack_conv(const Tensor& weight, Convolution& conv, Aligned<float>& to) {
+  const int64_t inputs = weight.size(1), vectors = whole_vectors(conv.outputs, LANES<float>) / LANES<float>;
+  torch::stable::parallel_for(0, vectors * inputs, 16, [&](int64_t begin, int64_t end) {
+    transform_weights(data<float>(weight), weight.stride(0), conv, inputs, begin, end, to.data());
+  });
+  conv.weight = to.data();
+}
+
+// [inputs, middle, 2, 2] -> [2 of y][panels][inputs][32], the columns of a y ordered [2 of x][middle, padded]
+FGASEG_CLONES void pack_up(const float* weight, const Stage& s, int64_t begin, int64_t end, float* to) {
+  const int64_t padded = s.first.inputs;
+  for (int64_t k = begin; k < end; ++k)
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t c = 0; c < s.middle; c += LANES<float>) {
+        const int64_t column = i / 2 * 2 * padded + i % 2 * padded + c, panel = column / COLUMNS;
+        float* at = to + (panel * s.inputs + k) * COLUMNS + column % COLUMNS;
+        const float* from = weight + (k * s.middle + c) * 4 + i;
+        if (c + LANES<float> <= s.middle)
+          _Pragma("omp simd") for (int64_t j = 0; j < LANES<float>; ++j) at[j] = from[4 * j];
+        else
+          for (int64_t j = 0; j < s.middle - c; ++j) at[j] = from[4 * j];
+      }
+}
+
+// x in float32, with contiguous taps of every kernel.
+Tensor kernels_of(const Tensor& weight) {
+  const Tensor y = weight.scalar_type() == ScalarType::Float ? weight : torch::stable::to(weight, ScalarType::Float);
+  return y.stride(3) == 1 && y.stride(2) == 3 && y.stride(1) == 9 ? y : torch::stable::contiguous(y);
+}
+
+// The parameters in float32, and in the forms in which they are multiplied.
+struct Weights {
+  Tensor up, up_bias, conv1, norm1, norm1_bias, conv2, norm2, norm2_bias;
+  Aligned<float> up_panels, up_biases, panels1, panels2;
+
+  Weights(const Tensor& up_, const Tensor& up_bias_, const Tensor& conv1_, const Tensor& norm1_,
+          const Tensor& norm1_bias_, const Tensor& conv2_, const Tensor& norm2_, const Tensor& norm2_bias_, Stage& s)
+      : up(prepared(up_)),
+        up_bias(prepared(up_bias_)),
+        conv1(kernels_of(conv1_)),
+        norm1(prepared(norm1_)),
+        norm1_bias(prepared(norm1_bias_)),
+        conv2(kernels_of(conv2_)),
+        norm2(prepared(norm2_)),
+        norm2_bias(prepared(norm2_bias_)),
+        up_panels(4 * s.first.inputs * s.inputs),
+        up_biases(2 * s.first.inputs),
+        panels1(s.first.panels() * s.first.panel_size()),
+        panels2(s.second.panels() * s.second.panel_size()) {
+    pack_conv(conv1, s.first, panels1);
+    pack_conv(conv2, s.second, panels2);
+    torch::stable::parallel_for(0, s.inputs, 16, [&](int64_t begin, int64_t end) {
+      pack_up(data<float>(up), s, begin, end, up_panels.data());
+    });
+    const float* bias = data<float>(up_bias);
+    for (int64_t i = 0; i < 2; ++i) std::copy(bias, bias + s.middle, up_biases.data() + i * s.first.inputs);
+    s.up_weight = up_panels.data(), s.up_bias = up_biases.data();
+  }
+};
+
+Stage stage_of(const Tensor& x, const Tensor& guidance, const Tensor& conv1, int64_t groups) {
+  Stage s{};
+  s.maps = x.size(0), s.height = x.size(1), s.width = x.size(2), s.inputs = x.size(3);
+  s.outputs = conv1.size(0), s.middle = conv1.size(1), s.groups = groups;
+  s.first = {2 * s.width, whole_vectors(s.middle, LANES<float>), s.outputs, nullptr};
+  s.second = {2 * s.width, whole_vectors(s.outputs, LANES<float>), s.outputs, nullptr};
+  s.x = data<float>(x);
+  s.maps_per_image = s.maps;
+  if (guidance.defined()) {
+    s.guidance = data<float>(guidance);
+    s.maps_per_image = s.maps / std::max<int64_t>(guidance.size(0), 1);
+  }
+  return s;
+}
+
+Tensor up_stage(const Tensor& x_, std::optional<Tensor> guidance_, const Tensor& up_weight, const Tensor& up_bias,
+                const Tensor& weight1, const Tensor& norm1_weight, const Tensor& norm1_bias, const Tensor& weight2,
+                const Tensor& norm2_weight, const Tensor& norm2_bias, int64_t groups, double eps) {
+  const Tensor x = prepared(x_), guidance = guidance_ ? prepared(*guidance_) : Tensor();
+  Stage s = stage_of(x, guidance, weight1, groups);
+  Weights w(up_weight, up_bias, weight1, norm1_weight, norm1_bias, weight2, norm2_weight, norm2_bias, s);
+  Tensor y1 = torch::stable::new_empty(x, {s.maps, 2 * s.height, 2 * s.width, s.outputs});
+  Tensor y2 = torch::stable::new_empty(x, {s.maps, 2 * s.height, 2 * s.width, s.outputs});
+  float *maps1 = mutable_data<float>(y1), *maps2 = mutable_data<float>(y2);
+  const int64_t rows = s.maps * s.pairs();
+  std::vector<Moments> parts(rows * groups);
+  std::vector<float> scale(s.maps * s.outputs), shift(s.maps * s.outputs);
+  const auto norm = [&](const Tensor& weight, const Tensor& bias) {
+    for (int64_t map = 0; map < s.maps; ++map)
+      affine(parts.data() + map * s.pairs() * groups, s, data<float>(weight), data<float>(bias), eps,
+             scale.data() + map * s.outputs, shift.data() + map * s.outputs);
+  };
+  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    Work work(s.first, s.outputs);
+    first_pass(s, begin, end, work, maps1, parts.data());
+  });
+  norm(w.norm1, w.norm1_bias);
+  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    Work work(s.second, s.outputs);
+    second_pass(s, maps1, scale.data(), shift.data(), begin, end, work, maps2, parts.data());
+  });
+  norm(w.norm2, w.norm2_bias);
+  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+    last_pass(s, scale.data(), shift.data(), begin, end, maps2);
+  });
+  return finished(y2, x_);
+}
+
+}  // namespace
+}  // namespace fgaseg
+
+STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+  m.impl("up_stage_cpp", TORCH_BOX(&fgaseg::up_stage));
+}
