@@ -21,7 +21,10 @@ class ClassSums(NamedTuple):
     total: Tensor  # [B, P, heads, d]
 
     def plus(self, other: "ClassSums") -> "ClassSums":
-        return ClassSums(self.summary + other.summary, self.total + other.total)
+        """The sums of both; without gradients in the memory of these."""
+        if torch.is_grad_enabled():
+            return ClassSums(self.summary + other.summary, self.total + other.total)
+        return ClassSums(self.summary.add_(other.summary), self.total.add_(other.total))
 
 
 class PackedLinear(NamedTuple):

@@ -6,10 +6,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ...kernels import linear
 
 TERMS = {"qq": (0,), "csa": (0, 1)}  # which of (q, k) a self-correlation compares with itself
+
+
+class Linear(nn.Linear):
+    """nn.Linear by the op `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+def use_fused_linears(module: nn.Module) -> None:
+    """Make every plain linear layer of a module, which a library has built, a `Linear`. Its weights stay its own."""
+    for layer in module.modules():
+        if type(layer) in (nn.Linear, NonDynamicallyQuantizableLinear):
+            layer.__class__ = Linear
 
 
 def self_correlation(q: Tensor, k: Tensor, v: Tensor, rule: str, scale: float | None = None) -> Tensor:

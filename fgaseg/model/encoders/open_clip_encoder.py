@@ -17,6 +17,7 @@ from ...config import EncoderConfig
 from ...data import CLIP_MEAN, CLIP_STD
 from ...errors import EncoderError
 from .architecture import Request, resolve
+from .attention import use_fused_linears
 from .clip_vit import ClipViT
 from .eva import EVA, PerceptionEncoder
 from .image_tower import ImageTower, Unsupported
@@ -47,6 +48,7 @@ class OpenClipEncoder(Encoder):
         self.image_tower: ImageTower = family(self.module.visual)
         self.image_tower.separate()
         self.text_tower.separate()
+        use_fused_linears(self.module)
         self._check_channels()
         if path is not None:
             load_towers(self.module, path)

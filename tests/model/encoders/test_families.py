@@ -233,3 +233,9 @@ def test_an_encoder_can_be_copied(tokenizer):
     ours = small_encoder("SigLIP", tokenizer)
     twin = copy.deepcopy(ours)
     assert twin.image_tower.blocks[0] is twin.module.visual.trunk.blocks[0] is not ours.image_tower.blocks[0]
+
+
+@FAMILIES
+def test_no_linear_layer_is_left_to_the_slow_product(family, tokenizer):
+    encoder = small_encoder(family, tokenizer)
+    assert not [name for name, layer in encoder.module.named_modules() if type(layer) is torch.nn.Linear]
