@@ -11,6 +11,7 @@ from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
 from .lcs_conv_from_text import lcs_conv_from_text
 from .linear import Norm, linear, mlp
+from .map_conv import embed_maps, score_maps
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
 from .up_stage import UpWeights, up_stage
 from .upsample_argmax import upsample_argmax, upsample_argmax_windows
@@ -25,6 +26,7 @@ __all__ = [
     "class_summary",
     "cosine_cost_volume",
     "decode_runs",
+    "embed_maps",
     "encode_runs",
     "explain",
     "gather_classes",
@@ -35,6 +37,7 @@ __all__ = [
     "mlp",
     "remap_labels",
     "scatter_classes",
+    "score_maps",
     "topk_classes",
     "up_stage",
     "upsample_argmax",

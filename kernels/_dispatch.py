@@ -150,6 +150,11 @@ def warn_fallback(op: str, reasons: str) -> None:
         warnings.warn(text, stacklevel=4)
 
 
+def differentiated(*args: Tensor | None) -> bool:
+    """Whether a gradient of any of these will be asked for."""
+    return torch.is_grad_enabled() and any(arg is not None and arg.requires_grad for arg in args)
+
+
 def check_same(op: str, **named: Tensor) -> None:
     """Raises TypeError or ValueError unless all tensors share one floating dtype and one device."""
     (first, reference), *others = named.items()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import UpWeights, up_stage
+from ..kernels import UpWeights, score_maps, up_stage
 from .supplement import Fusion
 
 
@@ -82,7 +82,7 @@ class MapHead(nn.Module):
         self.conv = nn.Conv2d(inputs, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x.permute(0, 3, 1, 2))[:, 0]
+        return score_maps(x, self.conv.weight, cast(Tensor, self.conv.bias))
 
 
 class Decoder(nn.Module):

@@ -1,8 +1,10 @@
 """Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
 
+from typing import cast
+
 from torch import Tensor, nn
 
-from ..kernels import lcs_conv_from_text, linear
+from ..kernels import embed_maps, lcs_conv_from_text, linear
 from .precision import KeptInFloat32
 
 
@@ -47,4 +49,5 @@ class MapEmbedding(nn.Module):
         self.conv = nn.Conv2d(1, hidden, 7, padding=3)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return self.conv(maps[:, None].to(self.conv.weight.dtype)).permute(0, 2, 3, 1).contiguous()
+        weight = self.conv.weight
+        return embed_maps(maps.to(weight.dtype), weight, cast(Tensor, self.conv.bias))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import LayerNorm
 from torch.utils.checkpoint import checkpoint
 
-from .._dispatch import check_same, dispatch, register
+from .._dispatch import check_same, differentiated, dispatch, register
 from .._library import define, register_autograd
 from .reference import activate, linear_reference, mlp_reference
 
@@ -118,10 +118,6 @@ def _left_to_pytorch(x: Tensor, backend: str) -> bool:
     return x.device.type != "cpu" or x.dtype not in COMPILED or torch.is_autocast_enabled("cpu")
 
 
-def _differentiated(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-
-
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -160,7 +156,7 @@ def linear(
         return linear_reference(x, weight, bias, scale, shift, eps, activation, residual)
     named = {"x": x, "weight": weight, "bias": bias, "norm.weight": scale, "norm.bias": shift, "residual": residual}
     check_same("linear", **{name: tensor for name, tensor in named.items() if tensor is not None})
-    if _differentiated(*named.values()):
+    if differentiated(*named.values()):
         plain = x if norm is None else F.layer_norm(x, x.shape[-1:], scale, shift, eps)
         y = activate(_rows_through(plain, backend, weight, bias, None, None, 0.0, "none", None), activation)
         return y if residual is None else y + residual
@@ -208,12 +204,12 @@ def mlp(
         expected = [x.shape[-1], weight1.shape[0]]
         raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
     _check_vector("mlp", "bias2", bias2, x.shape[-1])
-    if _left_to_pytorch(x, backend) and not _differentiated(x, *norm[:2], weight1, weight2):
+    if _left_to_pytorch(x, backend) and not differentiated(x, *norm[:2], weight1, weight2):
         return mlp_reference(x, *norm, weight1, bias1, weight2, bias2, activation)
     if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
         named = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
         check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
-    if _differentiated(x, *norm[:2], weight1, bias1, weight2, bias2):
+    if differentiated(x, *norm[:2], weight1, bias1, weight2, bias2):
         hidden = linear(x, weight1, bias1, norm=norm, backend=backend)
 
         def rest(hidden: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, differentiated, dispatch, register, under_autocast
 from .._library import define
 from .reference import up_stage_reference
 
@@ -105,13 +105,13 @@ def up_stage(
     """
     _check_shapes(x, guidance, weights, groups)
     args = (x, guidance, *weights)
-    differentiated = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in args)
-    by_choice = differentiated or x.device.type not in ("cpu", "meta") or x.dtype == torch.float64  # not a fallback
+    grad = differentiated(*args)
+    by_choice = grad or x.device.type not in ("cpu", "meta") or x.dtype == torch.float64  # not a fallback
     if backend == "auto" and by_choice:
         backend = "reference"
     if backend == "reference":
         return up_stage_reference(*args, groups, eps)
-    if differentiated:
+    if grad:
         raise RuntimeError(f"up_stage: backend='{backend}' has no gradient; use 'auto', 'reference' or torch.no_grad()")
     (x, *rest), no_more_casts = under_autocast(x, *weights, *([] if guidance is None else [guidance]))
     weights, guidance = UpWeights(*rest[: len(weights)]), None if guidance is None else rest[-1]

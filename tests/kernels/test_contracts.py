@@ -88,6 +88,11 @@ def up_stage_ops() -> Iterator[OpCall]:
     yield "up_stage", (x, None, *weights, 2, 1e-5)
 
 
+def map_conv_ops() -> Iterator[OpCall]:
+    yield "embed_maps", (random(3, 4, 5).float(), random(6, 1, 3, 3).float(), random(6).float())
+    yield "score_maps", (random(3, 4, 5, 6).float(), random(1, 6, 3, 3).float(), random(1).float())
+
+
 def class_attention_ops() -> Iterator[OpCall]:
     """One image has no rows."""
     (q, k, v, *guidance), offsets = leaves(*[(5, 3, 8)] * 3, *[(5, 8)] * 2), torch.tensor([0, 3, 3, 5])
@@ -125,9 +130,10 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "window_attention": (window_attention_ops, []),
     "class_attention": (class_attention_ops, []),
     "up_stage": (up_stage_ops, []),
+    "map_conv": (map_conv_ops, []),
 }
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
-CPU_ONLY = {"linear", "mlp", "up_stage"}
+CPU_ONLY = {"linear", "mlp", "map_conv", "up_stage"}
 # what is slow to trace, or to run in Triton's interpreter
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 
