@@ -26,6 +26,7 @@ from torch import Tensor
 import fgaseg
 from fgaseg.inference import prediction as segment
 from fgaseg.kernels import upsample_argmax, window_attention
+from fgaseg.kernels.map_conv.reference import embed_maps_reference, score_maps_reference
 from fgaseg.kernels.window_attention.reference import window_attention_reference
 from fgaseg.model import ClassSelector, Output
 from fgaseg.model import reference as plain
@@ -59,7 +60,8 @@ class Cases:
             yield self.cap()
         if self.classes < 256:
             yield self.pads()
-        yield from (self.guidance(), self.windows(), self.joined(), self.decoder(), self.tail(), self.pieces())
+        yield from (self.guidance(), self.windows(), self.joined(), self.decoder())
+        yield from (*self.channels(), self.tail(), self.pieces())
         if self.classes == 20:
             yield self.views()
 
@@ -140,6 +142,15 @@ class Cases:
             lambda: plain.up_stage(stage, self.x, guidance),
             lambda: stage(self.x, stage.conv1.project(guidance)),
         )
+
+    def channels(self) -> Iterator[Row]:
+        maps = torch.randn(self.rows, self.grid, self.grid)
+        embed, head = self.head.embed_global, self.head.decoder.head
+        arguments = (maps, embed.conv.weight, embed.conv.bias)
+        yield "embedding of class maps", lambda: embed_maps_reference(*arguments), lambda: embed(maps)
+        x = torch.randn(self.rows, 4 * self.grid, 4 * self.grid, head.conv.in_channels)
+        scored = (x, head.conv.weight, head.conv.bias)
+        yield "scores of class maps", lambda: score_maps_reference(*scored), lambda: head(x)
 
     def tail(self) -> Row:
         logits = torch.randn(1, self.rows, 4 * self.grid, 4 * self.grid)
