@@ -25,7 +25,7 @@ from torch import Tensor
 
 import fgaseg
 from fgaseg.inference import prediction as segment
-from fgaseg.kernels import upsample_argmax, window_attention
+from fgaseg.kernels import attention, upsample_argmax, window_attention
 from fgaseg.kernels.map_conv.reference import embed_maps_reference, score_maps_reference
 from fgaseg.kernels.window_attention.reference import window_attention_reference
 from fgaseg.model import ClassSelector, Output
@@ -63,6 +63,7 @@ class Cases:
         yield from (self.guidance(), self.windows(), self.joined(), self.decoder())
         yield from (*self.channels(), self.tail(), self.pieces())
         if self.classes == 20:
+            yield self.tokens()
             yield self.views()
 
     def text(self) -> Row:
@@ -170,6 +171,16 @@ class Cases:
                 PIXELS_PER_CHUNK.update(usual)
 
         return "rows in pieces that stay in the caches (whole model)", at_once, scores
+
+    def tokens(self) -> Row:
+        projected = torch.randn(3, 1, self.grid**2 + 1, 768)
+        q, k, v = (x.unflatten(-1, (12, 64)).transpose(1, 2) for x in projected)
+
+        def by_pytorch() -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+        name = "attention of the image tower, blocks of queries in the cache"
+        return name, by_pytorch, lambda: attention(q, k, v).transpose(1, 2).flatten(2)
 
     def views(self) -> Row:
         five, encoder = self.pixels.repeat(5, 1, 1, 1), self.model.image_encoder

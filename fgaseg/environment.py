@@ -53,6 +53,7 @@ def _up_stage_args(new: Callable[..., Tensor], device: str) -> tuple:
 
 # The arguments of one representative call of each op: small, because only dtype and device decide the backend.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
+    "attention": lambda new, device: (new(1, 2, 3, 4), new(1, 2, 3, 4), new(1, 2, 3, 4)),
     "kernel_softmax": lambda new, device: (new(1, 64, 18), 3, "taps"),  # fewer elements are left to PyTorch
     "lcs_conv": lambda new, device: (new(1, 2, 4, 4), new(1, 3, 18), new(1, 3), 3),
     "lcs_conv_from_text": lambda new, device: (new(1, 3, 5), new(19, 5), new(19), new(1, 2, 4, 4), 3),

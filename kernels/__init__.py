@@ -4,6 +4,7 @@
 """
 
 from ._dispatch import explain
+from .attention import attention
 from .class_attention import class_attention, class_lookup, class_summary
 from .cosine_cost_volume import cosine_cost_volume
 from .kernel_softmax import kernel_softmax
@@ -21,6 +22,7 @@ __all__ = [
     "Norm",
     "Selection",
     "UpWeights",
+    "attention",
     "class_attention",
     "class_lookup",
     "class_summary",

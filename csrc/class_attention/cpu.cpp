@@ -11,6 +11,7 @@
 
 #include "common/cpu.h"
 #include "common/exp.h"
+#include "common/storage.h"
 
 namespace fgaseg {
 namespace {
@@ -45,39 +46,33 @@ struct Span {
 };
 
 // Maps [R, P, D] with contiguous channels.
-template <class T>
+template <class S>
 struct Maps {
   Tensor tensor;
-  const T* first;
+  const S* first;
   int64_t stride_row, stride_pixel, channels;
 
-  explicit Maps(const Tensor& x) : tensor(typed(x)), first(data<T>(tensor)) {
+  explicit Maps(const Tensor& x) : tensor(readable(x)), first(data<S>(tensor)) {
     stride_row = tensor.stride(0);
     stride_pixel = tensor.stride(1);
     channels = tensor.size(2);
   }
 
   // Row r of a pixel. Prefetches what is needed ROWS rows later, because rows are too far apart for the hardware.
-  FGASEG_INLINE const T* row(Span span, int64_t r) const {
+  FGASEG_INLINE const S* row(Span span, int64_t r) const {
     const int64_t rows = span.last - span.first, later = r + ROWS;
-    const T* next = first + (later < span.last ? later : later - rows) * stride_row +
+    const S* next = first + (later < span.last ? later : later - rows) * stride_row +
                     (later < span.last ? span.pixel : span.pixel + 1) * stride_pixel;
-    for (int64_t c = 0; c < channels; c += LANES<T>) __builtin_prefetch(next + c);
+    for (int64_t c = 0; c < channels; c += LANES<S>) __builtin_prefetch(next + c);
     return first + r * stride_row + span.pixel * stride_pixel;
-  }
-
- private:
-  static Tensor typed(const Tensor& x) {
-    const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
-    return y.stride(2) == 1 ? y : torch::stable::contiguous(y);
   }
 };
 
 // Prefetches rows of a result that are about to be written.
-template <class T>
-FGASEG_INLINE void prefetch_result(const Sizes<T>& s, const T* y, int64_t pixel, int64_t row, int64_t n) {
+template <class T, class S>
+FGASEG_INLINE void prefetch_result(const Sizes<T>& s, const S* y, int64_t pixel, int64_t row, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
-    for (int64_t c = 0; c < s.channels; c += LANES<T>) __builtin_prefetch(y + s.offset(row + i, pixel) + c, 1);
+    for (int64_t c = 0; c < s.channels; c += LANES<S>) __builtin_prefetch(y + s.offset(row + i, pixel) + c, 1);
 }
 
 // Calls f(channel in memory, channel in scratch) for all channels of a row.
@@ -95,22 +90,22 @@ FGASEG_INLINE T positive(T x) {
   return x > T(0) ? x + T(1) : e;
 }
 
-template <class T>
-FGASEG_INLINE void features(const Sizes<T>& s, const T* x, const T* guidance, T* phi) {
-  for_channels(s, [&](int64_t c, int64_t i) { phi[i] = positive(x[c] + guidance[c]); });
+template <class T, class S>
+FGASEG_INLINE void features(const Sizes<T>& s, const S* x, const T* guidance, T* phi) {
+  for_channels(s, [&](int64_t c, int64_t i) { phi[i] = positive(loaded<T>(x[c]) + guidance[c]); });
 }
 
-template <class T>
-FGASEG_INLINE void fetch(const Sizes<T>& s, const T* x, T* y) {
-  for_channels(s, [&](int64_t c, int64_t i) { y[i] = x[c]; });
+template <class T, class S>
+FGASEG_INLINE void fetch(const Sizes<T>& s, const S* x, T* y) {
+  for_channels(s, [&](int64_t c, int64_t i) { y[i] = loaded<T>(x[c]); });
 }
 
 // y = dphi * phi'; the slope of elu + 1 is 1 above zero and exp(x) = phi < 1 below.
-template <class T>
-FGASEG_INLINE void features_backward(const Sizes<T>& s, const T* phi, const T* dphi, T* y, T* guidance_grad) {
+template <class T, class S>
+FGASEG_INLINE void features_backward(const Sizes<T>& s, const T* phi, const T* dphi, S* y, T* guidance_grad) {
   for_channels(s, [&](int64_t c, int64_t i) {
     const T g = dphi[i] * (phi[i] < T(1) ? phi[i] : T(1));
-    y[c] = g;
+    y[c] = stored<S>(g);
     guidance_grad[c] += g;
   });
 }
@@ -176,10 +171,10 @@ FGASEG_INLINE T dot(const T* x, const T* y, int64_t n) {
   return sum;
 }
 
-template <class T>
+template <class T, class S>
 struct Summary {
   Sizes<T> s;
-  Maps<T> k, v;
+  Maps<S> k, v;
   Tensor guidance_;
   const T* guidance;
   int64_t scratch() const { return 2 * s.chunk() + s.sums() + s.pitch(); }
@@ -204,7 +199,7 @@ struct Summary {
     for_channels(s, [&](int64_t to, int64_t from) { total[to] = z[from]; });
   }
 
-  FGASEG_INLINE void backward(Span span, const T* summary_grad, const T* total_grad, T* dk, T* dv, T* dguidance,
+  FGASEG_INLINE void backward(Span span, const T* summary_grad, const T* total_grad, S* dk, S* dv, T* dguidance,
                               T* scratch) const {
     T *phi = scratch, *values = phi + s.chunk(), *dphi = values + s.chunk(), *dvalues = dphi + s.chunk();
     T *sums = dvalues + s.chunk(), *across = sums + s.sums(), *z = across + s.sums();
@@ -227,16 +222,16 @@ struct Summary {
       for (int64_t i = 0; i < n; ++i) {
         const int64_t to = s.offset(r + i, span.pixel), from = i * s.pitch();
         features_backward(s, phi + from, dphi + from, dk + to, dguidance + (r + i) * s.channels);
-        for_channels(s, [&](int64_t c, int64_t j) { dv[to + c] = dvalues[from + j]; });
+        for_channels(s, [&](int64_t c, int64_t j) { dv[to + c] = stored<S>(dvalues[from + j]); });
       }
     }
   }
 };
 
-template <class T>
+template <class T, class S>
 struct Lookup {
   Sizes<T> s;
-  Maps<T> q;
+  Maps<S> q;
   Tensor guidance_;
   const T* guidance;
   T eps;
@@ -254,7 +249,7 @@ struct Lookup {
     add_rows_times_sums(s, phi, sums, out, n);
   }
 
-  FGASEG_INLINE void forward(Span span, const T* summary, const T* total, T* y, T* scratch) const {
+  FGASEG_INLINE void forward(Span span, const T* summary, const T* total, S* y, T* scratch) const {
     T *phi = scratch, *out = phi + s.chunk(), *sums = out + s.chunk(), *z = sums + s.sums();
     for_sums(s, [&](int64_t from, int64_t to, int64_t) { sums[to] = summary[from]; });
     fetch(s, total, z);
@@ -263,17 +258,18 @@ struct Lookup {
       prefetch_result(s, y, span.pixel, r, n);
       numerators(span, r, n, sums, phi, out);
       for (int64_t i = 0; i < n; ++i) {
-        T* to = y + s.offset(r + i, span.pixel);
+        S* to = y + s.offset(r + i, span.pixel);
         for (int64_t h = 0; h < s.heads; ++h) {
           const int64_t from = i * s.pitch() + h * s.padded;
           const T inverse = T(1) / (dot(phi + from, z + h * s.padded, s.padded) + eps);
-          _Pragma("omp simd") for (int64_t j = 0; j < s.width; ++j) to[h * s.width + j] = out[from + j] * inverse;
+          _Pragma("omp simd") for (int64_t j = 0; j < s.width; ++j)
+            to[h * s.width + j] = stored<S>(out[from + j] * inverse);
         }
       }
     }
   }
 
-  FGASEG_INLINE void backward(Span span, const Maps<T>& grad, const T* summary, const T* total, T* dq, T* dguidance,
+  FGASEG_INLINE void backward(Span span, const Maps<S>& grad, const T* summary, const T* total, S* dq, T* dguidance,
                               T* summary_grad, T* total_grad, T* scratch) const {
     T *phi = scratch, *dphi = phi + s.chunk(), *dout = dphi + s.chunk();
     T *sums = dout + s.chunk(), *across = sums + s.sums(), *z = across + s.sums();
@@ -311,23 +307,24 @@ struct Lookup {
 };
 
 // target_clones needs functions that are not templates.
-#define FGASEG_FOR(T)                                                                                              \
-  FGASEG_CLONES void summarise(const Summary<T>& of, Span span, T* summary, T* total, T* scratch) {                \
-    of.forward(span, summary, total, scratch);                                                                     \
-  }                                                                                                                \
-  FGASEG_CLONES void summarise_backward(const Summary<T>& of, Span span, const T* ds, const T* dz, T* dk, T* dv,   \
-                                        T* dg, T* scratch) {                                                       \
-    of.backward(span, ds, dz, dk, dv, dg, scratch);                                                                \
-  }                                                                                                                \
-  FGASEG_CLONES void look_up(const Lookup<T>& of, Span span, const T* summary, const T* total, T* y, T* scratch) { \
-    of.forward(span, summary, total, y, scratch);                                                                  \
-  }                                                                                                                \
-  FGASEG_CLONES void look_up_backward(const Lookup<T>& of, Span span, const Maps<T>& grad, const T* summary,       \
-                                      const T* total, T* dq, T* dg, T* ds, T* dz, T* scratch) {                    \
-    of.backward(span, grad, summary, total, dq, dg, ds, dz, scratch);                                              \
+#define FGASEG_FOR(T, S)                                                                                              \
+  FGASEG_CLONES void summarise(const Summary<T, S>& of, Span span, T* summary, T* total, T* scratch) {                \
+    of.forward(span, summary, total, scratch);                                                                        \
+  }                                                                                                                   \
+  FGASEG_CLONES void summarise_backward(const Summary<T, S>& of, Span span, const T* ds, const T* dz, S* dk, S* dv,   \
+                                        T* dg, T* scratch) {                                                          \
+    of.backward(span, ds, dz, dk, dv, dg, scratch);                                                                   \
+  }                                                                                                                   \
+  FGASEG_CLONES void look_up(const Lookup<T, S>& of, Span span, const T* summary, const T* total, S* y, T* scratch) { \
+    of.forward(span, summary, total, y, scratch);                                                                     \
+  }                                                                                                                   \
+  FGASEG_CLONES void look_up_backward(const Lookup<T, S>& of, Span span, const Maps<S>& grad, const T* summary,       \
+                                      const T* total, S* dq, T* dg, T* ds, T* dz, T* scratch) {                       \
+    of.backward(span, grad, summary, total, dq, dg, ds, dz, scratch);                                                 \
   }
-FGASEG_FOR(float)
-FGASEG_FOR(double)
+FGASEG_FOR(float, float)
+FGASEG_FOR(float, uint16_t)
+FGASEG_FOR(double, double)
 #undef FGASEG_FOR
 
 // The rows of every image. The offsets are checked, because wrong ones would read outside the maps.
@@ -382,9 +379,10 @@ std::tuple<Tensor, Tensor> class_summary(const Tensor& k, const Tensor& v, const
   const int64_t pixels = k.size(1), width = k.size(2) / heads;
   Tensor summary = torch::stable::new_empty(k, {images.count, pixels, heads, width, width}, compute_type(k));
   Tensor total = torch::stable::new_empty(k, {images.count, pixels, heads, width}, compute_type(k));
-  for_compute_type(k, [&](auto type) {
+  for_storage_type(k, [&](auto type, auto storage) {
     using T = decltype(type);
-    const Summary<T> of(k, v, guidance, heads);
+    using S = decltype(storage);
+    const Summary<T, S> of(k, v, guidance, heads);
     T *s = mutable_data<T>(summary), *z = mutable_data<T>(total);
     images.for_each_pixel(of.s, of.scratch(), [&](Span span, int64_t i, int64_t, T* scratch) {
       summarise(of, span, s + i * of.s.channels * width, z + i * of.s.channels, scratch);
@@ -398,14 +396,15 @@ std::tuple<Tensor, Tensor, Tensor> class_summary_backward(const Tensor& summary_
                                                           const Tensor& offsets, int64_t heads) {
   const Images images(offsets, k.size(0));
   const Tensor ds = prepared(summary_grad), dz = prepared(total_grad);
-  Tensor dk = torch::stable::new_empty(k, {k.size(0), k.size(1), k.size(2)}, compute_type(k));
-  Tensor dv = torch::stable::new_empty(k, {k.size(0), k.size(1), k.size(2)}, compute_type(k));
+  Tensor dk = torch::stable::new_empty(k, {k.size(0), k.size(1), k.size(2)}, storage_type(k));
+  Tensor dv = torch::stable::new_empty(k, {k.size(0), k.size(1), k.size(2)}, storage_type(k));
   Tensor dguidance = guidance;
-  for_compute_type(k, [&](auto type) {
+  for_storage_type(k, [&](auto type, auto storage) {
     using T = decltype(type);
-    const Summary<T> of(k, v, guidance, heads);
+    using S = decltype(storage);
+    const Summary<T, S> of(k, v, guidance, heads);
     GuidanceGrad<T> parts(k, of.s);
-    T *to_k = mutable_data<T>(dk), *to_v = mutable_data<T>(dv);
+    S *to_k = mutable_data<S>(dk), *to_v = mutable_data<S>(dv);
     images.for_each_pixel(of.s, of.backward_scratch(), [&](Span span, int64_t i, int64_t block, T* scratch) {
       summarise_backward(of, span, data<T>(ds) + i * of.s.channels * of.s.width, data<T>(dz) + i * of.s.channels, to_k,
                          to_v, parts.part(block), scratch);
@@ -419,11 +418,12 @@ Tensor class_lookup(const Tensor& q, const Tensor& guidance, const Tensor& summa
                     const Tensor& offsets, int64_t heads, double eps) {
   const Images images(offsets, q.size(0));
   const Tensor sums = prepared(summary), z = prepared(total);
-  Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, compute_type(q));
-  for_compute_type(q, [&](auto type) {
+  Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, storage_type(q));
+  for_storage_type(q, [&](auto type, auto storage) {
     using T = decltype(type);
-    const Lookup<T> of(q, guidance, heads, eps);
-    T* to = mutable_data<T>(y);
+    using S = decltype(storage);
+    const Lookup<T, S> of(q, guidance, heads, eps);
+    S* to = mutable_data<S>(y);
     images.for_each_pixel(of.s, of.scratch(), [&](Span span, int64_t i, int64_t, T* scratch) {
       look_up(of, span, data<T>(sums) + i * of.s.channels * of.s.width, data<T>(z) + i * of.s.channels, to, scratch);
     });
@@ -437,17 +437,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_lookup_backward(const Tensor& g
                                                                  int64_t heads, double eps) {
   const Images images(offsets, q.size(0));
   const Tensor sums = prepared(summary), z = prepared(total);
-  Tensor dq = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, compute_type(q));
+  Tensor dq = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, storage_type(q));
   const int64_t pixels = q.size(1), width = q.size(2) / heads;
   Tensor dsummary = torch::stable::new_empty(sums, {images.count, pixels, heads, width, width});
   Tensor dtotal = torch::stable::new_empty(sums, {images.count, pixels, heads, width});
   Tensor dguidance = guidance;
-  for_compute_type(q, [&](auto type) {
+  for_storage_type(q, [&](auto type, auto storage) {
     using T = decltype(type);
-    const Lookup<T> of(q, guidance, heads, eps);
-    const Maps<T> g(grad);
+    using S = decltype(storage);
+    const Lookup<T, S> of(q, guidance, heads, eps);
+    const Maps<S> g(grad);
     GuidanceGrad<T> parts(q, of.s);
-    T *to = mutable_data<T>(dq), *ds = mutable_data<T>(dsummary), *dz = mutable_data<T>(dtotal);
+    S* to = mutable_data<S>(dq);
+    T *ds = mutable_data<T>(dsummary), *dz = mutable_data<T>(dtotal);
     images.for_each_pixel(of.s, of.backward_scratch(), [&](Span span, int64_t i, int64_t block, T* scratch) {
       const int64_t first = i * of.s.channels;
       look_up_backward(of, span, g, data<T>(sums) + first * width, data<T>(z) + first, to, parts.part(block),

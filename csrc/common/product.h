@@ -73,14 +73,16 @@ using Tile = void (*)(const Rows& a, const uint32_t* panel, int64_t units, void*
 namespace product {
 
 #ifdef FGASEG_X86
-// The micro-kernel: a macro, because the target of a template cannot depend on its parameter.
+// The micro-kernel, for R rows and V vectors of a panel: a macro, because the target of a template cannot depend on its
+// parameter.
 #define FGASEG_TILE(NAME, TARGET, SUM, VECTOR, ZERO, LOAD, STORE, PLUS, MULTIPLY)                                    \
-  template <int R>                                                                                                   \
+  template <int R, int V>                                                                                            \
   __attribute__((target(TARGET))) void NAME(const Rows& a, const uint32_t* panel, int64_t units, void* sums,         \
                                             int64_t pitch, bool add) {                                               \
     SUM* out = static_cast<SUM*>(sums);                                                                              \
-    VECTOR s[R][2];                                                                                                  \
-    _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) s[r][0] = s[r][1] = ZERO();                                 \
+    VECTOR s[R][V];                                                                                                  \
+    _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) _Pragma("GCC unroll 2") for (int v = 0; v < V; ++v)         \
+        s[r][v] = ZERO();                                                                                            \
     int64_t length = 0; /* of the sums in registers */                                                               \
     for (int64_t tap = 0; tap < a.count; ++tap)                                                                      \
       for (int64_t first = 0; first < units; first += CHAIN) {                                                       \
@@ -89,17 +91,17 @@ namespace product {
         _Pragma("GCC unroll 5") for (int i = 0; i < (R + 2) / 3; ++i)                                                \
           three[i] = a.data + a.taps[tap] + 3 * i * a.row + first * a.step;                                          \
         for (int64_t u = first; u < last; ++u, panel += COLUMNS) {                                                   \
-          const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 16);                    \
+          const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 16 * (V - 1));          \
           _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) {                                                     \
             const __m512i x = _mm512_set1_epi32(three[r / 3][(r % 3) * a.row]);                                      \
             s[r][0] = MULTIPLY(s[r][0], x, left);                                                                    \
-            s[r][1] = MULTIPLY(s[r][1], x, right);                                                                   \
+            if constexpr (V == 2) s[r][V - 1] = MULTIPLY(s[r][V - 1], x, right);                                     \
           }                                                                                                          \
           _Pragma("GCC unroll 5") for (int i = 0; i < (R + 2) / 3; ++i) three[i] += a.step;                          \
         }                                                                                                            \
         length += last - first;                                                                                      \
         if (length < CHAIN && (last < units || tap + 1 < a.count)) continue;                                         \
-        _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) _Pragma("GCC unroll 2") for (int v = 0; v < 2; ++v) {   \
+        _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) _Pragma("GCC unroll 2") for (int v = 0; v < V; ++v) {   \
           SUM* to = out + r * pitch + 16 * v;                                                                        \
           STORE(to, add ? PLUS(LOAD(to), s[r][v]) : s[r][v]);                                                        \
           s[r][v] = ZERO();                                                                                          \
@@ -151,36 +153,38 @@ FGASEG_INLINE void half_tile(const Rows& a, const float* panel, int64_t units, f
     }
 }
 
-template <int R>
+template <int R, int V>
 FGASEG_INLINE void rows_of_any(const Rows& a, const float* panel, int64_t units, float* sums, int64_t pitch, bool add) {
   if constexpr (R > FEW) {
     Rows rest = a;
     rest.data += FEW * a.row;
-    rows_of_any<FEW>(a, panel, units, sums, pitch, add);
-    rows_of_any<R - FEW>(rest, panel, units, sums + FEW * pitch, pitch, add);
+    rows_of_any<FEW, V>(a, panel, units, sums, pitch, add);
+    rows_of_any<R - FEW, V>(rest, panel, units, sums + FEW * pitch, pitch, add);
   } else {
     half_tile<R>(a, panel, units, sums, pitch, add);
-    half_tile<R>(a, panel + COLUMNS / 2, units, sums + COLUMNS / 2, pitch, add);
+    if constexpr (V == 2) half_tile<R>(a, panel + COLUMNS / 2, units, sums + COLUMNS / 2, pitch, add);
   }
 }
 
 #ifdef FGASEG_X86
-template <int R>
-__attribute__((target("avx2,fma"))) void tile_avx2(const Rows& a, const uint32_t* panel, int64_t units, void* sums, int64_t pitch, bool add) {
-  rows_of_any<R>(a, reinterpret_cast<const float*>(panel), units, static_cast<float*>(sums), pitch, add);
+template <int R, int V>
+__attribute__((target("avx2,fma"))) void tile_avx2(const Rows& a, const uint32_t* panel, int64_t units, void* sums,
+                                                   int64_t pitch, bool add) {
+  rows_of_any<R, V>(a, reinterpret_cast<const float*>(panel), units, static_cast<float*>(sums), pitch, add);
 }
 #endif
 
-template <int R>
+template <int R, int V>
 void tile_any(const Rows& a, const uint32_t* panel, int64_t units, void* sums, int64_t pitch, bool add) {
-  rows_of_any<R>(a, reinterpret_cast<const float*>(panel), units, static_cast<float*>(sums), pitch, add);
+  rows_of_any<R, V>(a, reinterpret_cast<const float*>(panel), units, static_cast<float*>(sums), pitch, add);
 }
 
-#define FGASEG_TILES(NAME)                                                                                    \
-  {                                                                                                           \
-    NAME<1>, NAME<2>, NAME<3>, NAME<4>, NAME<5>, NAME<6>, NAME<7>, NAME<8>, NAME<9>, NAME<10>, NAME<11>,       \
-        NAME<12>, NAME<13>, NAME<14>                                                                          \
+#define FGASEG_TILES(NAME, V)                                                                                \
+  {                                                                                                          \
+    NAME<1, V>, NAME<2, V>, NAME<3, V>, NAME<4, V>, NAME<5, V>, NAME<6, V>, NAME<7, V>, NAME<8, V>,          \
+        NAME<9, V>, NAME<10, V>, NAME<11, V>, NAME<12, V>, NAME<13, V>, NAME<14, V>                          \
   }
+#define FGASEG_BOTH(NAME) {FGASEG_TILES(NAME, 1), FGASEG_TILES(NAME, 2)}
 
 }  // namespace product
 
@@ -189,20 +193,22 @@ inline Arithmetic product_of_bfloat16() {
   return Processor::get().bfloat16 ? Arithmetic::bfloat16 : Arithmetic::float32;
 }
 
-// The micro-kernels for 1 to ROWS_OF_TILE rows: tiles_of(arithmetic)[rows - 1].
-inline const Tile* tiles_of(Arithmetic arithmetic) {
+// The micro-kernels for 1 to ROWS_OF_TILE rows: tiles_of(arithmetic)[rows - 1]. With half = true they compute only the
+// first half of the columns of a panel.
+inline const Tile* tiles_of(Arithmetic arithmetic, bool half = false) {
   using namespace product;
+  using Tiles = Tile[2][ROWS_OF_TILE];
 #ifdef FGASEG_X86
-  static constexpr Tile FLOAT[] = FGASEG_TILES(tile_float), BFLOAT16[] = FGASEG_TILES(tile_bfloat16),
-                        INT8[] = FGASEG_TILES(tile_int8);
-  if (arithmetic == Arithmetic::bfloat16) return BFLOAT16;
-  if (arithmetic == Arithmetic::int8) return INT8;
-  if (Processor::get().avx512) return FLOAT;
-  static constexpr Tile AVX2[] = FGASEG_TILES(tile_avx2);
-  if (Processor::get().avx2) return AVX2;
+  static constexpr Tiles FLOAT = FGASEG_BOTH(tile_float), BFLOAT16 = FGASEG_BOTH(tile_bfloat16),
+                         INT8 = FGASEG_BOTH(tile_int8);
+  if (arithmetic == Arithmetic::bfloat16) return BFLOAT16[!half];
+  if (arithmetic == Arithmetic::int8) return INT8[!half];
+  if (Processor::get().avx512) return FLOAT[!half];
+  static constexpr Tiles AVX2 = FGASEG_BOTH(tile_avx2);
+  if (Processor::get().avx2) return AVX2[!half];
 #endif
-  static constexpr Tile ANY[] = FGASEG_TILES(tile_any);
-  return ANY;
+  static constexpr Tiles ANY = FGASEG_BOTH(tile_any);
+  return ANY[!half];
 }
 
 namespace product {

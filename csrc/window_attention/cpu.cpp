@@ -17,6 +17,9 @@
 
 #include "common/cpu.h"
 #include "common/exp.h"
+#include "common/storage.h"
+#include "window_attention/forward.h"
+#include "window_attention/windows.h"
 
 namespace fgaseg {
 namespace {
@@ -125,37 +128,6 @@ FGASEG_INLINE void transpose(const T* x, int64_t pitch_x, T* y, int64_t pitch_y,
   }
 }
 
-// A pixel of a window, and the region to which it belongs, of the up to four that the shift brings together.
-struct Token {
-  int64_t y, x, region;
-};
-
-// The pixels of every window of the grid, which is padded below and on the right and then rolled by -shift.
-std::vector<std::vector<Token>> windows_of(int64_t height, int64_t width, int64_t window, int64_t shift) {
-  const int64_t down = (height + window - 1) / window, across = (width + window - 1) / window;
-  std::vector<std::vector<Token>> windows(down * across);
-  for (int64_t y = 0; y < height; ++y)
-    for (int64_t x = 0; x < width; ++x) {
-      const int64_t row = y < shift ? y - shift + down * window : y - shift;  // after rolling
-      const int64_t column = x < shift ? x - shift + across * window : x - shift;
-      windows[row / window * across + column / window].push_back({y, x, 2 * (y < shift) + (x < shift)});
-    }
-  return windows;
-}
-
-// Maps [N, H, W, D] with contiguous channels.
-template <class T>
-struct Maps {
-  T* data;
-  int64_t stride_row, stride_y, stride_x;
-
-  Maps(T* data_, const Tensor& like)
-      : data(data_), stride_row(like.stride(0)), stride_y(like.stride(1)), stride_x(like.stride(2)) {}
-  FGASEG_INLINE T* pixel(int64_t row, const Token& t) const {
-    return data + row * stride_row + t.y * stride_y + t.x * stride_x;
-  }
-};
-
 // One window of one row, and the tiles [tokens][width] and [size][length] that one of its heads needs.
 template <class T>
 struct Work {
@@ -204,50 +176,47 @@ struct Work {
     std::fill(tile + n * width, tile + lanes * width, T(0));
   }
 
-  FGASEG_INLINE void load(T* tile, const Maps<const T>& x, int64_t row, int64_t first) {
-    fill(tile, [&](const Token& t, int64_t c) { return x.pixel(row, t)[first + c]; });
+  template <class S>
+  FGASEG_INLINE void load(T* tile, const Maps<const S>& x, int64_t row, int64_t first) {
+    fill(tile, [&](const Token& t, int64_t c) { return loaded<T>(x.pixel(row, t)[first + c]); });
   }
 
-  FGASEG_INLINE void load(T* tile, const Maps<const T>& x, int64_t row, const Maps<const T>& guidance, int64_t image,
+  template <class S>
+  FGASEG_INLINE void load(T* tile, const Maps<const S>& x, int64_t row, const Maps<const S>& guidance, int64_t image,
                           int64_t first, T scale) {
     fill(tile, [&](const Token& t, int64_t c) {
-      return scale * (x.pixel(row, t)[first + c] + guidance.pixel(image, t)[first + c]);
+      return scale * (loaded<T>(x.pixel(row, t)[first + c]) + loaded<T>(guidance.pixel(image, t)[first + c]));
     });
   }
 
   // Prefetches what the next head will load, while this one is computed: a head is two cache lines of every pixel, too
   // short for the processor to detect a pattern. Without this, loading takes a quarter of the time.
-  FGASEG_INLINE void prefetch(const Maps<const T>& x, int64_t row, int64_t from, int64_t to, int64_t first) const {
+  template <class S>
+  FGASEG_INLINE void prefetch(const Maps<const S>& x, int64_t row, int64_t from, int64_t to, int64_t first) const {
     for (int64_t i = from; i < to; ++i)
-      for (int64_t c = 0; c < size; c += LANES<T>) __builtin_prefetch(x.pixel(row, (*tokens)[i]) + first + c);
+      for (int64_t c = 0; c < size; c += LANES<S>) __builtin_prefetch(x.pixel(row, (*tokens)[i]) + first + c);
   }
 
-  FGASEG_INLINE void store(const T* tile, T* to, T factor) const {
-    _Pragma("omp simd") for (int64_t c = 0; c < size; ++c) to[c] = factor * tile[c];
+  template <class S>
+  FGASEG_INLINE void store(const T* tile, S* to, T factor) const {
+    _Pragma("omp simd") for (int64_t c = 0; c < size; ++c) to[c] = stored<S>(factor * tile[c]);
   }
 
  private:
   Aligned<T> scratch_;
 };
 
-template <class T>
-struct Inputs {
-  Maps<const T> q, k, v, q_guidance, k_guidance;
-  int64_t classes, heads;
-  T scale;
-};
-
-template <class T>
+template <class S>
 struct Gradients {
-  Maps<const T> out;
-  Maps<T> q, k, v;
+  Maps<const S> out;
+  Maps<S> q, k, v;
 };
 
 // Loads the tiles of one head, with q scaled, and the transposed tile of k.
-template <class T>
-FGASEG_INLINE void load_head(const Inputs<T>& in, int64_t row, int64_t first, Work<T>& w) {
+template <class T, class S>
+FGASEG_INLINE void load_head(const Inputs<S>& in, int64_t row, int64_t first, Work<T>& w) {
   const int64_t image = row / in.classes;
-  w.load(w.q, in.q, row, in.q_guidance, image, first, in.scale);
+  w.load(w.q, in.q, row, in.q_guidance, image, first, T(in.scale));
   w.load(w.k, in.k, row, in.k_guidance, image, first, T(1));
   w.load(w.v, in.v, row, first);
   transpose(w.k, w.width, w.k_across, w.length, w.lanes, w.size);
@@ -273,8 +242,8 @@ FGASEG_INLINE void window_forward(const Inputs<T>& in, const Maps<T>& out, int64
   }
 }
 
-template <class T>
-FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grads, int64_t row, Work<T>& w) {
+template <class T, class S>
+FGASEG_INLINE void window_backward(const Inputs<S>& in, const Gradients<S>& grads, int64_t row, Work<T>& w) {
   T *scores = w.scores, *scores_grad = w.scores_grad;
   for (int64_t first = 0; first < in.heads * w.size; first += w.size) {
     load_head(in, row, first, w);
@@ -285,7 +254,7 @@ FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grad
     for (int64_t i = 0; i < w.n; i += QUERIES) {
       const int64_t queries = std::min(QUERIES, w.n - i);
       const T *q = w.q + i * w.width, *grad = w.grad + i * w.width;
-      for (const Maps<const T>* x : {&in.q, &in.k, &in.v, &grads.out})
+      for (const Maps<const S>* x : {&in.q, &in.k, &in.v, &grads.out})
         w.prefetch(*x, row, i, i + queries, first + w.size);
       multiply<false>({q, w.width, 1}, w.k_across, w.length, scores, w.length, queries, w.lanes, w.size);
       multiply<false>({grad, w.width, 1}, w.v_across, w.length, scores_grad, w.length, queries, w.lanes,
@@ -299,7 +268,7 @@ FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grad
       multiply<false>({scores_grad, w.length, 1}, w.k, w.width, w.q_sum, w.width, queries, w.width,
                       w.n);
       for (int64_t j = 0; j < queries; ++j)
-        w.store(w.q_sum + j * w.width, grads.q.pixel(row, (*w.tokens)[i + j]) + first, in.scale);
+        w.store(w.q_sum + j * w.width, grads.q.pixel(row, (*w.tokens)[i + j]) + first, T(in.scale));
     }
     for (int64_t i = 0; i < w.n; ++i) {
       w.store(w.k_sum + i * w.width, grads.k.pixel(row, (*w.tokens)[i]) + first, T(1));
@@ -309,59 +278,73 @@ FGASEG_INLINE void window_backward(const Inputs<T>& in, const Gradients<T>& grad
 }
 
 // target_clones needs functions that are not templates.
-#define FGASEG_FOR(T)                                                                                       \
-  FGASEG_CLONES void forward(const Inputs<T>& in, const Maps<T>& out, int64_t row, Work<T>& work) {         \
-    window_forward(in, out, row, work);                                                                     \
-  }                                                                                                         \
-  FGASEG_CLONES void backward(const Inputs<T>& in, const Gradients<T>& grads, int64_t row, Work<T>& work) { \
-    window_backward(in, grads, row, work);                                                                  \
-  }
-FGASEG_FOR(float)
-FGASEG_FOR(double)
-#undef FGASEG_FOR
-
-// x in its compute type, copied only if the channels of a pixel are not contiguous.
-Tensor with_dense_channels(const Tensor& x) {
-  const Tensor y = x.scalar_type() == compute_type(x) ? x : torch::stable::to(x, compute_type(x));
-  return y.stride(3) == 1 ? y : torch::stable::contiguous(y);
+FGASEG_CLONES void forward(const Inputs<double>& in, const Maps<double>& out, int64_t row, Work<double>& work) {
+  window_forward(in, out, row, work);
 }
 
-// The inputs in their compute type, and a loop over the windows of all rows on all threads.
+#define FGASEG_FOR(T, S)                                                                                    \
+  FGASEG_CLONES void backward(const Inputs<S>& in, const Gradients<S>& grads, int64_t row, Work<T>& work) { \
+    window_backward(in, grads, row, work);                                                                  \
+  }
+FGASEG_FOR(float, float)
+FGASEG_FOR(float, uint16_t)
+FGASEG_FOR(double, double)
+#undef FGASEG_FOR
+
+#define FGASEG_FOR(S, U)                                                                             \
+  FGASEG_CLONES void forward(const Inputs<S>& in, const Maps<S>& out, int64_t row, Heads<U>& work) { \
+    window_forward(in, out, row, work);                                                              \
+  }
+FGASEG_FOR(float, float)
+FGASEG_FOR(uint16_t, uint16_t)
+FGASEG_FOR(uint16_t, float)
+#undef FGASEG_FOR
+
+// The inputs, and a loop over the windows of all rows on all threads.
 struct Call {
   Tensor q, k, v, q_guidance, k_guidance;
   int64_t heads, size;
   std::vector<std::vector<Token>> windows;
+  size_t most = 0;  // pixels of a window
 
   Call(const Tensor& q_, const Tensor& k_, const Tensor& v_, const Tensor& q_guidance_, const Tensor& k_guidance_,
        int64_t heads_, int64_t window, int64_t shift)
-      : q(with_dense_channels(q_)),
-        k(with_dense_channels(k_)),
-        v(with_dense_channels(v_)),
-        q_guidance(with_dense_channels(q_guidance_)),
-        k_guidance(with_dense_channels(k_guidance_)),
+      : q(readable(q_)),
+        k(readable(k_)),
+        v(readable(v_)),
+        q_guidance(readable(q_guidance_)),
+        k_guidance(readable(k_guidance_)),
         heads(heads_),
         size(q.size(3) / heads),
-        windows(windows_of(q.size(1), q.size(2), window, shift)) {}
-
-  template <class T>
-  Inputs<T> inputs() const {
-    const auto maps = [](const Tensor& x) { return Maps<const T>(data<T>(x), x); };
-    const int64_t classes = q.size(0) / std::max<int64_t>(q_guidance.size(0), 1);
-    return {maps(q), maps(k), maps(v), maps(q_guidance), maps(k_guidance), classes, heads, 1 / std::sqrt(T(size))};
+        windows(windows_of(q.size(1), q.size(2), window, shift)) {
+    for (const auto& one : windows) most = std::max(most, one.size());
   }
 
-  template <class T, class F>
-  void for_each_window(bool backward, const F& f) const {
-    size_t most = 0;
-    for (const auto& window : windows) most = std::max(most, window.size());
+  template <class S>
+  Inputs<S> inputs() const {
+    const auto maps = [](const Tensor& x) { return Maps<const S>(data<S>(x), x); };
+    const int64_t classes = q.size(0) / std::max<int64_t>(q_guidance.size(0), 1);
+    return {maps(q), maps(k), maps(v), maps(q_guidance), maps(k_guidance), classes, heads, 1 / std::sqrt(double(size))};
+  }
+
+  // f(row, window, memory of the thread)
+  template <class Memory, class F>
+  void for_each_window(const F& f, bool backward) const {
     const int64_t count = windows.size(), grain = 1 + 16384 / (most * heads * size);
     torch::stable::parallel_for(0, q.size(0) * count, grain, [&](int64_t begin, int64_t end) {
-      Work<T> work(size, most, backward);
+      Memory memory(size, most, backward);
       for (int64_t i = begin; i < end; ++i) {
-        work.enter(windows[i % count]);
-        f(i / count, work);
+        memory.enter(windows[i % count]);
+        f(i / count, memory);
       }
     });
+  }
+
+  template <class S, class Memory>
+  void run_forward(Tensor& y) const {
+    const Inputs<S> in = inputs<S>();
+    const Maps<S> out(mutable_data<S>(y), y);
+    for_each_window<Memory>([&](int64_t row, Memory& memory) { forward(in, out, row, memory); }, false);
   }
 };
 
@@ -369,11 +352,14 @@ Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
                         const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
   const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
   Tensor y = torch::stable::new_empty(call.q, call.q.sizes());
-  for_compute_type(y, [&](auto type) {
-    using T = decltype(type);
-    const Inputs<T> in = call.inputs<T>();
-    const Maps<T> out(mutable_data<T>(y), y);
-    call.for_each_window<T>(false, [&](int64_t row, Work<T>& work) { forward(in, out, row, work); });
+  for_storage_type(y, [&](auto type, auto storage) {
+    using S = decltype(storage);
+    if constexpr (std::is_same_v<decltype(type), double>)
+      call.run_forward<S, Work<double>>(y);
+    else if (sizeof(S) == 2 && product_of_bfloat16() == Arithmetic::bfloat16)
+      call.run_forward<S, Heads<S>>(y);
+    else
+      call.run_forward<S, Heads<float>>(y);
   });
   return finished(y, q);
 }
@@ -390,15 +376,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
     const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
   const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
-  const Tensor g = with_dense_channels(grad);
+  const Tensor g = readable(grad);
   const auto like = [](const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); };
   Tensor dq = like(call.q), dk = like(call.k), dv = like(call.v);
-  for_compute_type(g, [&](auto type) {
+  for_storage_type(g, [&](auto type, auto storage) {
     using T = decltype(type);
-    const Inputs<T> in = call.inputs<T>();
-    const Gradients<T> grads{{data<T>(g), g}, {mutable_data<T>(dq), dq}, {mutable_data<T>(dk), dk},
-                             {mutable_data<T>(dv), dv}};
-    call.for_each_window<T>(true, [&](int64_t row, Work<T>& work) { backward(in, grads, row, work); });
+    using S = decltype(storage);
+    const Inputs<S> in = call.inputs<S>();
+    const Gradients<S> grads{{data<S>(g), g}, {mutable_data<S>(dq), dq}, {mutable_data<S>(dk), dk},
+                             {mutable_data<S>(dv), dv}};
+    call.for_each_window<Work<T>>([&](int64_t row, Work<T>& work) { backward(in, grads, row, work); }, true);
   });
   const int64_t images = q_guidance.size(0);
   return {finished(dq, q), finished(dk, q), finished(dv, q), finished(over_classes(dq, images), q),

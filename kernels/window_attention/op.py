@@ -1,5 +1,6 @@
 """window_attention: schema, shape rule, gradient and backends."""
 
+import torch
 from torch import Tensor
 
 from .._dispatch import check_same, dispatch, register, under_autocast
@@ -70,6 +71,7 @@ first_order_only("window_attention_backward")
 register(
     "window_attention",
     window_attention_reference,
+    native=(torch.bfloat16,),
     cuda=lambda *_: "there is no CUDA kernel; Triton has one",
 )
 

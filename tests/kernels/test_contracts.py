@@ -93,6 +93,10 @@ def map_conv_ops() -> Iterator[OpCall]:
     yield "score_maps", (random(3, 4, 5, 6).float(), random(1, 6, 3, 3).float(), random(1).float())
 
 
+def attention_ops(causal: bool) -> Iterator[OpCall]:
+    yield "attention", (*(x.detach().float().requires_grad_() for x in leaves(*[(2, 3, 5, 4)] * 3)), causal, 0.5)
+
+
 def class_attention_ops() -> Iterator[OpCall]:
     """One image has no rows."""
     (q, k, v, *guidance), offsets = leaves(*[(5, 3, 8)] * 3, *[(5, 8)] * 2), torch.tensor([0, 3, 3, 5])
@@ -128,12 +132,13 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "upsample_argmax": (upsample_argmax_ops, []),
     "linear": (linear_ops, []),
     "window_attention": (window_attention_ops, []),
+    **{f"attention causal={causal}": (attention_ops, [causal]) for causal in (False, True)},
     "class_attention": (class_attention_ops, []),
     "up_stage": (up_stage_ops, []),
     "map_conv": (map_conv_ops, []),
 }
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
-CPU_ONLY = {"linear", "mlp", "map_conv", "up_stage"}
+CPU_ONLY = {"linear", "mlp", "map_conv", "up_stage", "attention", "attention causal=False", "attention causal=True"}
 # what is slow to trace, or to run in Triton's interpreter
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 
@@ -229,6 +234,10 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
     "window_attention": (
         lambda *x, backend: kernels.window_attention(*x, 2, 5, 1, backend=backend),
         lambda: [window_call(*size) for size in [(2, 2, 6, 7, 8), (3, 2, 7, 8, 10), (5, 2, 8, 9, 12)]],
+    ),
+    "attention": (
+        lambda *x, backend: kernels.attention(*(y.float() for y in x), causal=True, backend=backend),
+        lambda: [inputs(*[size] * 3) for size in [(2, 3, 5, 4), (3, 2, 7, 6), (4, 5, 9, 8)]],
     ),
     "class_attention": (
         attend_to_classes,

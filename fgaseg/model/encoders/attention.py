@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ...kernels import linear
+from ...kernels import attention, linear
 
 TERMS = {"qq": (0,), "csa": (0, 1)}  # which of (q, k) a self-correlation compares with itself
 
@@ -36,7 +35,7 @@ def self_correlation(q: Tensor, k: Tensor, v: Tensor, rule: str, scale: float | 
     scale  s; None: 1 / sqrt(d)
     """
     return sum(  # type: ignore[return-value]
-        F.scaled_dot_product_attention(x, x, v, scale=scale) for x in ((q, k)[i] for i in TERMS[rule])
+        attention(x, x, v, scale=scale) for x in ((q, k)[i] for i in TERMS[rule])
     )
 
 
@@ -68,8 +67,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool = False, residual: Tensor | None = None) -> Tensor:
         q, k, v = self._project(x)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        return linear(out.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias, residual=residual)
+        out = attention(q, k, v, causal=causal).transpose(1, 2).flatten(2)
+        return linear(out, self.out_proj.weight, self.out_proj.bias, residual=residual)
 
     def values(self, x: Tensor) -> Tensor:
         """The value path alone: attention in which every token attends to itself only."""
@@ -120,7 +119,7 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         q, k, v = self._project(x)
-        return self._out(F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v))
+        return self._out(attention(rotate(q, rotation), rotate(k, rotation), v))
 
     def values(self, x: Tensor) -> Tensor:
         """The value path alone: attention in which every token attends to itself only."""
