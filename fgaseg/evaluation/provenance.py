@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,6 +17,9 @@ from ..model import FGASeg
 from ..vocabulary import check_names
 
 TRAINING_ONLY = ("preset", "checkpointing", "class_pooling", "t2p", "t2p_text", "t2p_kernel_size")
+# what safetensors calls the types of tensors, in the order in which its files have them
+TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+         torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
 RESOLVED_ELSEWHERE = ("pretrained", "name", "mean", "std", "dense")
 # part of the record: a changed word changes every hash
 METRICS = {
@@ -34,9 +36,21 @@ def weights_hash(model: FGASeg) -> str:
 
 
 def state_hash(state_dict: Mapping[str, Tensor]) -> str:
-    """`weights_hash` of a model with these weights."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state_dict.items()}
-    return hashlib.sha256(safetensors.torch.save(tensors)).hexdigest()
+    """`weights_hash` of a model with these weights. The file is hashed as it would be written, one tensor at a time."""
+    order = list(TYPES)
+    tensors = sorted(state_dict.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    header: dict[str, Any] = {}
+    begin = 0
+    for name, value in tensors:
+        end = begin + value.numel() * value.element_size()
+        header[name] = {"dtype": TYPES[value.dtype], "shape": list(value.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256(len(text).to_bytes(8, "little") + text)
+    for _, value in tensors:
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def provenance(

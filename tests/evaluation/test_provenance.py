@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from tiny import NAMES, tiny_model
@@ -13,7 +14,7 @@ from tiny import NAMES, tiny_model
 from fgaseg import FGASeg
 from fgaseg.errors import ResultError
 from fgaseg.evaluation import EvalOptions, evaluate_with_provenance, weights_hash
-from fgaseg.evaluation.provenance import provenance, short_hash
+from fgaseg.evaluation.provenance import TYPES, provenance, short_hash, state_hash
 
 
 def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved_model, folder, open_folder, tmp_path):
@@ -85,6 +86,14 @@ def test_the_record_stays_what_it_was():
 
 def test_weights_are_those_of_the_file(model, saved_model):
     assert weights_hash(model) == hashlib.sha256((saved_model / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_tensors_of_every_type_are_hashed_as_their_file_would_be():
+    tensors = {f"{'zyxäÄ'[i % 5]}.{i}": torch.arange(i + 1).to(dtype)[:, None] for i, dtype in enumerate(TYPES)}
+    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.zeros(0, 2), "transposed": torch.randn(2, 3).t()}
+    whole = {name: value.contiguous() for name, value in tensors.items()}
+    assert state_hash(tensors) == hashlib.sha256(safetensors.torch.save(whole)).hexdigest()
+    assert state_hash({}) == hashlib.sha256(safetensors.torch.save({})).hexdigest()
 
 
 def test_what_is_written_is_what_was_hashed(model, dataset, tmp_path):
