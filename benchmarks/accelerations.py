@@ -25,13 +25,15 @@ from torch import Tensor
 
 import fgaseg
 from fgaseg.inference import prediction as segment
-from fgaseg.kernels import attention, upsample_argmax, window_attention
+from fgaseg.kernels import Norm, attention, linear, mlp, upsample_argmax, window_attention
+from fgaseg.kernels.linear.reference import linear_reference, mlp_reference
 from fgaseg.kernels.map_conv.reference import embed_maps_reference, score_maps_reference
 from fgaseg.kernels.window_attention.reference import window_attention_reference
 from fgaseg.model import ClassSelector, Output
 from fgaseg.model import reference as plain
 from fgaseg.model.aggregation import ClassAttention
 from fgaseg.model.decoder import UpStage
+from fgaseg.model.encoders.clip_vit import activation_of
 from fgaseg.model.packed_maps import PIXELS_PER_CHUNK, PackedMaps
 from fgaseg.training.losses import segmentation_losses
 
@@ -60,7 +62,7 @@ class Cases:
             yield self.cap()
         if self.classes < 256:
             yield self.pads()
-        yield from (self.guidance(), self.windows(), self.joined(), self.decoder())
+        yield from (*self.products(), self.guidance(), self.windows(), self.joined(), self.decoder())
         yield from (*self.channels(), self.tail(), self.pieces())
         if self.classes == 20:
             yield self.tokens()
@@ -113,12 +115,32 @@ class Cases:
 
         return "pad tokens in closed form", tokens, lambda: attention(layer, x, guidance)
 
+    def products(self) -> Iterator[Row]:
+        block = self.head.layers[0].block1
+        tower = self.model.clip.visual.transformer.resblocks[0]
+        tokens = torch.randn(1, 1 + self.grid**2, tower.ln_2.normalized_shape[0])
+        yield self.mlp("MLP of the image tower in one pass", tokens, tower.ln_2, tower.mlp, activation_of(tower.mlp[1]))
+        yield self.mlp("MLP of the class maps in one pass", self.x, block.norm2, block.mlp, "gelu")
+        weights = block.attention.prepare(self.x[:1]).qkv
+        norm = Norm.of(block.norm1)
+        yield (
+            "queries, keys and values of the class maps in one pass",
+            lambda: linear_reference(self.x, *weights, *norm, "none", None),
+            lambda: linear(self.x, *weights, norm=norm),
+        )
+
+    @staticmethod
+    def mlp(name: str, x: Tensor, norm: Any, layers: Any, activation: str) -> Row:
+        arguments = (layers[0].weight, layers[0].bias, layers[2].weight, layers[2].bias, activation)
+        norms = Norm.of(norm)
+        return name, lambda: mlp_reference(x, *norms, *arguments), lambda: mlp(x, norms, *arguments)
+
     def guidance(self) -> Row:
         part = self.head.layers[0].block1.attention.q
         shared = torch.randn(1, self.grid, self.grid, 128)
 
         def copies() -> Tensor:
-            return part.linear(torch.cat([self.x, shared.expand_as(self.x)], dim=-1))
+            return linear(torch.cat([self.x, shared.expand_as(self.x)], dim=-1), part.linear.weight, part.linear.bias)
 
         return "guidance projected once (one linear)", copies, lambda: part(self.x) + part.project(shared)
 
@@ -205,8 +227,9 @@ def training(bench: Bench) -> Iterator[Row]:
         return lambda x: run(run(run(run(x))))
 
     def kept(x: Tensor) -> Tensor:
-        x = x + block.attention(block.norm1(x), block.attention.prepare(shared), 12, 0)
-        return x + block.mlp(block.norm2(x))
+        x = block.attention(x, Norm.of(block.norm1), block.attention.prepare(shared), 12, 0)
+        hidden = linear(x, block.mlp[0].weight, block.mlp[0].bias, norm=Norm.of(block.norm2))
+        return linear(F.gelu(hidden), block.mlp[2].weight, block.mlp[2].bias, residual=x)
 
     def again(x: Tensor) -> Tensor:
         return block(x, block.attention.prepare(shared))
