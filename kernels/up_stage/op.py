@@ -73,6 +73,7 @@ def _not_double(x: Tensor, *_) -> str:
 register(
     "up_stage",
     up_stage_reference,
+    native=(torch.bfloat16,),
     cpp=_not_double,
     triton=lambda *_: "there is no Triton kernel: on a GPU PyTorch's own convolutions run",
     cuda=lambda *_: "there is no CUDA kernel: on a GPU PyTorch's own convolutions run",
