@@ -2,7 +2,7 @@
 
 from . import ablations, parity
 from .ablations import run_ablations
-from .benchmarks import benchmark_model, benchmark_ops, row_milliseconds
+from .benchmarks import benchmark_against, benchmark_model, benchmark_ops, row_milliseconds
 from .demo import run_demo
 from .parity import run_parity
 from .profiling import ViewProfile, profile_view, random_model
@@ -10,6 +10,7 @@ from .profiling import ViewProfile, profile_view, random_model
 __all__ = [
     "ViewProfile",
     "ablations",
+    "benchmark_against",
     "benchmark_model",
     "benchmark_ops",
     "parity",

@@ -20,6 +20,7 @@ from ..files import atomic_write
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NEEDED = {"pytest": "pytest", "pytest_benchmark": "pytest-benchmark", "matplotlib": "matplotlib"}
+PROGRAMS = ("onnxruntime", "openvino")  # that `benchmark_against` knows
 
 Rows = list[dict[str, str]]  # of the CSV file, by column name
 Series = dict[str, list[tuple[int, float]]]  # legend entry → points
@@ -73,6 +74,28 @@ def benchmark_model(out: Path = Path("runs/bench"), options: Sequence[str] = ())
     rows = _read(table)
     plot_model(rows, out.with_suffix(".png"))
     return rows
+
+
+def benchmark_against(programs: Sequence[str], out: Path = Path("runs/bench"), options: Sequence[str] = ()) -> Rows:
+    """Time the model beside the same model in other programs, in every precision; write <out>.csv.
+
+    programs  of PROGRAMS
+    options   of benchmarks/against.py, such as "--classes=20,150"
+    returns   the rows of the CSV file
+    Raises UsageError for an unknown program, a missing one, and outside a clone of the repository, FGASegError if the
+    script breaks off.
+    """
+    for program in programs:
+        if program not in PROGRAMS:
+            raise UsageError(f"--against {program}: is not one of {', '.join(PROGRAMS)}")
+    _scripts()
+    if missing := [one for one in (*programs, "onnx", "onnxscript") if importlib.util.find_spec(one) is None]:
+        raise UsageError(f"--against needs {', '.join(missing)}: pip install 'fgaseg[against]'")
+    script, table = FOLDER / "against.py", out.with_suffix(".csv")
+    command = [sys.executable, str(script), "--csv", str(table), f"--against={','.join(programs)}", *options]
+    if subprocess.run(command, stdout=sys.stderr).returncode:
+        raise FGASegError(f"benchmarks/against.py broke off; the rows that it had measured are in {table}")
+    return _read(table)
 
 
 def _scripts() -> dict[str, Path]:

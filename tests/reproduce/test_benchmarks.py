@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from fgaseg.cli import main
-from fgaseg.cli.bench import show_model, show_ops
+from fgaseg.cli.bench import show_against, show_model, show_ops
 from fgaseg.reproduce import benchmarks, row_milliseconds
 from fgaseg.reproduce.benchmarks import plot_model, plot_ops
 
@@ -57,6 +57,55 @@ def test_outside_a_clone_the_command_says_what_is_missing(tmp_path, monkeypatch,
     assert main(["bench", op, "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("fgaseg bench: ") and "clone the repository" in error and len(error.splitlines()) == 1
+
+
+AGAINST_COLUMNS = (
+    "part stage classes program precision seconds rounds gflop gflop_per_second share_of_roof error labels_agree "
+    "peak_mb reason"
+).split()
+
+
+def against_row(**values):
+    return {**dict.fromkeys(AGAINST_COLUMNS, ""), "classes": "20", "precision": "bfloat16", **values}
+
+
+def test_the_table_of_programs_sets_each_beside_ours_and_names_what_is_missing():
+    rows = [
+        against_row(part="roof", stage="3x3 convolution", gflop_per_second="1054.8"),
+        against_row(part="head", program="fgaseg", seconds="0.2", share_of_roof="0.5", labels_agree="0.9"),
+        against_row(part="head", program="openvino", seconds="0.3", error="1e-3", labels_agree="0.8"),
+        against_row(part="head", program="onnxruntime", reason="its CPU provider: NotImplemented"),
+        against_row(
+            part="whole view", stage="decoder", program="fgaseg", seconds="0.1", gflop="28", share_of_roof="0.53"
+        ),
+    ]
+    lines = printed(show_against, rows).splitlines()
+    theirs = next(line for line in lines if "openvino" in line)
+    assert "1.50" in theirs and "1e-3" in theirs and "0.8" in theirs
+    assert any("1054.8 (3x3 convolution)" in line for line in lines)
+    assert any("onnxruntime bfloat16, head: its CPU provider" in line for line in lines)
+    assert any("decoder" in line and "53" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["model", "--against", "tvm"], "--against tvm: is not one of onnxruntime, openvino"),
+        (["lcs_conv", "--against", "openvino"], "--against: compares the whole model"),
+        (["model", "--against", "openvino", "--forms", "plain"], "--forms: is not for --against"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(words, said, capsys):
+    assert main(["bench", *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"fgaseg bench: {said}") and len(error.splitlines()) == 1
+
+
+def test_missing_programs_are_named(monkeypatch, capsys):
+    found = benchmarks.importlib.util.find_spec
+    monkeypatch.setattr(benchmarks.importlib.util, "find_spec", lambda one: None if one == "openvino" else found(one))
+    assert main(["bench", "model", "--against", "openvino"]) == 1
+    assert "--against needs openvino" in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
@@ -123,3 +172,45 @@ def test_the_scripts_of_the_model_run():
     command = [sys.executable, "-c", SCRIPTS]
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+AGAINST = """
+import sys, types, against, torch
+from pathlib import Path
+from fgaseg import FGASeg, ModelConfig
+from tiny import tiny_model
+against.random_model = lambda device: tiny_model(class_cap=6)
+against.SIZE, against.PHOTO, against.TEXTS = 64, (40, 40), 5
+rows = []
+with torch.inference_mode():
+    run = against.Against(sys.argv[2:], Path(sys.argv[1]), rows.append)
+    run.text()
+    for classes in (4, 9):
+        run.views(classes)
+timed = [row for row in rows if "seconds" in row and not row.get("stage")]
+forms = {(row["program"], row["precision"]) for row in timed}
+assert forms >= {(p, k) for p in ["fgaseg", *sys.argv[2:]] for k in ("float32",)}, forms
+for row in timed:
+    if row["precision"] == "float32":
+        assert row.get("error", 0) < 1e-4 and row.get("labels_agree", 1) > 0.99, row
+    if row["part"] in ("head", "image tower", "text tower") and row["precision"] != "float32":
+        assert 1e-5 < row["error"] < 0.3, row
+    if row["program"] != "reference":
+        assert row["seconds"] > 0 and row["gflop"] > 0, row
+stages = [row for row in rows if row.get("stage") and row["program"] == "fgaseg"]
+assert {row["stage"] for row in stages} >= {"decoder", "Swin blocks", "tail"}
+missing = {(row["program"], row["precision"]) for row in rows if row.get("reason")}
+everything = {(p, k) for p in ["fgaseg", *sys.argv[2:]] for k in against.PRECISIONS}
+assert forms | missing >= everything, everything - forms - missing
+"""
+
+
+@pytest.mark.slow
+def test_other_programs_compute_the_same_model(tmp_path):
+    programs = [name for name in benchmarks.PROGRAMS if benchmarks.importlib.util.find_spec(name)]
+    for package in ("onnx", "onnxscript", *(programs or benchmarks.PROGRAMS)):
+        pytest.importorskip(package)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks", ROOT / "tests")))
+    command = [sys.executable, "-c", AGAINST, str(tmp_path), *programs]
+    run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
