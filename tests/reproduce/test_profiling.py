@@ -167,7 +167,8 @@ def test_memory_of_a_stage_is_what_it_needs(monkeypatch):
             return torch.ones(1 << 26)
 
     monkeypatch.setattr(module, "STAGES", ((Owner, "small", "small"), (Owner, "large", "large")))
-    peaks = stage_peaks(lambda: [None for make in ("large", "large", "small") if getattr(Owner(), make)() is None], "cpu")
+    runs = ("large", "large", "small")
+    peaks = stage_peaks(lambda: [None for name in runs if getattr(Owner(), name)() is None], "cpu")
     assert 1.5 * 2**28 > peaks["large"] > 0.95 * 2**28 and peaks["small"] < 0.5 * 2**28
     assert peak(lambda: torch.ones(1 << 26), "cpu") > 0.95 * 2**28
 
