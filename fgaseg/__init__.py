@@ -67,6 +67,7 @@ __all__ = [
     "load_config",
     "open_set",
     "pipeline",
+    "quantize",
     "read_image",
     "register_encoder",
     "segment_raster",
@@ -80,7 +81,7 @@ if TYPE_CHECKING:
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
     from .inference import Result, segment_raster, segment_video
-    from .model import FGASeg, load, pipeline, register_encoder
+    from .model import FGASeg, load, pipeline, quantize, register_encoder
     from .training import Callback, Trainer, train
     from .vocabulary import Vocabulary
 else:
@@ -89,7 +90,7 @@ else:
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
         "inference": ("Result", "segment_raster", "segment_video"),
-        "model": ("FGASeg", "load", "pipeline", "register_encoder"),
+        "model": ("FGASeg", "load", "pipeline", "quantize", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),
         "vocabulary": ("Vocabulary",),
     }

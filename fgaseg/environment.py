@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import Norm, Selection, UpWeights, _dispatch, _library
+from .kernels import Int8Weight, Norm, Selection, UpWeights, _dispatch, _library
 from .kernels.class_attention.reference import accumulator
 from .kernels.labels.host import why_no_host
 from .threads import why_fixed
@@ -51,6 +51,10 @@ def _up_stage_args(new: Callable[..., Tensor], device: str) -> tuple:
     return new(2, 3, 3, 5), new(1, 6, 6, 4), weights, 2
 
 
+def _int8(new: Callable[..., Tensor], *sizes: int) -> Int8Weight:
+    return Int8Weight.of(new(*sizes))
+
+
 # The arguments of one representative call of each op: small, because only dtype and device decide the backend.
 CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "attention": lambda new, device: (new(1, 2, 3, 4), new(1, 2, 3, 4), new(1, 2, 3, 4)),
@@ -69,6 +73,11 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "upsample_argmax": lambda new, device: (new(1, 3, 4, 4), (5, 6)),
     "upsample_argmax_windows": lambda new, device: (new(5, 3, 4, 4), 6, 4, (5, 6)),
     "linear": lambda new, device: (new(3, 4), new(5, 4), new(5)),
+    "linear_int8": lambda new, device: (new(3, 4), _int8(new, 5, 4), new(5)),
+    "mlp_int8": lambda new, device: (
+        *(new(3, 4), Norm(new(4), new(4), 1e-5)),
+        *(_int8(new, 6, 4), new(6), _int8(new, 4, 6), new(4), "gelu"),
+    ),
     "mlp": lambda new, device: (new(3, 4), Norm(new(4), new(4), 1e-5), new(6, 4), new(6), new(4, 6), new(4), "gelu"),
     "window_attention": lambda new, device: (*(new(n, 3, 4, 2) for n in (2, 2, 2, 1, 1)), 1, 2, 1),
 }

@@ -12,6 +12,7 @@ from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
 from .lcs_conv_from_text import lcs_conv_from_text
 from .linear import Norm, linear, mlp
+from .linear_int8 import Int8Weight, linear_int8, mlp_int8
 from .map_conv import embed_maps, score_maps
 from .topk_classes import Selection, gather_classes, scatter_classes, topk_classes
 from .up_stage import UpWeights, up_stage
@@ -19,6 +20,7 @@ from .upsample_argmax import upsample_argmax, upsample_argmax_windows
 from .window_attention import window_attention
 
 __all__ = [
+    "Int8Weight",
     "Norm",
     "Selection",
     "UpWeights",
@@ -36,7 +38,9 @@ __all__ = [
     "lcs_conv",
     "lcs_conv_from_text",
     "linear",
+    "linear_int8",
     "mlp",
+    "mlp_int8",
     "remap_labels",
     "scatter_classes",
     "score_maps",

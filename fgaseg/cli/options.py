@@ -41,10 +41,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16", "float16", "auto"),  # PRECISIONS of fgaseg.model, which needs torch
+        choices=("float32", "bfloat16", "float16", "int8", "auto"),  # PRECISIONS of fgaseg.model, which needs torch
         default="float32",
         help="of weights and products: lower ones change some labels, in half the memory, faster where the processor "
-        "has them (fgaseg info); auto measures it, chooses float32 or bfloat16, and says so (default: float32)",
+        "has them (fgaseg info); auto measures it, chooses float32 or bfloat16, and says so; int8 is for linear layers "
+        "on a CPU (default: float32)",
     )
 
 

@@ -5,8 +5,9 @@ from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
 from .head import Output
 from .loading import check_source, fetch_named, load, local_weights, usable_device
-from .precision import PRECISIONS, set_precision
+from .precision_choice import PRECISIONS, set_precision
 from .published import cache_place, converted_folder, here, read_record
+from .quantization import quantize
 from .segmentation_pipeline import SegmentationPipeline, pipeline
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "local_weights",
     "pipeline",
+    "quantize",
     "read_record",
     "register_encoder",
     "run_block",

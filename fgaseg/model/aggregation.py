@@ -4,13 +4,14 @@ Class maps are rows [R, H, W, D], R = images · classes, image after image, chan
 the rows: a linear layer on [x; g] is W_x x + W_g g, and the second term is computed once per image (or class).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import Norm, class_lookup, class_summary, linear, mlp, window_attention
+from ..kernels import Int8Weight, Norm, class_lookup, class_summary, linear, mlp, window_attention
 from ..kernels.class_attention import add_pads
 
 
@@ -30,8 +31,15 @@ class ClassSums(NamedTuple):
 class PackedLinear(NamedTuple):
     """Several linear layers on the same input as one: their weights below each other."""
 
-    weight: Tensor
+    weight: Tensor | Int8Weight
     bias: Tensor
+
+
+def stacked(*weights: Tensor | Int8Weight) -> Tensor | Int8Weight:
+    """Weights on the same input, below each other; either all tensors or all of 8 bits."""
+    if any(isinstance(weight, Int8Weight) for weight in weights):
+        return Int8Weight.stacked(cast("Sequence[Int8Weight]", weights))
+    return torch.cat(cast("tuple[Tensor, ...]", weights))
 
 
 class BlockGuidance(NamedTuple):
@@ -57,17 +65,21 @@ class LayerGuidance(NamedTuple):
 
 
 class SharedGuidanceLinear(nn.Module):
-    """A linear layer on [x; guidance] whose guidance term is shared: `forward(x) + project(guidance)`."""
+    """A linear layer on [x; guidance] whose guidance term is shared: `forward(x) + project(guidance)`.
+
+    quantized  W_x in 8 bits, in a quantized model
+    """
 
     def __init__(self, inputs: int, guidance: int, outputs: int):
         super().__init__()
         self.inputs = inputs
         self.linear = nn.Linear(inputs + guidance, outputs)
+        self.quantized: Int8Weight | None = None
 
     @property
-    def own_weight(self) -> Tensor:
+    def own_weight(self) -> Tensor | Int8Weight:
         """W_x [outputs, inputs]."""
-        return self.linear.weight[:, : self.inputs]
+        return self.linear.weight[:, : self.inputs] if self.quantized is None else self.quantized
 
     def project(self, guidance: Tensor) -> Tensor:
         return F.linear(guidance, self.linear.weight[:, self.inputs :], self.linear.bias)
@@ -89,7 +101,7 @@ class WindowAttention(nn.Module):
 
     def prepare(self, guidance: Tensor) -> BlockGuidance:
         """guidance of the images [B, H, W, G]."""
-        weight = torch.cat([self.q.own_weight, self.k.own_weight, self.v.weight])
+        weight = stacked(self.q.own_weight, self.k.own_weight, self.v.weight)
         bias = F.pad(self.v.bias, (2 * self.v.out_features, 0))  # those of queries and keys come with the guidance
         return BlockGuidance(self.q.project(guidance), self.k.project(guidance), PackedLinear(weight, bias))
 
@@ -150,7 +162,7 @@ class ClassAttention(nn.Module):
             self.pad_guidance = nn.Parameter(torch.zeros(guidance))
 
     def packed_kv(self) -> PackedLinear:
-        weight = torch.cat([self.k.own_weight, self.v.weight])
+        weight = stacked(self.k.own_weight, self.v.weight)
         return PackedLinear(weight, F.pad(self.v.bias, (self.v.out_features, 0)))
 
     def summarize(self, x: Tensor, kv: PackedLinear, guidance: Tensor, offsets: Tensor) -> ClassSums:

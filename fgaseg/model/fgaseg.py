@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data import Bands, ImageSource, ValueRange, read_image
-from ..errors import CheckpointError, EncoderError, VocabularyError
+from ..errors import CheckpointError, EncoderError, TrainingError, VocabularyError
 from ..inference import Result, ScoreRule, note_doubts, predict
 from ..threads import adjust_threads
 from ..vocabulary import ClassNames, Vocabulary
@@ -31,6 +31,7 @@ from .encoders import ImageFeatures, build_encoder
 from .head import Head, Output
 from .image_encoder import ImageEncoder
 from .prompts import classes_of_rows
+from .quantization import check_not_quantized, is_quantized
 from .saving import encoder_facts, push_model, save_model
 from .text_encoder import TextEncoder
 
@@ -88,7 +89,12 @@ class FGASeg(nn.Module):
         self.register_buffer("std", torch.tensor(self.encoder.std), persistent=False)
 
     def train(self, mode: bool = True) -> Self:
-        """As of any nn.Module; BatchNorm in an encoder of open_clip's always uses its stored statistics."""
+        """As of any nn.Module; BatchNorm in an encoder of open_clip's always uses its stored statistics.
+
+        Raises TrainingError for a model that is to be trained and is quantized.
+        """
+        if mode and is_quantized(self):
+            raise TrainingError("model: is quantized to int8 and has no gradients; train it before that")
         super().train(mode)
         self.encoder.keep_statistics()
         return self
@@ -115,8 +121,9 @@ class FGASeg(nn.Module):
 
     @property
     def precision(self) -> str:
-        """What the model computes in, in words: "float32", "bfloat16", ..."""
-        return str(self.dtype).removeprefix("torch.")
+        """What the model computes in, in words: "float32", "bfloat16", ..., "int8, else float32"."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"int8, else {dtype}" if is_quantized(self) else dtype
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the image tower, aggregation and decoder in place, with the arguments of torch.compile.
@@ -283,6 +290,7 @@ class FGASeg(nn.Module):
 
     def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the encoder alone, for `encoder.pretrained` of another model."""
+        check_not_quantized(self)
         write_weights(path, {key: value.to(dtype) for key, value in self.clip.state_dict().items()})
 
     def save_pretrained(
@@ -301,6 +309,7 @@ class FGASeg(nn.Module):
         The card says what is known (`facts`) and that the rest is unknown. One that was edited is left as it is.
         Raises OSError, and CheckpointError for results that are not of these weights.
         """
+        check_not_quantized(self)
         save_model(self, Path(directory), state_dict, results)
 
     def push_to_hub(
@@ -324,6 +333,7 @@ class FGASeg(nn.Module):
         `fgaseg.load(repo_id)` then gives the model. A card that was edited there is left as it is. Raises
         CheckpointError, one line that says what to do.
         """
+        check_not_quantized(self)
         return push_model(self, repo_id, private=private, token=token, revision=revision,
                           commit_message=commit_message, create_pr=create_pr, results=results)  # fmt: skip
 
@@ -333,6 +343,7 @@ class FGASeg(nn.Module):
         The report names what that code would compute differently. Raises CheckpointError for a model that has no
         counterpart there, and OSError.
         """
+        check_not_quantized(self)
         if reason := self.encoder.why_not_released():
             raise CheckpointError(f"model: the released code has no counterpart of its encoder: {reason}")
         return write_released(path, self.state_dict(), self.config, quick_gelu=self.quick_gelu)

@@ -1,6 +1,6 @@
 """Category supplementation (section III-C): the local map S_l, and the embedding and fusion of both maps."""
 
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -28,16 +28,21 @@ class LocalSupplement(KeptInFloat32):
 
 
 class Fusion(nn.Module):
-    """Two class maps into one: `cat` is a linear layer on both, `add` their sum (Table V). Channels last."""
+    """Two class maps into one: `cat` is a linear layer on both, `add` their sum (Table V). Channels last.
+
+    halves  W_x and W_l in 8 bits, in a quantized model
+    """
 
     def __init__(self, channels: int, mode: str):
         super().__init__()
         self.linear = nn.Linear(2 * channels, channels) if mode == "cat" else None
+        self.halves: nn.ModuleList | None = None
 
     def forward(self, x: Tensor, local: Tensor) -> Tensor:
         if self.linear is None:
             return x + local
-        own, other = self.linear.weight.chunk(2, dim=1)  # W [x; l] = W_x x + W_l l: the two are never joined
+        # W [x; l] = W_x x + W_l l: the two are never joined
+        own, other = self.linear.weight.chunk(2, dim=1) if self.halves is None else cast("Any", self.halves)
         return linear(local, other, residual=linear(x, own, self.linear.bias))
 
 

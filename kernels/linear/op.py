@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.nn import LayerNorm
 from torch.utils.checkpoint import checkpoint
 
+from .._activation import activate
 from .._dispatch import check_same, differentiated, dispatch, register
 from .._library import define, register_autograd
-from .reference import activate, linear_reference, mlp_reference
+from ..linear_int8.op import Int8Weight, linear_int8, mlp_int8
+from .reference import linear_reference, mlp_reference
+
+Weight = Tensor | Int8Weight
 
 COMPILED = (torch.float32, torch.bfloat16)
 ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
@@ -28,8 +32,8 @@ class Norm(NamedTuple):
         return cls(layer.weight, layer.bias, layer.eps)
 
 
-def _check_layer(op: str, name: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if x.dim() < 1 or weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+def _check_layer(op: str, name: str, x: Tensor, weight: Weight, bias: Tensor | None) -> None:
+    if x.dim() < 1 or len(weight.shape) != 2 or weight.shape[1] != x.shape[-1]:
         raise ValueError(
             f"{op}: x has shape {list(x.shape)} and {name} {list(weight.shape)}; expected [..., K] and [N, K]"
         )
@@ -120,7 +124,7 @@ def _left_to_pytorch(x: Tensor, backend: str) -> bool:
 
 def linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Weight,
     bias: Tensor | None = None,
     *,
     norm: Norm | None = None,
@@ -133,7 +137,8 @@ def linear(
         y = activation(LayerNorm(x) weightᵀ + bias) + residual
 
     x           [..., K]  float32, float64, float16 or bfloat16; any strides
-    weight      [N, K]    any strides; packed within the call, so that no copy is kept and none can be stale
+    weight      [N, K]    any strides; packed within the call, so that no copy is kept and none can be stale. Or an
+                          Int8Weight, with which the rows of x get 8 bits too: inexact, and without a gradient
     bias        [N]
     norm        Norm(weight [K], bias [K], eps); None: none
     activation  "none", "relu", "gelu" (exact, by the error function) or "quick_gelu" (OpenAI's, x · sigmoid(1.702 x))
@@ -151,6 +156,8 @@ def linear(
     expected = [*x.shape[:-1], weight.shape[0]]
     if residual is not None and list(residual.shape) != expected:
         raise ValueError(f"linear: residual has shape {list(residual.shape)}; expected {expected}")
+    if isinstance(weight, Int8Weight):
+        return linear_int8(x, weight, bias, norm, activation, residual, backend=backend)
     scale, shift, eps = norm or (None, None, 0.0)
     if _left_to_pytorch(x, backend):
         return linear_reference(x, weight, bias, scale, shift, eps, activation, residual)
@@ -174,9 +181,9 @@ def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
 def mlp(
     x: Tensor,
     norm: Norm,
-    weight1: Tensor,
+    weight1: Weight,
     bias1: Tensor,
-    weight2: Tensor,
+    weight2: Weight,
     bias2: Tensor,
     activation: str,
     *,
@@ -189,7 +196,7 @@ def mlp(
     x                [..., D]  float32, float64, float16 or bfloat16; any strides
     norm             Norm(weight [D], bias [D], eps)
     weight1, bias1   [M, D], [M]
-    weight2, bias2   [D, M], [D]
+    weight2, bias2   [D, M], [D]; both weights tensors, or both Int8Weight, as for ``linear``
     activation       "none", "relu", "gelu" or "quick_gelu", as for ``linear``
     returns          [..., D]  dtype of x; sums, norm and activation in float32
 
@@ -204,6 +211,10 @@ def mlp(
         expected = [x.shape[-1], weight1.shape[0]]
         raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
     _check_vector("mlp", "bias2", bias2, x.shape[-1])
+    if isinstance(weight1, Int8Weight) and isinstance(weight2, Int8Weight):
+        return mlp_int8(x, norm, weight1, bias1, weight2, bias2, activation, backend=backend)
+    if not (isinstance(weight1, Tensor) and isinstance(weight2, Tensor)):
+        raise TypeError("mlp: weight1 and weight2 must both be tensors or both Int8Weight")
     if _left_to_pytorch(x, backend) and not differentiated(x, *norm[:2], weight1, weight2):
         return mlp_reference(x, *norm, weight1, bias1, weight2, bias2, activation)
     if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):

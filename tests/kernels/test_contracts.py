@@ -122,6 +122,14 @@ def linear_ops() -> Iterator[OpCall]:
     yield "mlp", (x, scale, shift, 1e-5, *singles((6, 4), (6,), (4, 6), (4,)), "relu")
 
 
+def linear_int8_ops() -> Iterator[OpCall]:
+    x, one, two, bias, scale, shift = (t.detach() for t in singles((3, 4), (6, 4), (4, 6), (6,), (4,), (4,)))
+    first, second = (kernels.Int8Weight.of(w) for w in (one, two))
+    weights = (first.values, first.scale, bias), (second.values, second.scale, shift)
+    yield "linear_int8", (x, *weights[0], scale, shift, 1e-5, "gelu", None)
+    yield "mlp_int8", (x, scale, shift, 1e-5, *weights[0], *weights[1], "relu")
+
+
 OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     **{f"kernel_softmax {norm}": (kernel_softmax_ops, [norm]) for norm in ("taps", "channels", "none")},
     **{f"lcs_conv {norm}": (lcs_conv_ops, [norm]) for norm in ("taps", "channels", "none")},
@@ -131,6 +139,7 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "gather_classes and scatter_classes": (gather_and_scatter_ops, []),
     "upsample_argmax": (upsample_argmax_ops, []),
     "linear": (linear_ops, []),
+    "linear_int8": (linear_int8_ops, []),
     "window_attention": (window_attention_ops, []),
     **{f"attention causal={causal}": (attention_ops, [causal]) for causal in (False, True)},
     "class_attention": (class_attention_ops, []),
@@ -138,7 +147,16 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "map_conv": (map_conv_ops, []),
 }
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
-CPU_ONLY = {"linear", "mlp", "map_conv", "up_stage", "attention", "attention causal=False", "attention causal=True"}
+CPU_ONLY = {
+    "linear",
+    "mlp",
+    "linear_int8",
+    "map_conv",
+    "up_stage",
+    "attention",
+    "attention causal=False",
+    "attention causal=True",
+}
 # what is slow to trace, or to run in Triton's interpreter
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 

@@ -12,7 +12,8 @@ from tiny import NAMES, pixels, tiny_model
 import fgaseg
 from fgaseg import environment
 from fgaseg.inference import pseudo_masks, released_views
-from fgaseg.model import precision, reference, set_precision
+from fgaseg.model import precision_choice as precision
+from fgaseg.model import reference, set_precision
 
 HALVES = (torch.bfloat16, torch.float16)
 COSINES = {"propagation": False, "lcs": False, "t2p": False}
