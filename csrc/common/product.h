@@ -215,6 +215,10 @@ namespace product {
 
 FGASEG_INLINE void pack_block(const uint32_t* w, int64_t row, int64_t step, int64_t columns, int64_t units,
                               uint32_t* panel) {
+  if (row == 1 && columns == COLUMNS) {  // a transposed matrix
+    for (int64_t u = 0; u < units; ++u) std::memcpy(panel + u * COLUMNS, w + u * step, COLUMNS * sizeof(uint32_t));
+    return;
+  }
   for (int64_t u = 0; u < units; ++u)
     for (int64_t j = 0; j < columns; ++j) panel[u * COLUMNS + j] = w[j * row + u * step];
 }

@@ -13,6 +13,7 @@
 #include <string>
 
 #include "common/rows.h"
+#include "linear/linear.h"
 
 namespace fgaseg {
 namespace {
@@ -20,6 +21,7 @@ namespace {
 constexpr int64_t GROUP_BYTES = 256 << 10;   // of packed panels
 constexpr int64_t MLP_BYTES = 768 << 10;     // of the two packed weights of an mlp
 constexpr int64_t BLOCK = 2 * ROWS_OF_TILE;  // rows of an mlp that are computed together
+constexpr int64_t DEPTH = 512;               // units of a product of transposed matrices that are packed together
 
 // Where the values of an arithmetic are in units already, and how many of them make one.
 template <class T>
@@ -80,6 +82,7 @@ struct Linear {
   }
 
   FGASEG_INLINE void compute(const Part& part) const {
+    if (x.step != 1 && rows) return compute_transposed(part);
     const int64_t many = group(part.panels), pitch = many * COLUMNS, units = this->units();
     Scratch<uint32_t> packed(many * units * COLUMNS), loaded(ROWS_OF_TILE * units);
     Scratch<float> sums(ROWS_OF_TILE * pitch), values(x.depth);
@@ -101,6 +104,49 @@ struct Linear {
         ending(sums.data(), pitch, i, n, column, std::min(panels * COLUMNS, w.rows - column));
       });
     }
+  }
+
+ private:
+  // The product of a gradient of a weight: as deep as there are rows in the batch, and of a left operand whose values
+  // along the depth are far apart. Both operands are packed, DEPTH units at a time.
+  FGASEG_INLINE void compute_transposed(const Part& part) const {
+    const int64_t most = std::min(DEPTH, x.depth), size = most * COLUMNS;
+    const int64_t many = std::max<int64_t>(std::min(GROUP_BYTES / int64_t(size * sizeof(float)), part.panels), 1);
+    const int64_t pitch = many * COLUMNS;
+    Scratch<uint32_t> packed(many * size), left(most * ROWS_OF_TILE);
+    Scratch<float> sums(part.rows * pitch);
+    for (int64_t first = part.panel; first < part.panel + part.panels; first += many) {
+      const int64_t panels = std::min(many, part.panel + part.panels - first), column = first * COLUMNS;
+      std::fill(sums.data(), sums.data() + part.rows * pitch, 0.0f);
+      for (int64_t from = 0; from < x.depth; from += DEPTH) {
+        const int64_t units = std::min(DEPTH, x.depth - from);
+        for (int64_t j = 0; j < panels; ++j) {
+          const int64_t row = column + j * COLUMNS;
+          pack_panel(reinterpret_cast<const uint32_t*>(w.data) + row * w.row + from * w.step, w.row, w.step,
+                     std::min(COLUMNS, w.rows - row), units, packed.data() + j * size);
+        }
+        for_tiles(part.rows, [&](int64_t i, int64_t n) FGASEG_LAMBDA {
+          const uint32_t* values = rows->data + (part.row + i) * rows->row + from * rows->step;
+          pack_rows(values, rows->row, rows->step, n, units, left.data());
+          for (int64_t j = 0; j < panels; ++j)
+            tiles[n - 1]({left.data(), 1, ROWS_OF_TILE}, packed.data() + j * size, units,
+                         sums.data() + i * pitch + j * COLUMNS, pitch, true);
+        });
+      }
+      ending(sums.data(), pitch, part.row, part.rows, column, std::min(panels * COLUMNS, w.rows - column));
+    }
+  }
+
+  // [units][ROWS_OF_TILE]
+  FGASEG_INLINE static void pack_rows(const uint32_t* from, int64_t row, int64_t step, int64_t n, int64_t units,
+                                      uint32_t* to) {
+    if (row == 1 && n == ROWS_OF_TILE) {
+      for (int64_t u = 0; u < units; ++u)
+        std::memcpy(to + u * ROWS_OF_TILE, from + u * step, ROWS_OF_TILE * sizeof(uint32_t));
+      return;
+    }
+    for (int64_t u = 0; u < units; ++u)
+      for (int64_t r = 0; r < n; ++r) to[u * ROWS_OF_TILE + r] = from[r * row + u * step];
   }
 };
 
@@ -210,6 +256,8 @@ Tensor readable(const Tensor& x) {
   return half && (x.stride(1) != 1 || x.stride(0) % 2) ? torch::stable::contiguous(x) : x;
 }
 
+}  // namespace
+
 Tensor linear(const Tensor& x_, const Tensor& weight, const std::optional<Tensor>& bias_,
               const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
               std::string activation, const std::optional<Tensor>& residual_) {
@@ -228,6 +276,8 @@ Tensor linear(const Tensor& x_, const Tensor& weight, const std::optional<Tensor
   });
   return y;
 }
+
+namespace {
 
 Tensor mlp(const Tensor& x_, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& weight1,
            const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, std::string activation) {

@@ -1,16 +1,16 @@
 """linear and mlp: schemas, shape rules, gradients and backends."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import LayerNorm
 from torch.utils.checkpoint import checkpoint
 
 from .._activation import activate
 from .._dispatch import check_same, differentiated, dispatch, register
-from .._library import define, register_autograd
+from .._library import define, first_order_only, register_autograd
 from ..linear_int8.op import Int8Weight, linear_int8, mlp_int8
 from .reference import linear_reference, mlp_reference
 
@@ -64,23 +64,85 @@ def _fake_mlp(x, *_):
     return x.new_empty(x.shape)
 
 
+def _fake_mlp_backward(grad, x, weight1, bias1, weight2, activation, weights):
+    sizes = (weight1.shape, bias1.shape, weight2.shape) if weights else ((0,),) * 3
+    return x.new_empty(x.shape), *(x.new_empty(size) for size in sizes)
+
+
+def _again(grad: Tensor, needed: Sequence[bool], reference: Callable[..., Tensor], *args: Any) -> list[Tensor | None]:
+    """The gradients of the arguments by PyTorch's own operations, which can be differentiated again."""
+    with torch.enable_grad():
+        y = reference(*args)
+    wanted = [x for x, need in zip(args, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return [next(found) if need else None for need in needed]
+
+
+class _Normalised(NamedTuple):
+    """The rows that a layer multiplied, and what the gradient of its LayerNorm needs (None: there is no norm)."""
+
+    rows: Tensor
+    of: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None  # input, mean, 1 / deviation, weight, bias
+
+    @classmethod
+    def again(cls, x: Tensor, scale: Tensor | None, shift: Tensor | None, eps: float) -> "_Normalised":
+        if scale is None or shift is None:
+            return cls(x, None)
+        rows, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], scale, shift, eps)
+        return cls(rows, (x, mean, inverse, scale, shift))
+
+    def backward(self, grad: Tensor | None, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Of x, the norm's weight and bias, from the gradient of the rows."""
+        if self.of is None or grad is None:
+            return grad, None, None
+        x, *rest = self.of
+        return torch.ops.aten.native_layer_norm_backward(grad, x, x.shape[-1:], *rest, list(needed))
+
+
 def _save(ctx, inputs, output):
-    x, weight, bias, norm_weight, _, _, activation, residual = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.bias = bias is not None
-    ctx.plain = norm_weight is None and activation == "none" and residual is None
+    x, weight, bias, norm_weight, norm_bias, ctx.eps, ctx.activation, _ = inputs
+    ctx.save_for_backward(x, weight, bias, norm_weight, norm_bias)
 
 
 def _backward(ctx, ops, grad):
     # y = x Wᵀ + b:  dx = g W,  dW = gᵀ x,  db = Σ g: two more products of the same kind
-    if not ctx.plain:
-        raise RuntimeError("the op linear has a gradient without norm, activation and residual only")
-    x, weight = ctx.saved_tensors
+    if ctx.activation != "none":
+        raise RuntimeError("the op linear has no gradient with an activation")
+    x, weight, bias, scale, shift = ctx.saved_tensors
+    *needed, added = ctx.needs_input_grad
+    added = grad if added else None
+    if torch.is_grad_enabled():
+        args = (x, weight, bias, scale, shift, ctx.eps, "none")
+        return *_again(grad, needed, lambda *args: linear_reference(*args, None), *args), added
     product = lambda a, b: ops("linear")(a, b, None, None, None, 0.0, "none", None)  # noqa: E731
-    dx = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-    dw = product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
-    db = grad.sum(0) if ctx.bias and ctx.needs_input_grad[2] else None
-    return dx, dw, db, None, None, None, None, None
+    before = _Normalised.again(x, scale, shift, ctx.eps)
+    dw = product(grad.t(), before.rows.t()) if needed[1] else None
+    db = grad.sum(0) if needed[2] else None
+    of_x = (needed[0], *needed[3:5])
+    dx, dscale, dshift = before.backward(product(grad, weight.t()) if any(of_x) else None, of_x)
+    return dx, dw, db, dscale, dshift, None, None, added
+
+
+def _save_mlp(ctx, inputs, output):
+    *tensors, ctx.activation = inputs
+    ctx.eps = tensors.pop(3)
+    ctx.save_for_backward(*tensors)
+
+
+def _backward_mlp(ctx, ops, grad):
+    x, scale, shift, weight1, bias1, weight2, bias2 = ctx.saved_tensors
+    needed = ctx.needs_input_grad
+    if torch.is_grad_enabled():
+        args = (x, scale, shift, ctx.eps, weight1, bias1, weight2, bias2, ctx.activation)
+        return tuple(_again(grad, needed, mlp_reference, *args))
+    before = _Normalised.again(x, scale, shift, ctx.eps)
+    grad = grad.contiguous()
+    args = (grad, before.rows, weight1, bias1, weight2, ctx.activation, any(needed[4:7]))
+    drows, *weights = ops("mlp_backward")(*args)
+    dx, dscale, dshift = before.backward(drows, needed[:3])
+    dw1, db1, dw2 = (d if need else None for d, need in zip(weights, needed[4:7], strict=True))
+    db2 = grad.sum(0) if needed[7] else None
+    return dx + grad if needed[0] else None, dscale, dshift, None, dw1, db1, dw2, db2, None
 
 
 define(
@@ -97,7 +159,16 @@ define(
     _fake_mlp,
     __package__,
 )
+define(
+    "mlp_backward",
+    "(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, str activation, bool weights)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _fake_mlp_backward,
+    __package__,
+)
 register_autograd("linear", _save, _backward)
+register_autograd("mlp", _save_mlp, _backward_mlp)
+first_order_only("mlp_backward")
 
 
 def _no_kernel(x: Tensor, *_) -> str:
@@ -145,7 +216,8 @@ def linear(
     residual    [..., N], added last
     returns     [..., N]  dtype of x; sums, norm and activation in float32
 
-    Differentiable any number of times; norm, activation and residual are then operations of their own. On a GPU, under
+    Differentiable any number of times; the activation and the residual after one are then operations of their own, and
+    the backward pass normalises x again. On a GPU, under
     autocast, and in float64 and float16 PyTorch's own operations run. x may have no rows. ``backend`` is "auto" or a
     name that ``explain`` lists. Raises ValueError for mismatched shapes or devices and an unknown activation, TypeError
     for mismatched dtypes.
@@ -163,9 +235,8 @@ def linear(
         return linear_reference(x, weight, bias, scale, shift, eps, activation, residual)
     named = {"x": x, "weight": weight, "bias": bias, "norm.weight": scale, "norm.bias": shift, "residual": residual}
     check_same("linear", **{name: tensor for name, tensor in named.items() if tensor is not None})
-    if differentiated(*named.values()):
-        plain = x if norm is None else F.layer_norm(x, x.shape[-1:], scale, shift, eps)
-        y = activate(_rows_through(plain, backend, weight, bias, None, None, 0.0, "none", None), activation)
+    if activation != "none" and differentiated(*named.values()):
+        y = activate(_rows_through(x, backend, weight, bias, scale, shift, eps, "none", None), activation)
         return y if residual is None else y + residual
     if residual is not None:
         residual = residual.reshape(-1, weight.shape[0])
@@ -200,8 +271,8 @@ def mlp(
     activation       "none", "relu", "gelu" or "quick_gelu", as for ``linear``
     returns          [..., D]  dtype of x; sums, norm and activation in float32
 
-    The hidden values, M a row, stay in the cache if both weights together do. Differentiable any number of times; the
-    backward pass computes the activation again, so that its output is not kept. Backends, choices and errors are those
+    The hidden values, M a row, stay in the cache if both weights together do. Differentiable any number of times; of
+    the hidden values nothing is kept: the backward pass computes them again. Backends, choices and errors are those
     of ``linear``.
     """
     _check_layer("mlp", "weight1", x, weight1, bias1)
@@ -220,7 +291,7 @@ def mlp(
     if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
         named = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
         check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
-    if differentiated(x, *norm[:2], weight1, bias1, weight2, bias2):
+    if _left_to_pytorch(x, backend):
         hidden = linear(x, weight1, bias1, norm=norm, backend=backend)
 
         def rest(hidden: Tensor) -> Tensor:
