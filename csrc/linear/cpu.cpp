@@ -82,7 +82,7 @@ struct Linear {
   }
 
   FGASEG_INLINE void compute(const Part& part) const {
-    if (x.step != 1 && rows) return compute_transposed(part);
+    if ((x.step != 1 || x.depth == 0) && rows) return compute_transposed(part);
     const int64_t many = group(part.panels), pitch = many * COLUMNS, units = this->units();
     Scratch<uint32_t> packed(many * units * COLUMNS), loaded(ROWS_OF_TILE * units);
     Scratch<float> sums(ROWS_OF_TILE * pitch), values(x.depth);
@@ -110,7 +110,7 @@ struct Linear {
   // The product of a gradient of a weight: as deep as there are rows in the batch, and of a left operand whose values
   // along the depth are far apart. Both operands are packed, DEPTH units at a time.
   FGASEG_INLINE void compute_transposed(const Part& part) const {
-    const int64_t most = std::min(DEPTH, x.depth), size = most * COLUMNS;
+    const int64_t most = std::clamp<int64_t>(x.depth, 1, DEPTH), size = most * COLUMNS;
     const int64_t many = std::max<int64_t>(std::min(GROUP_BYTES / int64_t(size * sizeof(float)), part.panels), 1);
     const int64_t pitch = many * COLUMNS;
     Scratch<uint32_t> packed(many * size), left(most * ROWS_OF_TILE);

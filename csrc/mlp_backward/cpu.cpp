@@ -18,13 +18,13 @@ namespace {
 
 constexpr int64_t CHUNK = 1 << 20;     // values of h that are computed together
 constexpr int64_t LINE = 64;           // adjacent columns that one thread passes over
-constexpr int64_t ROWS_OF_SUM = 128;   // rows that are added before they are added to the sum of all
+constexpr int64_t ROWS_OF_SUM = 16;    // rows that are added in float32 before the sum of all, which is float64
 
 template <class T>
 struct Hidden {
   T* h;   // becomes activation(h)
   T* da;  // becomes dh
-  float* sums;  // of dh, added
+  double* sums;  // of dh, added
   int64_t rows, columns;
   Activation activation;
 
@@ -58,7 +58,7 @@ FGASEG_CLONES void compute(const Hidden<uint16_t>& of, int64_t first, int64_t la
 template <class T>
 void activate(Tensor& h, Tensor& da, Tensor& sums, Activation activation) {
   const int64_t columns = h.size(1);
-  const Hidden<T> of{mutable_data<T>(h), mutable_data<T>(da), mutable_data<float>(sums), h.size(0), columns, activation};
+  const Hidden<T> of{mutable_data<T>(h), mutable_data<T>(da), mutable_data<double>(sums), h.size(0), columns, activation};
   const int64_t lines = (columns + LINE - 1) / LINE, grain = 1 + 8192 / (LINE * std::max<int64_t>(of.rows, 1));
   torch::stable::parallel_for(0, lines, grain, [&](int64_t begin, int64_t end) {
     compute(of, begin * LINE, std::min(end * LINE, columns));
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_backward(Tensor grad, Tensor x, c
   // bfloat16 in one chunk: its sums would be rounded between two
   const int64_t chunk = single || !weights ? std::max<int64_t>(CHUNK / std::max<int64_t>(inner, 1), 1) : rows;
   Tensor dx = torch::stable::new_empty(x, {rows, x.size(1)});
-  Tensor sums = torch::stable::new_zeros(x, {inner}, ScalarType::Float);
+  Tensor sums = torch::stable::new_zeros(x, {inner}, ScalarType::Double);
   std::optional<Tensor> dw1, dw2;
   for (int64_t first = 0; first == 0 || first < rows; first += chunk) {
     const int64_t n = std::min(chunk, rows - first);
@@ -92,8 +92,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_backward(Tensor grad, Tensor x, c
     dw1 = linear(transposed(da), transposed(from), {}, {}, {}, 0, "none", dw1);
     dw2 = linear(transposed(g), transposed(h), {}, {}, {}, 0, "none", dw2);
   }
-  const Tensor none = torch::stable::new_empty(x, {0});
-  if (!weights) return {dx, none, none, none};
+  const auto none = [&] { return torch::stable::new_empty(x, {0}); };
+  if (!weights) return {dx, none(), none(), none()};
   return {dx, *dw1, finished(sums, x), *dw2};
 }
 

@@ -119,7 +119,13 @@ def linear_ops() -> Iterator[OpCall]:
     yield "linear", (x, weight, bias, scale, shift, 1e-5, "gelu", residual)
     plain = [t.requires_grad_() for t in singles((3, 4), (5, 4), (5,))]
     yield "linear", (*plain, None, None, 0.0, "none", None)
-    yield "mlp", (x, scale, shift, 1e-5, *singles((6, 4), (6,), (4, 6), (4,)), "relu")
+    plain = [t.requires_grad_() for t in singles((3, 4), (5, 4), (5,), (4,), (4,), (3, 5))]
+    yield "linear", (*plain[:5], 1e-5, "none", plain[5])
+    weights = singles((6, 4), (6,), (4, 6), (4,))
+    yield "mlp", (x, scale, shift, 1e-5, *weights, "relu")
+    yield "mlp", (*(t.requires_grad_() for t in singles((3, 4), (4,), (4,))), 1e-5, *weights, "gelu")
+    for trained in (False, True):
+        yield "mlp_backward", (*singles((3, 4), (3, 4)), *weights[:3], "quick_gelu", trained)
 
 
 def linear_int8_ops() -> Iterator[OpCall]:

@@ -130,16 +130,90 @@ def test_gradients_of_linear(layout, shape):
     check_backend(op, plain, [x, weight, bias, *norm, residual], torch.float32, layout)
 
 
+def plain_layer(x, weight, bias, scale, shift, residual):
+    return linear_reference(x, weight, bias, scale, shift, 1e-5, "none", residual)
+
+
+def op_layer(x, weight, bias, scale, shift, residual):
+    return linear(x, weight, bias, norm=Norm(scale, shift, 1e-5), residual=residual)
+
+
+# of a norm and a residual inside the op; more rows than are packed together for the gradient of the weight
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1100, 64, 33), (600, 300, 290), (0, 8, 8)], ids=str)
+@needs_cpp
+def test_gradients_of_norm_and_residual(shape):
+    check_backend(op_layer, plain_layer, layer(*shape, True, True), torch.float32, "contiguous")
+
+
+def plain_mlp(activation):
+    return lambda x, scale, shift, *weights: mlp_reference(x, scale, shift, 1e-5, *weights, activation)
+
+
+def op_mlp(activation):
+    return lambda x, scale, shift, *weights: mlp(x, Norm(scale, shift, 1e-5), *weights, activation)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+# no rows; an odd width; several chunks of hidden values
+@pytest.mark.parametrize("shape", [(40, 16, 64), (0, 8, 16), (33, 5, 71), (2100, 24, 600)], ids=str)
+@needs_cpp
+def test_gradients_of_mlp(activation, shape):
+    check_backend(op_mlp(activation), plain_mlp(activation), mlp_inputs(*shape), torch.float32, "contiguous")
+
+
+@pytest.mark.parametrize("trained", [[0], [1, 2], [4], [3, 6], [5]], ids=str)
+@needs_cpp
+def test_gradients_of_frozen_parts(trained):
+    """A tower whose MLPs are frozen asks for the gradient of x alone."""
+    inputs = [x.requires_grad_(i in trained) for i, x in enumerate(mlp_inputs(40, 16, 64))]
+    wanted = [inputs[i] for i in trained]
+    grads = [torch.autograd.grad(f("gelu")(*inputs).square().sum(), wanted) for f in (op_mlp, plain_mlp)]
+    for got, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @needs_cpp
-def test_gradients_of_mlp(activation):
-    def plain(x, scale, shift, *weights):
-        return mlp_reference(x, scale, shift, 1e-5, *weights, activation)
+def test_slopes_everywhere(activation):
+    """An mlp of width 1 whose norm passes on its bias: its gradient is the slope of the activation."""
+    at = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 40.0, -40.0, 1e4, -1e4])])
 
-    def op(x, scale, shift, *weights):
-        return mlp(x, Norm(scale, shift, 1e-5), *weights, activation)
+    def gradient(run, dtype):
+        bias = at.to(dtype).requires_grad_()
+        one = torch.ones(1, dtype=dtype)
+        y = run(activation)(
+            one[None] * 0, one, one * 0, (0 * at.to(dtype))[:, None], bias, 0 * bias.detach()[None] + 1, one
+        )
+        return torch.autograd.grad(y.sum(), bias)[0]
 
-    check_backend(op, plain, mlp_inputs(40, 16, 64), torch.float32, "contiguous")
+    check_error(
+        gradient(op_mlp, torch.float32), gradient(plain_mlp, torch.float32), gradient(plain_mlp, torch.float64),
+        torch.float32,
+    )  # fmt: skip
+
+
+@needs_cpp
+def test_mlp_keeps_its_input_alone():
+    inputs = [x.requires_grad_() for x in mlp_inputs(64, 16, 64)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        op_mlp("gelu")(*inputs)
+    assert sorted(kept) == sorted(x.shape for x in inputs)
+
+
+@needs_cpp
+def test_mlp_and_norm_are_twice_differentiable():
+    def penalties(run, inputs):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        (grad,) = torch.autograd.grad(run(*leaves).pow(3).sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(grad.pow(2).sum(), leaves[:4])
+
+    for ours, plain, inputs in (
+        (op_mlp("gelu"), plain_mlp("gelu"), mlp_inputs(4, 6, 8)),
+        (op_layer, plain_layer, layer(4, 6, 5, True, True)),
+    ):
+        for got, expected in zip(penalties(ours, inputs), penalties(plain, inputs), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_in_float64():
