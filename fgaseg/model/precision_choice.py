@@ -40,7 +40,8 @@ def set_precision(model: Lowered, precision: str) -> None:
     """Convert a model of float32, in place, to one of PRECISIONS, as `--precision` says.
 
     "auto" measures the machine for a tenth of a second, chooses bfloat16 where it gains, and says so. "int8" quantizes
-    the linear layers (`quantize`) and leaves the rest in float32. Raises UsageError for int8 on a GPU.
+    the linear layers (`quantize`); the rest is bfloat16 where the processor multiplies it, else float32. Raises
+    UsageError for int8 on a GPU.
     """
     if precision == "auto":
         precision, why = choose_precision(model)
@@ -51,6 +52,9 @@ def set_precision(model: Lowered, precision: str) -> None:
         if model.device.type != "cpu":
             raise UsageError(f"precision int8: is for a CPU, and the model is on {model.device}: give bfloat16")
         quantize(cast("nn.Module", model))
+        if arithmetic("bfloat16"):
+            model.to(torch.bfloat16)
+            note_once(("precision", "int8"), "precision int8: what has no form in 8 bits is computed in bfloat16")
     elif precision != "float32":
         model.to(getattr(torch, precision))
 

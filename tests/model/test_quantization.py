@@ -10,6 +10,7 @@ from tiny import NAMES, pixels, tiny_model
 
 import fgaseg
 from fgaseg.cli import main
+from fgaseg.environment import arithmetic
 from fgaseg.kernels import Int8Weight
 from fgaseg.model import set_precision
 
@@ -83,7 +84,7 @@ def test_the_command_quantizes_and_the_record_says_so(tmp_path, monkeypatch, cap
     Image.fromarray(PHOTO).save(tmp_path / "photo.png")
     command = ["segment", str(tmp_path / "photo.png"), "--model", str(tmp_path / "model"), "--classes", "cat, dog"]
     assert main([*command, "--precision", "int8", "--out", str(tmp_path / "o.png")]) == 0
-    assert seen == ["int8, else float32"]
+    assert seen == [f"int8, else {'bfloat16' if arithmetic('bfloat16') else 'float32'}"]
     monkeypatch.setattr("fgaseg.environment._capabilities", lambda: {"avx2": True})
     with caplog.at_level(logging.WARNING, "fgaseg"):
         set_precision(tiny_model(), "int8")

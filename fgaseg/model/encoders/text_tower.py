@@ -13,7 +13,7 @@ from .clip_vit import check_blocks, run_block
 from .image_tower import Unsupported
 from .tokenizers import Tokenizer
 
-PROMPTS_PER_BATCH = 256
+PROMPTS_PER_BATCH = 128
 
 
 class TextTower:
