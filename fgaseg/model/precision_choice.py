@@ -54,7 +54,9 @@ def set_precision(model: Lowered, precision: str) -> None:
         quantize(cast("nn.Module", model))
         if arithmetic("bfloat16"):
             model.to(torch.bfloat16)
-            note_once(("precision", "int8"), "precision int8: what has no form in 8 bits is computed in bfloat16")
+            note_once(
+                ("precision", "int8 and bfloat16"), "precision int8: what has no form in 8 bits is computed in bfloat16"
+            )
     elif precision != "float32":
         model.to(getattr(torch, precision))
 

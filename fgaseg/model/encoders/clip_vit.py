@@ -1,6 +1,6 @@
 """Plain CLIP ViTs, the towers of open_clip's own: OpenAI, LAION, DataComp, DFN, MetaCLIP 1 and 2."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
@@ -27,13 +27,31 @@ def activation_of(layer: nn.Module) -> str:
     return "quick_gelu" if type(layer) is QuickGELU else ""
 
 
+class MLP(nn.Sequential):
+    """open_clip's [linear, activation, linear]; with a norm, x and what it adds to the normalised x, in one pass.
+
+    A module's own call, because sharded weights are gathered there.
+    """
+
+    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+        if norm is None:
+            return cast("Tensor", super().forward(x))
+        first, activation, last = cast("Any", self)
+        return mlp(x, norm, first.weight, first.bias, last.weight, last.bias, activation_of(activation))
+
+
+def adapt_block(block: Any) -> None:
+    """Give a block separate q, k and v, and an MLP in one pass where `mlp` has its activation."""
+    block.attn = SelfAttention(block.attn)
+    if activation_of(block.mlp[1]):
+        block.mlp.__class__ = MLP
+
+
 def run_mlp(block: Any, x: Tensor) -> Tensor:
-    """x and what the MLP of a block adds to it: in one pass, where it is a plain one."""
-    activation = activation_of(block.mlp[1])
-    if not activation or not isinstance(block.ls_2, nn.Identity):
-        return x + block.ls_2(block.mlp(block.ln_2(x)))
-    first, last = block.mlp[0], block.mlp[2]
-    return mlp(x, Norm.of(block.ln_2), first.weight, first.bias, last.weight, last.bias, activation)
+    """x and what the MLP of a block adds to it."""
+    if isinstance(block.mlp, MLP) and isinstance(block.ls_2, nn.Identity):
+        return cast("Tensor", block.mlp(x, Norm.of(block.ln_2)))
+    return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
 def check_blocks(blocks: Any, tower: str) -> None:
@@ -79,7 +97,7 @@ class ClipViT(ImageTower):
     def separate(self) -> None:
         """Give every attention separate q, k and v."""
         for block in self.blocks:
-            block.attn = SelfAttention(block.attn)
+            adapt_block(block)
 
     def attention(self) -> list[Any]:
         return [block.attn for block in self.blocks]

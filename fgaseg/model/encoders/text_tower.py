@@ -8,8 +8,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from .attention import SelfAttention
-from .clip_vit import check_blocks, run_block
+from .clip_vit import adapt_block, check_blocks, run_block
 from .image_tower import Unsupported
 from .tokenizers import Tokenizer
 
@@ -57,7 +56,7 @@ class TextTower:
     def separate(self) -> None:
         """Give every attention separate q, k and v."""
         for block in self.blocks:
-            block.attn = SelfAttention(block.attn)
+            adapt_block(block)
 
     def weights(self) -> list[Tensor]:
         """Every tensor that the embeddings depend on."""
