@@ -7,7 +7,7 @@ import torch
 from accuracy import LAYOUTS, backends, check_backend, check_error, laid_out, needs_cpp, random
 from torch.nn import functional as F
 
-from fgaseg.kernels import Norm, linear, mlp
+from fgaseg.kernels import Norm, explain, linear, mlp
 from fgaseg.kernels.linear import ACTIVATIONS
 from fgaseg.kernels.linear.reference import linear_reference, mlp_reference
 
@@ -301,3 +301,14 @@ def test_wrong_words_and_dtypes():
         linear(x, weight.bfloat16())
     with pytest.raises(ValueError, match=r"mlp: weight2 has shape \[4, 4\]; expected \[4, 5\]"):
         mlp(x, Norm(random(4), random(4), 1e-5), weight, random(5), random(4, 4), random(4), "gelu")
+
+
+@needs_cpp
+def test_bfloat16_is_left_to_matrix_instructions(monkeypatch):
+    x, weight = random(2, 4), random(5, 4)
+    monkeypatch.setattr(sys.modules["fgaseg.kernels.linear.op"], "AMX", True)
+    assert "auto takes the reference: PyTorch's product uses this processor's AMX" in explain(
+        "linear", x.bfloat16(), weight.bfloat16()
+    )
+    assert torch.equal(linear(x.bfloat16(), weight.bfloat16()), F.linear(x.bfloat16(), weight.bfloat16()))
+    assert "auto takes" not in explain("linear", x, weight)
