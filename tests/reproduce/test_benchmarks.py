@@ -46,7 +46,7 @@ def test_bench_measures_and_writes(tmp_path, capfd, monkeypatch):
 @pytest.mark.parametrize("op", ["lcs", "model"])
 def test_an_unknown_op_is_refused(tmp_path, capsys, op):
     assert main(["bench", "lcs_conv", op, "--out", str(tmp_path / "out")]) == 1
-    assert f"no benchmark '{op}'; there are class_attention, cosine_cost_volume" in capsys.readouterr().err
+    assert f"no benchmark '{op}'; there are attention, class_attention, cosine_cost_volume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("op", ["lcs_conv", "model"])
