@@ -1,9 +1,9 @@
 // linear and mlp on the CPU. The schemas are in kernels/linear/op.py.
 //
 // The weight is packed inside the call, one group of panels at a time, into memory that fits the second-level cache:
-// that costs 2 to 3 % at 600 rows and nothing at 5000, keeps no second copy of the weights, and cannot become stale.
-// LayerNorm is applied while a tile of rows is loaded; bias, activation and residual while its sums are stored. An mlp
-// keeps the hidden values of BLOCK rows in the cache.
+// that costs 2 to 3 % at 600 rows, by a count of its operations, and nothing at 5000, keeps no second copy of the
+// weights, and cannot become stale. LayerNorm is applied while a tile of rows is loaded; bias, activation and residual
+// while its sums are stored. An mlp keeps the hidden values of BLOCK rows in the cache.
 //
 // bfloat16 is multiplied as such where the processor can (AVX512_BF16) and the depth is even, elsewhere in float32.
 // Everything else is computed in float32.
@@ -82,7 +82,7 @@ struct Linear {
   }
 
   FGASEG_INLINE void compute(const Part& part) const {
-    if ((x.step != 1 || x.depth == 0) && rows) return compute_transposed(part);
+    if (x.depth == 0 || (rows && rows->step != 1)) return compute_transposed(part);
     const int64_t many = group(part.panels), pitch = many * COLUMNS, units = this->units();
     Scratch<uint32_t> packed(many * units * COLUMNS), loaded(ROWS_OF_TILE * units);
     Scratch<float> sums(ROWS_OF_TILE * pitch), values(x.depth);
