@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,21 @@ def register(
     OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 
 
+@contextmanager
+def reference_forms(own: Mapping[str, Callable]) -> Iterator[None]:
+    """Inside the block every op runs its reference alone or, where ``own`` has one, another form of it.
+
+    For tracing: what is recorded is plain PyTorch. It holds for the whole process.
+    """
+    before = dict(OPS)
+    forms = {op: Backend("reference", lambda *_: "", own.get(op, backends[-1].run)) for op, backends in OPS.items()}
+    OPS.update({op: (form,) for op, form in forms.items()})
+    try:
+        yield
+    finally:
+        OPS.update(before)
+
+
 def _why_not(name: str, args: tuple) -> str:
     device_type = "cpu" if name == "cpp" else "cuda"
     for tensor in tensors(args):
@@ -126,7 +141,7 @@ def dispatch(op: str, backend: str, *args):
         chosen = next(candidate for candidate in usable if not candidate.why_not(*args))
         if chosen.prefer_reference(*args):  # a choice, not a fallback: no warning
             return OPS[op][-1].run(*args)
-        if chosen.name == "reference" and device != "meta":  # on meta nothing is computed
+        if len(OPS[op]) > 1 and chosen.name == "reference" and device != "meta":  # on meta nothing is computed
             reasons = ((b.name, b.why_not(*args)) for b in OPS[op])
             warn_fallback(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
         return chosen.run(*args)

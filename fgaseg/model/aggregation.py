@@ -125,8 +125,10 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, guidance: BlockGuidance) -> Tensor:
         """x [R, H, W, D]; guidance of the images, which have equally many rows."""
-        smaller = min(x.shape[1], x.shape[2])
-        window, shift = (self.window, self.shift) if smaller > self.window else (smaller, 0)
+        window, shift = self.window, self.shift
+        if not torch.compiler.is_exporting():  # the exported form of the op does this for any grid
+            smaller = min(x.shape[1], x.shape[2])
+            window, shift = (window, shift) if smaller > window else (smaller, 0)
         x = self.attention(x, Norm.of(self.norm1), guidance, window, shift)
         return run_mlp(x, self.norm2, self.mlp, "gelu")
 
@@ -170,13 +172,17 @@ class ClassAttention(nn.Module):
         k, v = linear(x, *kv, norm=Norm.of(self.norm1)).split(x.shape[-1], -1)
         return ClassSums(*class_summary(k, v, self.k.project(guidance), offsets, self.heads))
 
-    def add_pads(self, sums: ClassSums, classes: int) -> ClassSums:
-        """Adds what the pad tokens contribute to the sums of images with `classes` classes each."""
+    def add_pads(self, sums: ClassSums, classes: int | Tensor) -> ClassSums:
+        """Adds what the pad tokens contribute to the sums of images with `classes` classes each, or [B] classes."""
         if not self.pad_classes:
             return sums
         token = self.norm1(self.pad_token)
         key = self.k(token) + self.k.project(self.pad_guidance)
-        missing = sums.total.new_full((len(sums.total),), torch.sym_max(self.pad_classes - classes, 0))
+        missing = (
+            (self.pad_classes - classes).clamp(min=0)
+            if isinstance(classes, Tensor)
+            else sums.total.new_full((sums.total.shape[0],), torch.sym_max(self.pad_classes - classes, 0))
+        )
         return ClassSums(*add_pads(*sums, key, self.v(token), missing))
 
     def attend(self, x: Tensor, guidance: Tensor, offsets: Tensor, sums: ClassSums) -> Tensor:

@@ -79,7 +79,7 @@ class P2Tformer(KeptInFloat32):
             self.register_buffer("gamma", initial, persistent=False)
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
-        pixels, repeated = pixels.to(self.gamma.dtype), texts.to(self.gamma.dtype).expand(len(pixels), -1, -1)
+        pixels, repeated = pixels.to(self.gamma.dtype), texts.to(self.gamma.dtype).expand(pixels.shape[0], -1, -1)
         if not self.layers:
             return repeated
         keys = (pixels + positions_of(pixels)).flatten(2).transpose(1, 2)

@@ -80,7 +80,7 @@ class Head(nn.Module):
         """features of B images, texts V_T [T, C] of unit length."""
         aligned, gcs = self.global_similarity(features.embedding, texts)
         if not self.config.propagation:
-            return Output(_cosine_logits(gcs), gcs, None, None, [], None)
+            return Output(cosine_logits(gcs), gcs, None, None, [], None)
         align = None
         if self.t2p is not None and self.training:
             read = aligned if self.config.t2p_text == "aligned" else texts.expand_as(aligned)
@@ -135,14 +135,18 @@ class Head(nn.Module):
 
     def class_maps(self, pixels: Tensor, aligned: Tensor, gcs: Tensor) -> ClassMaps:
         """The cost maps under the class cap; S_l (eq. 10) is computed for these only."""
-        packing, cap = PackedMaps.all(len(pixels), aligned.shape[1]), self.config.class_cap
+        packing, cap = PackedMaps.all(*aligned.shape[:2]), self.config.class_cap
         if cap is not None and packing.classes > cap:
             packing = packing._replace(counts=cap, selection=self.selector.cap(gcs, cap))
+        return self.maps_of(packing, pixels, aligned, gcs)
+
+    def maps_of(self, packing: PackedMaps, pixels: Tensor, aligned: Tensor, gcs: Tensor) -> ClassMaps:
+        """The cost maps of some classes."""
         texts = packing.gather(F.normalize(aligned, dim=-1))
         lcs = None
         if self.lcs is not None:
             unit_pixels = F.normalize(pixels.to(aligned.dtype), dim=1)
-            lcs = self.lcs(unit_pixels, texts.unflatten(0, (len(pixels), -1))).flatten(0, 1)
+            lcs = self.lcs(unit_pixels, texts.unflatten(0, (aligned.shape[0], -1))).flatten(0, 1)
         guidance = F.relu(self.text_guidance(texts.to(self.text_guidance.weight.dtype)))
         return ClassMaps(packing, packing.gather(gcs), lcs, guidance)
 
@@ -169,7 +173,7 @@ class Head(nn.Module):
 
     def _propagation(self, features: ImageFeatures, maps: ClassMaps, aux: list[Tensor]) -> Propagation:
         keep = not self._over_budget(maps)
-        return Propagation(self._phases(aux), maps, self.guidance(features), keep, self.config.checkpointing)
+        return Propagation(self.phases(aux), maps, self.guidance(features), keep, self.config.checkpointing)
 
     def _over_budget(self, maps: ClassMaps) -> bool:
         """Whether keeping all maps between two phases takes more memory than `class_maps_budget` allows."""
@@ -179,7 +183,7 @@ class Head(nn.Module):
         kept = 1 if maps.lcs is None else 2  # with the embedded local map
         return kept * maps.gcs.numel() * self.config.hidden * maps.text_guidance.element_size() > budget * 1e6
 
-    def _phases(self, aux: list[Tensor]) -> list[Phase]:
+    def phases(self, aux: list[Tensor]) -> list[Phase]:
         """The stages in the paper's order, cut where something is needed of all classes; aux takes auxiliary logits."""
         order: list[Stage | SumOverClasses | ChooseClasses] = [self._embed, *self._choice(0, aux)]
         for n in range(len(self.layers)):
@@ -263,5 +267,5 @@ class Head(nn.Module):
         return maps.select(chosen)
 
 
-def _cosine_logits(gcs: Tensor) -> Tensor:
+def cosine_logits(gcs: Tensor) -> Tensor:
     return F.interpolate(gcs / TEMPERATURE, scale_factor=4, mode="bilinear", align_corners=False)

@@ -47,7 +47,7 @@ def rotate(x: Tensor, rotation: Tensor | None) -> Tensor:
     if rotation is None:
         return x
     sine, cosine = rotation.chunk(2, dim=-1)
-    first, patches = x.split((x.shape[2] - len(rotation), len(rotation)), dim=2)
+    first, patches = x.split((x.shape[2] - rotation.shape[0], rotation.shape[0]), dim=2)
     turned = torch.stack((-patches[..., 1::2], patches[..., ::2]), dim=-1).flatten(-2)
     return torch.cat([first, (patches * cosine + turned * sine).to(x.dtype)], dim=2)
 

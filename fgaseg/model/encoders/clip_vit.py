@@ -105,7 +105,7 @@ class ClipViT(ImageTower):
     def embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         visual = self.visual
         patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([visual.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
+        x = torch.cat([visual.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         return visual.ln_pre(x + resized_positions(visual.positional_embedding, visual.grid_size, grid))
 
     def run(self, block: Any, x: Tensor, rotation: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ class Unsupported(Exception):
 
 def resized_positions(table: Tensor, stored: tuple[int, int], grid: tuple[int, int], first: int = 1) -> Tensor:
     """The positional table [first + h·w, D] at another grid: bicubic, without antialiasing; the first rows are kept."""
-    if grid == stored:
+    if not torch.compiler.is_exporting() and grid == stored:
         return table
     square = table[first:].unflatten(0, stored).permute(2, 0, 1)[None]
     square = F.interpolate(square.float(), size=grid, mode="bicubic", align_corners=False, antialias=False)
@@ -131,6 +131,6 @@ class ImageTower(ABC):
         prompts = getattr(self.stack, "prompt_tokens", None)
         if prompts is None:
             return self.run(self.blocks[index], x, rotation)
-        tokens, first = prompts[index].expand(len(x), -1, -1), self.prefix
+        tokens, first = prompts[index].expand(x.shape[0], -1, -1), self.prefix
         x = self.run(self.blocks[index], torch.cat([x[:, :first], tokens, x[:, first:]], dim=1), rotation)
         return torch.cat([x[:, :first], x[:, first + tokens.shape[1] :]], dim=1)

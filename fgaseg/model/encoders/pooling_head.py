@@ -24,7 +24,7 @@ class PoolingHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D] to one vector each, [B, D]."""
-        q = self._split(self.q_proj(self.latent.expand(len(x), -1, -1)))
+        q = self._split(self.q_proj(self.latent.expand(x.shape[0], -1, -1)))
         k, v = self._split(self.k_proj(x)), self._split(self.v_proj(x))
         out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         return self._finish(out.transpose(1, 2).flatten(2))[:, 0]

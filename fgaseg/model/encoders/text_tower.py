@@ -80,7 +80,7 @@ class TextTower:
             return tokens.argmax(dim=1)
         if self.pool == "eos":
             return (tokens == self.end_token).int().argmax(dim=1)
-        return torch.full((len(tokens),), 0 if self.pool == "first" else tokens.shape[1] - 1)
+        return torch.full((tokens.shape[0],), 0 if self.pool == "first" else tokens.shape[1] - 1)
 
     def run(self, tokens: Tensor) -> Tensor:
         """Tokens [N, L] to embeddings [N, C].
@@ -88,13 +88,17 @@ class TextTower:
         Where attention is causal, nothing after the token that is read matters, and the longest prompt ends the batch.
         Elsewhere every token does, padding too: the tower was trained with it.
         """
-        parts, end = self.parts, self.ends(tokens)
+        end = self.ends(tokens)
         length = int(end.max()) + 1 if self.causal else tokens.shape[1]
-        tokens, end = (t.to(parts.positional_embedding.device) for t in (tokens[:, :length], end))
-        x = parts.token_embedding(tokens) + parts.positional_embedding[:length]
+        return self.embed(*(t.to(self.parts.positional_embedding.device) for t in (tokens[:, :length], end)))
+
+    def embed(self, tokens: Tensor, end: Tensor) -> Tensor:
+        """Tokens [N, L] to embeddings [N, C], each read at position `end` [N]."""
+        parts = self.parts
+        x = parts.token_embedding(tokens) + parts.positional_embedding[: tokens.shape[1]]
         for block in self.blocks:
             x = run_block(block, x, causal=self.causal)
-        x = parts.ln_final(x[torch.arange(len(x), device=x.device), end])
+        x = parts.ln_final(x[torch.arange(x.shape[0], device=x.device), end])
         return self.project(x)
 
     def project(self, x: Tensor) -> Tensor:

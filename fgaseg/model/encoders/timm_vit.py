@@ -84,7 +84,7 @@ class TimmTower(ImageTower):
         if table is not None and not before:
             x = x + table
         if self.prefix:
-            x = torch.cat([trunk.cls_token.expand(len(x), -1, -1), x], dim=1)
+            x = torch.cat([trunk.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         if table is not None and before:
             x = x + table
         return trunk.norm_pre(x)
