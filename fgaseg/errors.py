@@ -27,6 +27,10 @@ class EncoderError(FGASegError, ValueError):
     """Raised when the CLIP encoder that a configuration asks for does not exist, cannot be built or does not fit."""
 
 
+class ExportError(FGASegError, RuntimeError):
+    """Raised when a model, or a part of it, cannot be exported as asked for; the message says why."""
+
+
 class ImageError(FGASegError, ValueError):
     """Raised for one image or label file (or array) that is missing, damaged or of a kind that cannot be used."""
 

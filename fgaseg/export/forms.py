@@ -3,6 +3,8 @@
 The references of fgaseg.kernels define the ops; those here give the same numbers without reading a size while tracing.
 """
 
+from __future__ import annotations
+
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,7 +29,7 @@ class Forms:
         self.present: Tensor | None = None
 
     @contextlib.contextmanager
-    def used(self) -> Iterator[None]:
+    def used(self) -> Iterator[Forms]:
         """Inside the block the ops run these forms, or their references."""
         own: dict[str, Callable[..., Any]] = {
             "class_summary": self.class_summary,
@@ -36,7 +38,7 @@ class Forms:
             "window_attention": window_attention,
         }
         with reference_forms(own):
-            yield
+            yield self
 
     def class_summary(
         self, k: Tensor, v: Tensor, k_guidance: Tensor, offsets: Tensor, heads: int

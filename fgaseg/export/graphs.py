@@ -1,28 +1,42 @@
-"""The model as graphs: pixels to features, tokens to embeddings, features and embeddings to logits."""
+"""The model as graphs: pixels to features, tokens to embeddings, features and embeddings to logits, and all in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..inference import ScoreRule
 from ..kernels import Selection
 from ..model import FGASeg
 from ..model.encoders import ImageFeatures
 from ..model.head import cosine_logits
 from ..model.packed_maps import DROPPED, ClassMaps, PackedMaps
+from ..model.precision import full_precision
+from ..model.prompts import merge_rows
 from ..model.propagation import ChooseClasses, MapState, StageInputs, SumOverClasses
+from ..vocabulary import Vocabulary
 from .forms import Forms
+
+OutputKind = Literal["logits", "probabilities", "labels"]
 
 
 class ImageGraph(nn.Module):
-    """Pixels [B, 3, h, w], normalised, h and w multiples of the patch, to embedding [B, C, H, W], early and late
-    features [B, D, H, W]."""
+    """Pixels [B, 3, h, w], normalised, to embedding [B, C, H, W], early and late features [B, D, H, W].
+
+    Sizes that the patch does not divide are padded, as in the model: H = ceil(h / patch).
+    """
 
     def __init__(self, model: FGASeg) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.image_encoder(pixels))
+        with Forms().used():
+            return encode_image(self.model, pixels)
 
 
 class TextGraph(nn.Module):
@@ -30,33 +44,87 @@ class TextGraph(nn.Module):
 
     def __init__(self, model: FGASeg) -> None:
         super().__init__()
-        self.model, self.tower = model, model.encoder.text_tower
+        self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.tower.embed(tokens, self.tower.ends(tokens)), dim=-1)
+        tower = self.model.encoder.text_tower
+        with Forms().used():
+            return F.normalize(full_precision(tower.embed(tokens, tower.ends(tokens))), dim=-1)
 
 
 class HeadGraph(nn.Module):
-    """Features and text embeddings [T, C] of unit length to logits [B, T, 4H, 4W].
-
-    All maps go through at once. The class cap takes the best by TopK. The classes that fast mode drops are computed to
-    the end, without a part in the class attention, and get the logit that they have where they are left out.
-    """
+    """Features and text embeddings [T, C] of unit length to logits [B, T, 4H, 4W]."""
 
     def __init__(self, model: FGASeg) -> None:
         super().__init__()
-        self.head = model.head
-        self.forms = Forms()
+        self.model = model
 
     def forward(self, embedding: Tensor, early: Tensor, late: Tensor, texts: Tensor) -> Tensor:
-        head, config, features = self.head, self.head.config, ImageFeatures(embedding, early, late)
-        with self.forms.used():
-            aligned, gcs = head.global_similarity(embedding, texts)
-            if not config.propagation:
-                return cosine_logits(gcs)
-            packing = self._capped(gcs)
-            logits = self._propagate(features, head.maps_of(packing, embedding, aligned, gcs))
-            return packing.scatter(logits, DROPPED)
+        with Forms().used() as forms:
+            return HeadRun(self.model, forms).logits((embedding, early, late), texts)
+
+
+class WholeGraph(nn.Module):
+    """An RGB image [B, 3, h, w] with values in 0..1, and texts [T, C] or the classes that are built in, to what is asked.
+
+    logits         [B, T, 4H, 4W]; of S classes that are built in [B, S, 4H, 4W]
+    probabilities  [B, S, h, w], resized to the image's size
+    labels         [B, h, w] int64, of the same resized maps
+    """
+
+    def __init__(self, model: FGASeg, vocabulary: Vocabulary | None, output: OutputKind) -> None:
+        super().__init__()
+        self.model, self.output, self.rule = model, output, ScoreRule.of(model.config)
+        self.counts = None if vocabulary is None else vocabulary.counts
+        self.register_buffer("built_in", None if vocabulary is None else vocabulary.embeddings.float())
+        first = None if vocabulary is None else torch.tensor(model.first_of_equals(vocabulary))
+        self.register_buffer("first", first)
+
+    def forward(self, image: Tensor, texts: Tensor | None = None) -> Tensor:
+        texts = cast(Tensor, self.built_in) if texts is None else texts
+        mean, std = (x.to(image.dtype)[:, None, None] for x in (self.model.mean, self.model.std))
+        with Forms().used() as forms:
+            features = encode_image(self.model, (image - mean) / std)
+            logits = HeadRun(self.model, forms).logits(features, texts)
+        if self.counts is not None:
+            logits = merge_rows(logits, self.counts)
+        return logits if self.output == "logits" else self._resized(logits, *image.shape[2:])
+
+    def _resized(self, logits: Tensor, height: int, width: int) -> Tensor:
+        """Probabilities or labels at the image's size, which the grid of whole patches may exceed."""
+        padded = [n // 4 * self.model.patch for n in logits.shape[2:]]
+        maps = F.interpolate(self.rule.prepare(logits), padded, mode="bilinear", align_corners=False)
+        maps = maps[:, :, :height, :width]
+        if self.output == "labels":
+            labels = maps.argmax(1)
+            return labels if self.first is None else cast(Tensor, self.first)[labels]
+        return maps.softmax(1) if self.rule.needs_total else self.rule.of_class(maps)
+
+
+def encode_image(model: FGASeg, pixels: Tensor) -> tuple[Tensor, ...]:
+    """The image tower in the model's dtype, and its features in that of the pixels."""
+    return tuple(x.to(pixels.dtype) for x in model.image_encoder(pixels.to(model.dtype)))
+
+
+class HeadRun:
+    """One pass through the head, of all maps at once.
+
+    The class cap takes the best by TopK. The classes that fast mode drops are computed to the end, without a part in
+    the class attention, and get the logit that they have where they are left out.
+    """
+
+    def __init__(self, model: FGASeg, forms: Forms) -> None:
+        self.head, self.dtype, self.forms = model.head, model.dtype, forms
+
+    def logits(self, features: tuple[Tensor, ...], texts: Tensor) -> Tensor:
+        """Features and texts [T, C] to logits [B, T, 4H, 4W], in the dtype of the texts."""
+        own = ImageFeatures(*(x.to(self.dtype) for x in features))
+        aligned, gcs = self.head.global_similarity(own.embedding, texts)
+        if not self.head.config.propagation:
+            return cosine_logits(gcs).to(texts.dtype)
+        packing = self._capped(gcs)
+        logits = self._propagate(own, self.head.maps_of(packing, own.embedding, aligned, gcs))
+        return packing.scatter(logits, DROPPED).to(texts.dtype)
 
     def _capped(self, gcs: Tensor) -> PackedMaps:
         """As `ClassSelector.cap`, and all classes where there are no more than the cap."""
@@ -73,7 +141,7 @@ class HeadGraph(nn.Module):
         """The logits [R, 4H, 4W] of the maps."""
         head, packing, guidance = self.head, maps.packing, self.head.guidance(features)
         self.forms.present = None
-        count: int | Tensor = packing.counts
+        count: int | Tensor = cast(int, packing.counts)
         offsets = torch.arange(packing.images + 1, device=maps.gcs.device) * packing.counts
         state, inputs = MapState(maps.gcs, maps.lcs), StageInputs(maps.text_guidance, guidance, offsets, [])
         for phase in head.phases([]):
@@ -82,7 +150,7 @@ class HeadGraph(nn.Module):
             if isinstance(phase.ending, SumOverClasses):
                 inputs.sums.append(phase.ending.finish(phase.ending.summarize(state, inputs), count))
             elif isinstance(phase.ending, ChooseClasses):
-                self._choose(phase.ending.score(state).unflatten(0, (packing.images, -1)))
+                self.forms.present = self._chosen(phase.ending.score(state).unflatten(0, (packing.images, -1)))
                 count = self.forms.present.sum(1)
         logits, dropped = state.x, DROPPED
         if head.config.released_fast_scores:
@@ -91,12 +159,91 @@ class HeadGraph(nn.Module):
             logits = torch.where(self.forms.present.flatten()[:, None, None], logits, dropped)
         return logits
 
-    def _choose(self, scores: Tensor) -> None:
-        """The classes that are among the best of any pixel stay present; scores [B, T, h, w]."""
+    def _chosen(self, scores: Tensor) -> Tensor:
+        """Which classes [B, T] are among the best of any pixel, of those that are present; scores [B, T, h, w]."""
         config, present = self.head.config, self.forms.present
         if present is not None:
             scores = scores.masked_fill(~present[:, :, None, None], float("-inf"))
-        best = scores.flatten(2).topk(torch.sym_min(config.top_k, scores.shape[1]), dim=1).indices.flatten(1)
-        kept = torch.zeros_like(scores[:, :, 0, 0]).scatter(1, best, 1.0) > 0
-        kept = kept if present is None else kept & present
-        self.forms.present = kept.any(0, keepdim=True).expand_as(kept) if config.topk_union == "batch" else kept
+        count = torch.sym_min(cast(int, config.top_k), scores.shape[1])
+        best = scores.flatten(2).topk(count, dim=1).indices.flatten(1)
+        chosen = torch.zeros_like(scores[:, :, 0, 0]).scatter(1, best, 1.0) > 0
+        chosen = chosen if present is None else chosen & present
+        return chosen.any(0, keepdim=True).expand_as(chosen) if config.topk_union == "batch" else chosen
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph. Axes that may have any size have a name, which may be a formula of others."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph: the module, tensors to trace it with, and what goes in and out."""
+
+    name: str
+    module: nn.Module
+    example: tuple[Tensor, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+GRID = ("rows", "columns")  # ceil(height / patch), ceil(width / patch)
+FINE = ("4*rows", "4*columns")
+
+
+def image_part(model: FGASeg) -> Part:
+    inputs = (Port("pixels", "float32", ("batch", 3, "height", "width")),)
+    example = (torch.randn(2, 3, 14 * model.patch - 1, 15 * model.patch - 1),)
+    return Part("image", ImageGraph(model), example, inputs, _features(model))
+
+
+def _features(model: FGASeg) -> tuple[Port, ...]:
+    channels = {"embedding": model.encoder.channels, "early": model.encoder.width, "late": model.encoder.width}
+    return tuple(Port(name, "float32", ("batch", n, *GRID)) for name, n in channels.items())
+
+
+def text_part(model: FGASeg) -> Part:
+    tower = model.encoder.text_tower
+    length = tower.tokenizer.length
+    inputs = (Port("tokens", "int64", ("prompts", length)),)
+    example = (tower.tokenizer(["a photo of a cat", "a photo of a dog on a sofa", "sky"]),)
+    return Part("text", TextGraph(model), example, inputs, (Port("embeddings", "float32", ("prompts", tower.channels)),))
+
+
+def head_part(model: FGASeg) -> Part:
+    features, channels = _features(model), model.encoder.channels
+    sizes = {"batch": 2, "rows": 14, "columns": 15}
+    example = [torch.randn([sizes.get(n, n) for n in port.shape]) for port in features]  # type: ignore[call-overload]
+    texts = F.normalize(torch.randn(7, channels), dim=-1)
+    inputs = (*features, Port("texts", "float32", ("classes", channels)))
+    outputs = (Port("logits", "float32", ("batch", "classes", *FINE)),)
+    return Part("head", HeadGraph(model), (*example, texts), inputs, outputs)
+
+
+def whole_part(
+    model: FGASeg, vocabulary: Vocabulary | None = None, output: OutputKind = "logits", tile: int | None = None
+) -> Part:
+    """tile: the side of square images, where all sizes but the batch are fixed."""
+    channels = model.encoder.channels
+    height, width = (14 * model.patch - 1, 15 * model.patch - 1) if tile is None else (tile, tile)
+    size: tuple[int | str, ...] = ("height", "width") if tile is None else (tile, tile)
+    fine: tuple[int | str, ...] = FINE if tile is None else (4 * -(-tile // model.patch),) * 2
+    inputs: tuple[Port, ...] = (Port("image", "float32", ("batch", 3, *size)),)
+    example: tuple[Tensor, ...] = (torch.rand(2, 3, height, width),)
+    classes: int | str = "classes"
+    if vocabulary is None:
+        inputs += (Port("texts", "float32", ("classes", channels)),)
+        example += (F.normalize(torch.randn(7, channels), dim=-1),)
+    else:
+        classes = len(vocabulary)
+    shapes: dict[OutputKind, tuple[int | str, ...]] = {
+        "logits": ("batch", classes, *fine),
+        "probabilities": ("batch", classes, *size),
+        "labels": ("batch", *size),
+    }
+    outputs = (Port(output, "int64" if output == "labels" else "float32", shapes[output]),)
+    return Part("whole", WholeGraph(model, vocabulary, output), example, inputs, outputs)

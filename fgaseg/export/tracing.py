@@ -1,0 +1,41 @@
+"""Graphs to exported programs of PyTorch's, whose named axes hold for any size."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import ExportError
+from .graphs import Part
+
+
+def trace(part: Part) -> ExportedProgram:
+    """The program of a part. Raises ExportError if PyTorch cannot trace it, or fixes an axis that should be free."""
+    module: nn.Module = part.module.eval()
+    shapes = tuple({i: Dim.AUTO for i, n in enumerate(port.shape) if isinstance(n, str)} for port in part.inputs)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(module, part.example, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # its exceptions have no common type
+        raise ExportError(f"{part.name}: PyTorch cannot trace it: {last_line(error)}") from error
+    _check_free(part, program)
+    return program
+
+
+def _check_free(part: Part, program: ExportedProgram) -> None:
+    names = program.graph_signature.user_inputs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for port, name in zip(part.inputs, names, strict=True):
+        for axis, size in zip(port.shape, nodes[str(name)].meta["val"].shape, strict=True):
+            if isinstance(axis, str) and not isinstance(size, torch.SymInt):
+                raise ExportError(f"{part.name}: PyTorch fixed the axis {axis} of {port.name} at {size}")
+
+
+def last_line(error: Exception) -> str:
+    """The line of a tracer's message that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
