@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +85,8 @@ def window_attention(
     """
     images, height, width, channels = q_guidance.shape
     smaller = torch.sym_min(height, width)
-    shift = shift * torch.sym_min(torch.sym_max(smaller - window, 0), 1)
-    window = torch.sym_min(window, smaller)
+    shift = cast(int, shift * torch.sym_min(torch.sym_max(smaller - window, 0), 1))
+    window = cast(int, torch.sym_min(window, smaller))
     tall, wide = padded(height, window), padded(width, window)
     down, along = rotated(tall, tall, shift, q.device), rotated(wide, wide, shift, q.device)
     rows, columns = down.clamp(max=height - 1), along.clamp(max=width - 1)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ExportError
 from ..inference import ScoreRule
 from ..kernels import Selection
 from ..model import FGASeg
-from ..model.encoders import ImageFeatures
+from ..model.encoders import ImageFeatures, OpenClipEncoder, TextTower, Tokenizer
 from ..model.head import cosine_logits
 from ..model.packed_maps import DROPPED, ClassMaps, PackedMaps
 from ..model.precision import full_precision
@@ -47,7 +48,7 @@ class TextGraph(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tower = self.model.encoder.text_tower
+        tower = text_tower(self.model)
         with Forms().used():
             return F.normalize(full_precision(tower.embed(tokens, tower.ends(tokens))), dim=-1)
 
@@ -65,7 +66,7 @@ class HeadGraph(nn.Module):
 
 
 class WholeGraph(nn.Module):
-    """An RGB image [B, 3, h, w] with values in 0..1, and texts [T, C] or the classes that are built in, to what is asked.
+    """An RGB image [B, 3, h, w], values in 0..1, and texts [T, C] or classes that are built in, to what is asked for.
 
     logits         [B, T, 4H, 4W]; of S classes that are built in [B, S, 4H, 4W]
     probabilities  [B, S, h, w], resized to the image's size
@@ -101,6 +102,13 @@ class WholeGraph(nn.Module):
         return maps.softmax(1) if self.rule.needs_total else self.rule.of_class(maps)
 
 
+def text_tower(model: FGASeg) -> TextTower:
+    """Raises ExportError for an encoder of one's own."""
+    if not isinstance(model.encoder, OpenClipEncoder):
+        raise ExportError(f"text: {model.encoder.name} is an encoder of your own, whose text tower is not known here")
+    return model.encoder.text_tower
+
+
 def encode_image(model: FGASeg, pixels: Tensor) -> tuple[Tensor, ...]:
     """The image tower in the model's dtype, and its features in that of the pixels."""
     return tuple(x.to(pixels.dtype) for x in model.image_encoder(pixels.to(model.dtype)))
@@ -132,7 +140,7 @@ class HeadRun:
         packing, cap = PackedMaps.all(images, classes), self.head.config.class_cap
         if cap is None:
             return packing
-        count = torch.sym_min(cap, classes)
+        count = cast(int, torch.sym_min(cap, classes))
         kept = gcs.flatten(2).amax(-1).topk(count).indices.sort(dim=1).values
         rows = (kept + torch.arange(images, device=kept.device)[:, None] * classes).flatten()
         return packing._replace(counts=count, selection=Selection(rows, torch.full((images,), count), images, classes))
@@ -141,8 +149,9 @@ class HeadRun:
         """The logits [R, 4H, 4W] of the maps."""
         head, packing, guidance = self.head, maps.packing, self.head.guidance(features)
         self.forms.present = None
-        count: int | Tensor = cast(int, packing.counts)
-        offsets = torch.arange(packing.images + 1, device=maps.gcs.device) * packing.counts
+        rows = cast(int, packing.counts)
+        count: int | Tensor = rows  # of the classes that are present
+        offsets = torch.arange(packing.images + 1, device=maps.gcs.device) * rows
         state, inputs = MapState(maps.gcs, maps.lcs), StageInputs(maps.text_guidance, guidance, offsets, [])
         for phase in head.phases([]):
             for stage in phase.stages:
@@ -207,17 +216,18 @@ def _features(model: FGASeg) -> tuple[Port, ...]:
 
 
 def text_part(model: FGASeg) -> Part:
-    tower = model.encoder.text_tower
-    length = tower.tokenizer.length
+    tower = text_tower(model)
+    tokenizer = cast(Tokenizer, tower.tokenizer)
+    length = tokenizer.length
     inputs = (Port("tokens", "int64", ("prompts", length)),)
-    example = (tower.tokenizer(["a photo of a cat", "a photo of a dog on a sofa", "sky"]),)
-    return Part("text", TextGraph(model), example, inputs, (Port("embeddings", "float32", ("prompts", tower.channels)),))
+    outputs = (Port("embeddings", "float32", ("prompts", tower.channels)),)
+    example = (tokenizer(["a photo of a cat", "a photo of a dog on a sofa", "sky"]),)
+    return Part("text", TextGraph(model), example, inputs, outputs)
 
 
 def head_part(model: FGASeg) -> Part:
     features, channels = _features(model), model.encoder.channels
-    sizes = {"batch": 2, "rows": 14, "columns": 15}
-    example = [torch.randn([sizes.get(n, n) for n in port.shape]) for port in features]  # type: ignore[call-overload]
+    example = [torch.randn(2, cast(int, port.shape[1]), 14, 15) for port in features]
     texts = F.normalize(torch.randn(7, channels), dim=-1)
     inputs = (*features, Port("texts", "float32", ("classes", channels)))
     outputs = (Port("logits", "float32", ("batch", "classes", *FINE)),)

@@ -44,7 +44,7 @@ def write_onnx(
     _name(model.graph.inputs, part.inputs)
     _name(model.graph.outputs, part.outputs)
     model.metadata_props.update(metadata)
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     with _silence():
         found.save(str(path), external_data=weights > LARGEST)
     types = Counter(node.op_type for node in model.graph.all_nodes())

@@ -54,7 +54,7 @@ class SumOverClasses(NamedTuple):
     """Ends a phase with sums over all classes of an image."""
 
     summarize: Callable[[MapState, StageInputs], ClassSums]  # what these rows contribute
-    finish: Callable[[ClassSums, int], ClassSums]  # the whole sums of images, and the number of rows that each has
+    finish: Callable[[ClassSums, int | Tensor], ClassSums]  # the sums of images, and the rows that each has (or [B])
 
 
 class ChooseClasses(NamedTuple):

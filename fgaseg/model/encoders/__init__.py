@@ -10,7 +10,7 @@ from .clip_vit import run_block
 from .interface import Encoder, ImageFeatures
 from .open_clip_encoder import OpenClipEncoder
 from .registry import OwnEncoder, register_encoder, registered
-from .text_tower import PROMPTS_PER_BATCH
+from .text_tower import PROMPTS_PER_BATCH, TextTower
 from .tokenizers import Tokenizer
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Encoder",
     "ImageFeatures",
     "OpenClipEncoder",
+    "TextTower",
     "Tokenizer",
     "build_encoder",
     "register_encoder",

@@ -1,0 +1,173 @@
+"""A model to a folder of graphs for other programs, with a manifest."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.export import ExportedProgram
+
+from ..errors import UsageError
+from ..files import atomic_directory
+from ..model import FGASeg
+from ..progress import track
+from ..vocabulary import Vocabulary
+from .graphs import OutputKind, Part, head_part, image_part, text_part, whole_part
+from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
+from .onnx import write_onnx
+from .openvino import write_openvino
+from .tracing import trace
+
+PARTS = ("image", "text", "head", "whole")
+TARGETS = ("onnx", "openvino", "torch")
+PRECISIONS = ("float32", "float16")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+WEIGHTS = {"onnx": ".data", "openvino": ".bin", "torch": ""}  # of files that weights may be in, beside the graph
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Square images of one size, for programs that cut rasters into tiles, as QGIS's plugin Deepness.
+
+    size        pixels
+    resolution  centimetres a pixel on the ground; None: not said
+    overlap     of neighbouring tiles, percent
+    """
+
+    size: int
+    resolution: float | None = None
+    overlap: int = 15
+
+    def metadata(self) -> dict[str, str]:
+        """What Deepness reads, besides the names of the classes. It has read both spellings of the size."""
+        found = {"model_type": "Segmentor", "tile_size": self.size, "tiles_size": self.size,
+                 "tiles_overlap": self.overlap, "resolution": self.resolution}  # fmt: skip
+        return {key: json.dumps(value) for key, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported.
+
+    to          targets among TARGETS
+    parts       among PARTS
+    vocabulary  classes that the whole graph has built in, and that are written beside the graphs; None: none
+    output      of the whole graph
+    tiles       of the whole graph
+    precision   of weights and arithmetic: float16 keeps P2Tformer and LCS in float32
+    opset       of ONNX; None: the exporter's choice
+    """
+
+    to: tuple[str, ...] = ("onnx",)
+    parts: tuple[str, ...] = ("image", "text", "head")
+    vocabulary: Vocabulary | None = None
+    output: OutputKind = "logits"
+    tiles: Tiles | None = None
+    precision: Literal["float32", "float16"] = "float32"
+    opset: int | None = None
+    name: str = field(default="model")
+
+    def __post_init__(self) -> None:
+        for title, given, known in (("to", self.to, TARGETS), ("parts", self.parts, PARTS)):
+            if unknown := [one for one in given if one not in known]:
+                raise UsageError(f"{title}: {unknown[0]!r} is none of {', '.join(known)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        if "whole" not in self.parts and (self.output != "logits" or self.tiles):
+            raise UsageError("output and tiles are of the part whole: add it to the parts")
+        if self.tiles and (self.vocabulary is None or self.output != "probabilities"):
+            raise UsageError("tiles: programs that cut tiles need classes built in, and the output probabilities")
+
+
+def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> dict[str, Any]:
+    """Write the graphs of a model, and return the manifest, which is written beside them.
+
+    A folder that is an export already is replaced, as a whole and at once. Raises ExportError for what cannot be
+    exported, UsageError for a folder that holds something else, OSError.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    model = copy.deepcopy(model).float().eval().requires_grad_(False).to("cpu")
+    manifest: dict[str, Any] = describe(model, options.name, options.precision)
+    manifest["files"] = {}
+    with atomic_directory(folder) as target, tempfile.TemporaryDirectory() as scratch:
+        if options.vocabulary is not None:
+            write_vocabulary(options.vocabulary, model.first_of_equals(options.vocabulary), target)
+        jobs = track(parts_of(model, options), "exporting", len(options.parts), unit="graphs")
+        for part in jobs:
+            for path, entry in write_part(part, target, Path(scratch), options, manifest):
+                manifest["files"][path.name] = entry
+        write_json(target / MANIFEST, manifest)
+    return manifest
+
+
+def parts_of(model: FGASeg, options: ExportOptions) -> Iterator[Part]:
+    """The parts that are asked for; in lower precision their arithmetic is, and what goes in and out is float32."""
+    lowered = copy.deepcopy(model).half() if options.precision == "float16" else model
+    for name in options.parts:
+        if name == "image":
+            yield image_part(lowered)
+        elif name == "text":
+            yield text_part(lowered)
+        elif name == "head":
+            yield head_part(lowered)
+        else:
+            size = options.tiles.size if options.tiles else None
+            yield whole_part(lowered, options.vocabulary, options.output, size)
+
+
+def write_part(
+    part: Part, folder: Path, scratch: Path, options: ExportOptions, manifest: dict[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Write one part for every target; yields the files with their entries in the manifest."""
+    with torch.random.fork_rng(devices=[]):
+        program = trace(part)
+    metadata = graph_metadata(manifest, _built_in(part, options))
+    if part.name == "whole" and options.tiles:
+        metadata |= options.tiles.metadata()
+    graph = (folder if "onnx" in options.to else scratch) / f"{part.name}.onnx"
+    facts: dict[str, Any] = {}
+    if {"onnx", "openvino"} & set(options.to):
+        facts = write_onnx(part, program, graph, options.opset, metadata)
+    for to in options.to:
+        path = folder / f"{part.name}{SUFFIXES[to]}"
+        if to == "openvino":
+            write_openvino(graph, path, options.precision == "float16")
+        elif to == "torch":
+            write_program(program, path)
+        entry = describe_file(path, part, to, options.precision, facts if to == "onnx" else {})
+        weights = [folder / f"{part.name}.bin", folder / f"{part.name}.onnx.data"]
+        if beside := [file for file in weights if file.exists() and file.suffix == WEIGHTS[to]]:
+            entry["data"] = {file.name: sha256_of(file) for file in beside}
+        yield path, entry
+
+
+def _built_in(part: Part, options: ExportOptions) -> Sequence[str] | None:
+    return options.vocabulary.names if part.name == "whole" and options.vocabulary is not None else None
+
+
+def write_program(program: ExportedProgram, path: Path) -> None:
+    """A file that torch.export.load reads; without the lines of source code that its nodes come from."""
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UsageError for a folder that holds anything but an export: replacing it would lose the rest."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; give a folder to export to")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    try:
+        found = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        found = {}
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise UsageError(f"{folder}: holds other files than an export; give a new folder")
