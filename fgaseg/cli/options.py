@@ -79,9 +79,9 @@ def _limits(text: str) -> list[float | str]:
     return found
 
 
-def add_class_options(parser: argparse.ArgumentParser) -> None:
+def add_class_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The classes, typed or in a file; `class_values` reads them."""
-    names = parser.add_mutually_exclusive_group(required=True)
+    names = parser.add_mutually_exclusive_group(required=required)
     names.add_argument("--classes", help="names with commas between them; | between synonyms of one class")
     names.add_argument("--names", type=Path, help="file of names: text, JSON, YAML, CSV, a label map of a tool, ...")
 

@@ -47,8 +47,13 @@ def write_onnx(
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     with _silence():
         found.save(str(path), external_data=weights > LARGEST)
+    written = model.opset_imports[""]
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"opset {opset}: torch.onnx.export writes {written} instead; leave it out, or give a newer one"
+        )
     types = Counter(node.op_type for node in model.graph.all_nodes())
-    return {"opset": model.opset_imports[""], "operators": dict(sorted(types.items()))}
+    return {"opset": written, "operators": dict(sorted(types.items()))}
 
 
 def _name(values: Any, ports: tuple[Port, ...]) -> None:

@@ -23,7 +23,22 @@ def trace(part: Part) -> ExportedProgram:
     except Exception as error:  # its exceptions have no common type
         raise ExportError(f"{part.name}: PyTorch cannot trace it: {last_line(error)}") from error
     _check_free(part, program)
+    _drop_unused(program)
     return program
+
+
+def _drop_unused(program: ExportedProgram) -> None:
+    """Without the weights that a part does not read: each would be in the file of every part."""
+    specs = program.graph_signature.input_specs
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in list(specs):
+        node = nodes[spec.arg.name]
+        if spec.target is not None and not node.users:
+            specs.remove(spec)
+            program.graph.erase_node(node)
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)
+    program.graph_module.recompile()
 
 
 def _check_free(part: Part, program: ExportedProgram) -> None:

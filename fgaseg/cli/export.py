@@ -1,0 +1,128 @@
+"""`fgaseg export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .options import MODEL_HELP, add_class_options, add_json, add_words, class_values, load_model, model_and_overrides
+
+if TYPE_CHECKING:
+    from ..export import ExportOptions
+    from ..model import FGASeg
+
+HELP = """\
+Write a model as graphs for programs without fgaseg: ONNX Runtime, OpenVINO, PyTorch alone. Three graphs keep the class
+names free: image (pixels to features), text (tokens to embeddings) and head (features and embeddings to logits); batch,
+image size and number of classes may be any. A manifest beside them says what goes in and out, and how.
+
+  fgaseg export cat-seg-b16 --out exported                               ONNX: image, text, head
+  fgaseg export runs/mine/model --to onnx,openvino,torch --out exported
+  fgaseg export runs/mine/model --parts image,head --names names.txt --out exported       a prepared vocabulary beside
+  fgaseg export runs/mine/model --parts whole --classes "road, roof, tree" --output labels --out exported
+  fgaseg export runs/mine/model --tile 384 --classes "road, roof, tree" --resolution 10 --out exported     for QGIS
+
+The whole graph takes an RGB image with values in 0..1; with --classes or --names these are built in, otherwise text
+embeddings are its second input.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_json(parser)
+    add_words(parser, "MODEL | key=value", "the model (or --model); overrides of its configuration, e.g. fast=false")
+    parser.add_argument("--model", help=MODEL_HELP)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; one that is an export is replaced")
+    parser.add_argument("--to", metavar="TARGET[,TARGET...]", default="onnx",
+                        help="onnx, openvino (.xml), torch (.pt2 of torch.export) (default: onnx)")  # fmt: skip
+    parser.add_argument("--parts", metavar="PART[,PART...]", help="image, text, head, whole (default: image,text,head; "
+                        "with --tile or --output: whole)")  # fmt: skip
+    add_class_options(parser, required=False)
+    parser.add_argument("--background", metavar="NAMES", help="names of everything else, as one more class")
+    parser.add_argument("--output", choices=("logits", "probabilities", "labels"), help="of the whole graph: logits on "
+                        "its own grid, or probabilities or labels at the image's size (default: logits; with --tile: "
+                        "probabilities)")  # fmt: skip
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help="side of square images: for programs that cut "
+                        "rasters into tiles of one size, such as QGIS's plugin Deepness")  # fmt: skip
+    parser.add_argument("--resolution", type=float, metavar="CM", help="with --tile: centimetres a pixel on the ground")
+    parser.add_argument("--overlap", type=int, metavar="PERCENT", help="with --tile: of neighbours (default: 15)")
+    parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
+                        help="of weights and arithmetic (default: float32)")  # fmt: skip
+    parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..export import export_model
+
+    source, overrides = model_and_overrides(options.model, options.words)
+    check_arguments(options)
+    model = load_model(source, overrides, "cpu")
+    chosen = export_options(options, model, source)
+    manifest = export_model(model, options.out, chosen)
+    if options.json:
+        print(json.dumps(manifest))
+    else:
+        print("\n".join(lines(manifest, options.out)))
+    return 0
+
+
+def check_arguments(options: argparse.Namespace) -> None:
+    """Raise UsageError, before a model is loaded, for options that need others."""
+    for name, needed in (("resolution", "tile"), ("overlap", "tile")):
+        if getattr(options, name) is not None and getattr(options, needed) is None:
+            raise UsageError(f"--{name} is of --{needed}: give both")
+    classes = options.classes or options.names
+    if options.tile is not None and not classes:
+        raise UsageError("--tile: programs that cut tiles know nothing of text: give --classes or --names")
+    if options.background is not None and not classes:
+        raise UsageError("--background is one class more: give --classes or --names too")
+    if options.tile is not None and options.tile < 1:
+        raise UsageError(f"--tile {options.tile}: give a number of pixels")
+    if options.overlap is not None and not 0 <= options.overlap < 100:
+        raise UsageError(f"--overlap {options.overlap}: is a share in percent: give 0 to 99")
+
+
+def export_options(options: argparse.Namespace, model: FGASeg, source: str) -> ExportOptions:
+    from ..export import ExportOptions, Tiles
+
+    vocabulary = None
+    if options.classes or options.names:
+        vocabulary = model.encode(class_values(options), background=options.background)
+    tiles = None
+    if options.tile is not None:
+        tiles = Tiles(options.tile, options.resolution, 15 if options.overlap is None else options.overlap)
+    parts = options.parts or ("whole" if tiles or options.output else "image,text,head")
+    return ExportOptions(
+        to=_words(options.to),
+        parts=_words(parts),
+        vocabulary=vocabulary,
+        output=options.output or ("probabilities" if tiles else "logits"),
+        tiles=tiles,
+        precision=options.precision,
+        opset=options.opset,
+        name=Path(source).name if Path(source).exists() else source,
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
+    """What was written, for people."""
+    found = []
+    for name, entry in manifest["files"].items():
+        size = entry["bytes"] + sum((folder / file).stat().st_size for file in entry.get("data", {}))
+        ports = [", ".join(f"{port['name']} {_shape(port)}" for port in entry[key]) for key in ("inputs", "outputs")]
+        found.append(f"{name} ({size / 1e6:.1f} MB): {ports[0]} -> {ports[1]}")
+        if "opset" in entry:
+            operators = ", ".join(f"{count} {type}" for type, count in entry["operators"].items())
+            found.append(f"  opset {entry['opset']}: {operators}")
+    found += [f"note: {limit}" for limit in manifest["limits"]]
+    return [*found, f"written: {folder}"]
+
+
+def _shape(port: dict[str, Any]) -> str:
+    return f"[{', '.join(map(str, port['shape']))}]"
