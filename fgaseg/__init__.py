@@ -18,6 +18,7 @@ from .errors import (
     ConfigError,
     DataError,
     EncoderError,
+    ExportError,
     FGASegError,
     ImageError,
     Interrupted,
@@ -41,6 +42,8 @@ __all__ = [
     "DataError",
     "EncoderConfig",
     "EncoderError",
+    "ExportError",
+    "ExportOptions",
     "FGASeg",
     "FGASegError",
     "FolderDataset",
@@ -53,6 +56,7 @@ __all__ = [
     "Result",
     "ResultError",
     "Scores",
+    "Tiles",
     "TrainConfig",
     "Trainer",
     "TrainingError",
@@ -62,6 +66,7 @@ __all__ = [
     "VocabularyError",
     "__version__",
     "evaluate",
+    "export_model",
     "kernels",
     "load",
     "load_config",
@@ -80,6 +85,7 @@ if TYPE_CHECKING:
     from .config import Config, DataConfig, EncoderConfig, LossConfig, ModelConfig, TrainConfig, load_config
     from .data import FolderDataset, open_set, read_image
     from .evaluation import Scores, evaluate
+    from .export import ExportOptions, Tiles, export_model
     from .inference import Result, segment_raster, segment_video
     from .model import FGASeg, load, pipeline, quantize, register_encoder
     from .training import Callback, Trainer, train
@@ -89,6 +95,7 @@ else:
         "config": ("Config", "DataConfig", "EncoderConfig", "LossConfig", "ModelConfig", "TrainConfig", "load_config"),
         "data": ("FolderDataset", "open_set", "read_image"),
         "evaluation": ("Scores", "evaluate"),
+        "export": ("ExportOptions", "Tiles", "export_model"),
         "inference": ("Result", "segment_raster", "segment_video"),
         "model": ("FGASeg", "load", "pipeline", "quantize", "register_encoder"),
         "training": ("Callback", "Trainer", "train"),

@@ -28,6 +28,8 @@ import fgaseg
 from fgaseg.cli import main
 from fgaseg.cli.entry import build_parser, parse
 from fgaseg.config import load_config
+from fgaseg.export import PARTS
+from fgaseg.export.exporting import SUFFIXES
 from fgaseg.weights import MODELS
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -367,6 +369,8 @@ def wrong_name(dotted: str) -> str:
     choices = [dotted, f"fgaseg.{dotted}", dotted.replace(first, owners.get(first, first), 1), f"torch.{dotted}"]
     if dotted in dict(fields()) or any(resolves(choice) for choice in choices):
         return ""
+    if f'"{dotted}"' in sources() or (first in PARTS and Path(dotted).suffix in SUFFIXES.values()):
+        return ""  # a key of a file's metadata, or a file of an export
     return "neither a name of fgaseg or torch nor a configuration key"
 
 

@@ -50,7 +50,7 @@ def write_onnx(
     written = model.opset_imports[""]
     if opset is not None and written != opset:
         raise ExportError(
-            f"opset {opset}: torch.onnx.export writes {written} instead; leave it out, or give a newer one"
+            f"opset {opset}: torch.onnx.export writes {written} instead; give a newer one"
         )
     types = Counter(node.op_type for node in model.graph.all_nodes())
     return {"opset": written, "operators": dict(sorted(types.items()))}
