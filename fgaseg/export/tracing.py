@@ -46,7 +46,8 @@ def _check_free(part: Part, program: ExportedProgram) -> None:
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     for port, name in zip(part.inputs, names, strict=True):
         for axis, size in zip(port.shape, nodes[str(name)].meta["val"].shape, strict=True):
-            if isinstance(axis, str) and not isinstance(size, torch.SymInt):
+            free = isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+            if isinstance(axis, str) and not free:
                 raise ExportError(f"{part.name}: PyTorch fixed the axis {axis} of {port.name} at {size}")
 
 
