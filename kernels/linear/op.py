@@ -1,6 +1,7 @@
 """linear and mlp: schemas, shape rules, gradients and backends."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -253,13 +254,14 @@ def linear(
         y = activate(_rows_through(x, backend, weight, bias, scale, shift, eps, "none", None), activation)
         return y if residual is None else y + residual
     if residual is not None:
-        residual = residual.reshape(-1, weight.shape[0])
+        residual = residual.reshape(prod(expected[:-1]), weight.shape[0])
     return _rows_through(x, backend, weight, bias, scale, shift, eps, activation, residual)
 
 
 def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
     """The op on x as a matrix."""
-    y = dispatch("linear", backend, x.reshape(-1, x.shape[-1]), weight, *args)
+    rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(prod(x.shape[:-1]), 0)  # -1 of 0 is not defined
+    y = dispatch("linear", backend, rows, weight, *args)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

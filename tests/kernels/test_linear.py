@@ -16,7 +16,7 @@ BACKENDS = backends("cpp", "reference")
 # rows, K, N: one value; odd sizes; a last tile and a last panel that are not full; more than one group of panels, and
 # more than one chain of sums; rows that outnumber the columns, and the other way round
 SHAPES = [(1, 1, 1), (3, 5, 7), (17, 64, 33), (29, 30, 31), (45, 600, 200), (300, 128, 96), (5, 16, 1100)]
-EMPTY = [(0, 8, 8)]
+EMPTY = [(0, 8, 8), (4, 0, 6), (0, 0, 6)]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,23 @@ def test_matches_reference(shape, dtype, backend):
 @needs_cpp
 def test_any_strides(layout, dtype):
     check_error(*results(*layer(20, 24, 40, True, True), "gelu", dtype, layout), dtype)
+
+
+@pytest.mark.parametrize("columns", [1100, 3], ids=["more columns", "more rows"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@needs_cpp
+def test_one_input_channel_in_odd_strides(columns, dtype):
+    """Rows whose values are not side by side are read two by two in bfloat16, and of a single one there is no second."""
+    check_error(*results(*layer(5, 1, columns), "none", dtype, "transposed"), dtype)
+    x, weight = random(1, 5).to(dtype).t(), random(1, columns, seed=1).to(dtype).t()
+    same, exact = x @ weight.t(), x.double() @ weight.double().t()
+    check_error(linear(x, weight, backend="cpp"), same, exact, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_input_channels(backend):
+    y = linear(torch.ones(2, 3, 0), torch.ones(5, 0), torch.arange(5.0), residual=torch.ones(2, 3, 5), backend=backend)
+    assert torch.equal(y, (torch.arange(5.0) + 1).expand(2, 3, 5))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
