@@ -21,6 +21,7 @@ from ..vocabulary import Vocabulary
 from .graphs import OutputKind, Part, head_part, image_part, text_part, whole_part
 from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
 from .onnx import write_onnx
+from .openvino import LIMIT as OPENVINO_LIMIT
 from .openvino import write_openvino
 from .tracing import trace
 
@@ -96,6 +97,7 @@ def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> d
     model = copy.deepcopy(model).float().eval().requires_grad_(False).to("cpu")
     manifest: dict[str, Any] = describe(model, options.name, options.precision)
     manifest["files"] = {}
+    manifest["limits"] += [OPENVINO_LIMIT] if "openvino" in options.to else []
     with atomic_directory(folder) as target, tempfile.TemporaryDirectory() as scratch:
         if options.vocabulary is not None:
             write_vocabulary(options.vocabulary, model.first_of_equals(options.vocabulary), target)

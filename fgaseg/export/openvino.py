@@ -6,6 +6,12 @@ from pathlib import Path
 
 from ..errors import ExportError
 
+# its CPU plugin does so by default, and a file cannot say otherwise (2026.4)
+LIMIT = (
+    "OpenVINO computes in bfloat16 on processors that have it, which changes labels; for float32 compile with "
+    '{"INFERENCE_PRECISION_HINT": "f32"}'
+)
+
 
 def write_openvino(graph: Path, path: Path, halves: bool) -> None:
     """Write an ONNX file as `path` (.xml) and its weights beside it (.bin).
