@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .options import MODEL_HELP, add_class_options, add_json, add_words, class_values, load_model, model_and_overrides
+from .options import (
+    MODEL_HELP,
+    add_class_options,
+    add_json,
+    add_words,
+    class_values,
+    load_model,
+    model_and_overrides,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from ..export import ExportOptions
@@ -50,29 +59,42 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=int, metavar="PERCENT", help="with --tile: of neighbours (default: 15)")
     parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
                         help="of weights and arithmetic (default: float32)")  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="run every file and compare it with the model, over "
+                        "numbers of classes and image sizes; exit status 1 if one differs")  # fmt: skip
+    parser.add_argument("--check-classes", type=whole_numbers, metavar="T[,T...]",
+                        help="with --check: numbers of classes, up to 847 (default: 1,3,150,847)")  # fmt: skip
     parser.add_argument("--opset", type=int, help="version of ONNX's operators (default: the exporter's)")
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..export import export_model
+    from ..export import check_export, export_model
 
     source, overrides = model_and_overrides(options.model, options.words)
     check_arguments(options)
     model = load_model(source, overrides, "cpu")
     chosen = export_options(options, model, source)
     manifest = export_model(model, options.out, chosen)
+    if not options.json:
+        print("\n".join(lines(manifest, options.out)), flush=True)
+    rows = []
+    if options.check:
+        given = {"classes": options.check_classes} if options.check_classes else {}
+        rows = check_export(model, options.out, **given)
+        manifest["check"] = rows
     if options.json:
         print(json.dumps(manifest))
-    else:
-        print("\n".join(lines(manifest, options.out)))
-    return 0
+    elif options.check:
+        print_check(rows)
+    return 1 if any(row["failed"] for row in rows) else 0
 
 
 def check_arguments(options: argparse.Namespace) -> None:
     """Raise UsageError, before a model is loaded, for options that need others."""
-    for name, needed in (("resolution", "tile"), ("overlap", "tile")):
-        if getattr(options, name) is not None and getattr(options, needed) is None:
-            raise UsageError(f"--{name} is of --{needed}: give both")
+    for name in ("resolution", "overlap"):
+        if getattr(options, name) is not None and options.tile is None:
+            raise UsageError(f"--{name} is of --tile: give both")
+    if options.check_classes and not options.check:
+        raise UsageError("--check-classes is of --check: give both")
     classes = options.classes or options.names
     if options.tile is not None and not classes:
         raise UsageError("--tile: programs that cut tiles know nothing of text: give --classes or --names")
@@ -122,6 +144,31 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
             found.append(f"  opset {entry['opset']}: {operators}")
     found += [f"note: {limit}" for limit in manifest["limits"]]
     return [*found, f"written: {folder}"]
+
+
+def print_check(rows: list[dict[str, Any]]) -> None:
+    """A table of the comparisons, and one line for each that does not pass."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "part", "runtime", "precision", "T", "B", "image", "error", "labels changed", "classes differ", box=None
+    )
+    for row in rows:
+        size = "" if row["height"] is None else f"{row['height']}x{row['width']}"
+        numbers = (_number(row["error"], ".1e"), _number(row["labels_changed"], ".4%"), str(row["classes_differ"]))
+        table.add_row(row["part"], row["runtime"], row["precision"], _number(row["classes"], "d"),
+                      _number(row["batch"], "d"), size, *numbers)  # fmt: skip
+    console = Console()
+    console.print(table, width=max(console.width, 110))  # a file, too, gets whole words
+    for row in rows:
+        if row["failed"]:
+            where = f"{row['part']} in {row['runtime']}, T = {row['classes']}"
+            console.print(f"failed: {where}: {row['failed']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _shape(port: dict[str, Any]) -> str:

@@ -49,9 +49,7 @@ def write_onnx(
         found.save(str(path), external_data=weights > LARGEST)
     written = model.opset_imports[""]
     if opset is not None and written != opset:
-        raise ExportError(
-            f"opset {opset}: torch.onnx.export writes {written} instead; give a newer one"
-        )
+        raise ExportError(f"opset {opset}: torch.onnx.export writes {written} instead; give a newer one")
     types = Counter(node.op_type for node in model.graph.all_nodes())
     return {"opset": written, "operators": dict(sorted(types.items()))}
 

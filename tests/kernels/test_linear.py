@@ -66,7 +66,7 @@ def test_any_strides(layout, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @needs_cpp
 def test_one_input_channel_in_odd_strides(columns, dtype):
-    """Rows whose values are not side by side are read two by two in bfloat16, and of a single one there is no second."""
+    """In bfloat16 rows whose values are not side by side are read two by two, and here is no second one."""
     check_error(*results(*layer(5, 1, columns), "none", dtype, "transposed"), dtype)
     x, weight = random(1, 5).to(dtype).t(), random(1, columns, seed=1).to(dtype).t()
     same, exact = x @ weight.t(), x.double() @ weight.double().t()
