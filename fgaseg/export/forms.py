@@ -47,8 +47,8 @@ class Forms:
         images = offsets.shape[0] - 1
         keys = features(k, k_guidance, heads)
         keys, values = (x.unflatten(0, (images, -1)) for x in (keys, v.to(keys.dtype).unflatten(-1, (heads, -1))))
-        if self.present is not None:
-            keys = keys * self.present[:, :, None, None, None].to(keys.dtype)
+        if self.present is not None:  # what is left out may be NaN, which no factor of 0 would keep out
+            keys, values = (torch.where(self.present[:, :, None, None, None], x, 0.0) for x in (keys, values))
         keys = keys.permute(0, 2, 3, 4, 1)  # [B, P, heads, d, T]
         return keys @ values.permute(0, 2, 3, 1, 4), keys.sum(-1)
 

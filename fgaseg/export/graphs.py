@@ -117,7 +117,7 @@ def encode_image(model: FGASeg, pixels: Tensor) -> tuple[Tensor, ...]:
 class HeadRun:
     """One pass through the head, of all maps at once.
 
-    The class cap takes the best by TopK. The classes that fast mode drops are computed to the end, without a part in
+    The classes that fast mode drops are computed to the end, without a part in
     the class attention, and get the logit that they have where they are left out.
     """
 
@@ -141,8 +141,10 @@ class HeadRun:
         if cap is None:
             return packing
         count = cast(int, torch.sym_min(cap, classes))
-        kept = gcs.flatten(2).amax(-1).topk(count).indices.sort(dim=1).values
-        rows = (kept + torch.arange(images, device=kept.device)[:, None] * classes).flatten()
+        scores = gcs.flatten(2).amax(-1)
+        kept = largest(scores.masked_fill(scores.isnan(), float("inf")), count)  # NaN first, as a sort has it
+        order = torch.where(kept, torch.arange(classes, device=kept.device), classes).sort(dim=1).values[:, :count]
+        rows = (order + torch.arange(images, device=kept.device)[:, None] * classes).flatten()
         return packing._replace(counts=count, selection=Selection(rows, torch.full((images,), count), images, classes))
 
     def _propagate(self, features: ImageFeatures, maps: ClassMaps) -> Tensor:
@@ -159,25 +161,44 @@ class HeadRun:
             if isinstance(phase.ending, SumOverClasses):
                 inputs.sums.append(phase.ending.finish(phase.ending.summarize(state, inputs), count))
             elif isinstance(phase.ending, ChooseClasses):
-                self.forms.present = self._chosen(phase.ending.score(state).unflatten(0, (packing.images, -1)))
+                self.forms.present = self._chosen(phase.ending.score(state).unflatten(0, (packing.images, -1)), packing)
                 count = self.forms.present.sum(1)
         logits, dropped = state.x, DROPPED
         if head.config.released_fast_scores:
             logits, dropped = logits.sigmoid(), 0.0
         if self.forms.present is not None:
-            logits = torch.where(self.forms.present.flatten()[:, None, None], logits, dropped)
+            kept = self.forms.present | ~self.forms.present.any()  # none has a finite score: logits are NaN, and stay
+            logits = torch.where(kept.flatten()[:, None, None], logits, dropped)
         return logits
 
-    def _chosen(self, scores: Tensor) -> Tensor:
-        """Which classes [B, T] are among the best of any pixel, of those that are present; scores [B, T, h, w]."""
+    def _chosen(self, scores: Tensor, packing: PackedMaps) -> Tensor:
+        """Which of the maps that are present [B, T] are among the best of any pixel; scores [B, T, h, w].
+
+        As `ClassSelector.prune`: NaN is never among the best.
+        """
         config, present = self.head.config, self.forms.present
+        scores = scores.flatten(2)
+        selectable = scores > float("-inf")  # False for NaN too
         if present is not None:
-            scores = scores.masked_fill(~present[:, :, None, None], float("-inf"))
-        count = torch.sym_min(cast(int, config.top_k), scores.shape[1])
-        best = scores.flatten(2).topk(count, dim=1).indices.flatten(1)
-        chosen = torch.zeros_like(scores[:, :, 0, 0]).scatter(1, best, 1.0) > 0
-        chosen = chosen if present is None else chosen & present
-        return chosen.any(0, keepdim=True).expand_as(chosen) if config.topk_union == "batch" else chosen
+            selectable = selectable & present[:, :, None]
+        count = cast(int, torch.sym_min(cast(int, config.top_k), scores.shape[1]))
+        best = largest(scores.masked_fill(~selectable, float("-inf")), count)
+        chosen = (best & selectable).any(2)
+        if config.topk_union == "batch":  # of classes: the maps of each image may be those of others
+            classes = packing.scatter(chosen.flatten().to(scores.dtype), 0.0).amax(0, keepdim=True)
+            united = packing.gather(classes.expand(packing.images, -1)).unflatten(0, (packing.images, -1)) > 0
+            chosen = united if present is None else united & present
+        return chosen
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Which of the scores [B, T, ...], without NaN, are the `count` largest of T; of equal ones the first.
+
+    Runtimes differ in which of equal scores their TopK names, but not in the values.
+    """
+    least = scores.topk(count, dim=1).values.amin(1, keepdim=True)
+    above, equal = scores > least, scores == least
+    return above | (equal & (equal.long().cumsum(1) <= count - above.long().sum(1, keepdim=True)))
 
 
 @dataclass(frozen=True)
