@@ -18,6 +18,7 @@ from ..files import atomic_directory
 from ..model import FGASeg
 from ..progress import track
 from ..vocabulary import Vocabulary
+from .exportable import check_exportable
 from .graphs import OutputKind, Part, head_part, image_part, text_part, whole_part
 from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
 from .onnx import write_onnx
@@ -94,6 +95,7 @@ def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> d
     """
     folder = Path(folder)
     check_replaceable(folder)
+    check_exportable(model, options.parts)
     model = copy.deepcopy(model).float().eval().requires_grad_(False).to("cpu")
     manifest: dict[str, Any] = describe(model, options.name, options.precision)
     manifest["files"] = {}

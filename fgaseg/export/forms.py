@@ -81,49 +81,56 @@ def window_attention(
 ) -> Tensor:
     """A grid that is not larger than the window is one window as wide as its smaller side, without a shift.
 
-    Windows are gathered by index: padding repeats the last pixel and is masked, a shift rotates the indices.
+    Pixels are gathered into windows by index, and back. Padding repeats a pixel of the edge and is masked.
     """
-    images, height, width, channels = q_guidance.shape
+    images, height, width, _ = q_guidance.shape
     smaller = torch.sym_min(height, width)
     shift = cast(int, shift * torch.sym_min(torch.sym_max(smaller - window, 0), 1))
     window = cast(int, torch.sym_min(window, smaller))
-    tall, wide = padded(height, window), padded(width, window)
-    down, along = rotated(tall, tall, shift, q.device), rotated(wide, wide, shift, q.device)
-    rows, columns = down.clamp(max=height - 1), along.clamp(max=width - 1)
-
-    def windows(x: Tensor) -> Tensor:  # [N, H, W, D] -> [N, windows, heads, window*window, d]
-        x = x.index_select(1, rows).index_select(2, columns)
-        x = x.reshape(-1, tall // window, window, wide // window, window, heads, channels // heads)
-        return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(1, 2)
+    down, along = padded(height, window) // window, padded(width, window) // window
+    rows, columns = rolled(down, window, shift, q.device)[:, None, :, None], rolled(along, window, shift, q.device)
+    columns = columns[:, None]  # with the rows [down, along, window, window]
+    pixels = flat(rows.clamp(max=height - 1) * width + columns.clamp(max=width - 1)).flatten()
+    mask = window_mask(rows, columns, (height, width), shift).to(q.dtype)
 
     def guided(x: Tensor, guidance: Tensor) -> Tensor:
         return (x.unflatten(0, (images, -1)) + guidance[:, None]).flatten(0, 1)
 
-    mask = window_mask(down, along, (height, width), window, shift).to(q.dtype)
+    def windows(x: Tensor) -> Tensor:  # [N, H, W, D] -> [N, windows, heads, window*window, d]
+        x = x.flatten(1, 2).index_select(1, pixels).unflatten(-1, (heads, -1))
+        return x.unflatten(1, (down * along, window * window)).transpose(2, 3)
+
     q, k, v = windows(guided(q, q_guidance)), windows(guided(k, k_guidance)), windows(v)
     weights = (q @ k.mT * q.shape[-1] ** -0.5 + mask).softmax(-1)
-    y = (weights @ v).unflatten(3, (window, window)).unflatten(1, (tall // window, wide // window))
-    y = y.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, tall, wide, channels)
-    y = y.index_select(1, rotated(height, tall, tall - shift, q.device))
-    return y.index_select(2, rotated(width, wide, wide - shift, q.device))
+    y = (weights @ v).transpose(2, 3).flatten(3).flatten(1, 2)
+    places = torch.arange(down * along * window * window, device=q.device).view(down, along, window, window)
+    places = places.transpose(1, 2).flatten(2).flatten(0, 1)  # of the rolled grid's pixels among those of the windows
+    places = places.index_select(0, rotated(height, down * window, shift, q.device))
+    places = places.index_select(1, rotated(width, along * window, shift, q.device))
+    return y.index_select(1, places.flatten()).unflatten(1, (height, width))
 
 
-def rotated(count: int, size: int, by: int, device: torch.device) -> Tensor:
-    """(i + by) modulo size for i below count, 0 <= by <= size. ONNX has no remainder by a size."""
-    moved = torch.arange(count, device=device) + by
-    return torch.where(moved < size, moved, moved - size)
+def rolled(count: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """Which rows of the padded grid are in each window after it was rolled up by `shift`, [count, window]."""
+    row = torch.arange(count, device=device)[:, None] * window + torch.arange(window, device=device) + shift
+    return torch.where(row < count * window, row, row - count * window)
 
 
-def window_mask(down: Tensor, along: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
+def rotated(count: int, size: int, shift: int, device: torch.device) -> Tensor:
+    """Where the first rows of a grid of `size` are after it was rolled up. ONNX has no remainder by a size."""
+    row = torch.arange(count, device=device) - shift
+    return torch.where(row >= 0, row, row + size)
+
+
+def flat(x: Tensor) -> Tensor:
+    """[down, along, window, window] to [windows, window*window]."""
+    return x.flatten(2).flatten(0, 1)
+
+
+def window_mask(rows: Tensor, columns: Tensor, grid: tuple[int, int], shift: int) -> Tensor:
     """What is added to the scores, [windows, 1, window*window, window*window]: -inf for keys that are padding, -100
-    between pixels of which only one was rolled over an edge. down, along: the pixels of the rolled grid."""
-    wrapped = (down < shift).long()[:, None] * 2 + (along < shift).long()
-    valid = (down < grid[0])[:, None] & (along < grid[1])
-
-    def windows(x: Tensor) -> Tensor:
-        x = x.unflatten(0, (-1, window)).unflatten(2, (-1, window))
-        return x.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
-
-    region, keys = windows(wrapped), windows(valid)
+    between pixels of which only one was rolled over an edge."""
+    region = flat((rows < shift).long() * 2 + (columns < shift).long())
     apart = torch.where(region[:, :, None] == region[:, None, :], 0.0, -100.0)
-    return apart.masked_fill(~keys[:, None, :], float("-inf"))[:, None]
+    padding = flat((rows >= grid[0]) | (columns >= grid[1]))
+    return apart.masked_fill(padding[:, None, :], float("-inf"))[:, None]
