@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.export import ExportedProgram
@@ -16,14 +16,16 @@ from torch.export import ExportedProgram
 from ..errors import UsageError
 from ..files import atomic_directory
 from ..model import FGASeg
+from ..model.encoders import Tokenizer
 from ..progress import track
 from ..vocabulary import Vocabulary
 from .exportable import check_exportable
-from .graphs import OutputKind, Part, head_part, image_part, text_part, whole_part
+from .graphs import OutputKind, Part, head_part, image_part, text_part, text_tower, whole_part
 from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
 from .onnx import write_onnx
 from .openvino import LIMIT as OPENVINO_LIMIT
 from .openvino import write_openvino
+from .tokenizer import TOKENIZER, write_tokenizer
 from .tracing import trace
 
 PARTS = ("image", "text", "head", "whole")
@@ -103,6 +105,10 @@ def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> d
     with atomic_directory(folder) as target, tempfile.TemporaryDirectory() as scratch:
         if options.vocabulary is not None:
             write_vocabulary(options.vocabulary, model.first_of_equals(options.vocabulary), target)
+        if "text" in options.parts:
+            tokenizer = cast(Tokenizer, text_tower(model).tokenizer)
+            manifest["text"] |= {"length": tokenizer.length, "tokenizer": TOKENIZER}
+            manifest["limits"] += write_tokenizer(tokenizer, target / TOKENIZER)
         jobs = track(parts_of(model, options), "exporting", len(options.parts), unit="graphs")
         for part in jobs:
             for path, entry in write_part(part, target, Path(scratch), options, manifest):
