@@ -121,6 +121,7 @@ def graph_metadata(manifest: dict[str, Any], names: Sequence[str] | None) -> dic
     }
     if names is not None:
         found["class_names"] = json.dumps(dict(enumerate(names)))
+        found["fgaseg.class_names"] = "\n".join(names)
     return found
 
 
