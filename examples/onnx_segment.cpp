@@ -118,7 +118,9 @@ void segment(const char* graph, const char* photo_path, const char* labels_path)
     auto logits = std::move(session.Run(Ort::RunOptions{}, inputs, &image, 1, outputs, 1)[0]);
     auto found = logits.GetTensorTypeAndShapeInfo().GetShape();  // 1, classes, height, width
     Size grid{int(found.at(2)), int(found.at(3))};
-    if (found.at(1) != int64_t(names.size())) throw std::runtime_error("fgaseg.class_names: not as many as the graph has");
+    if (found.at(1) != int64_t(names.size()))
+        throw std::runtime_error("fgaseg.class_names: " + std::to_string(names.size()) + " names, but the graph has " +
+                                 std::to_string(found.at(1)) + " classes");
     const float* values = logits.GetTensorData<float>();
     std::vector<float> maps(values, values + names.size() * grid.area());
     prepare(maps, grid.area(), metadata(session, "fgaseg.before_resize"));
@@ -137,8 +139,8 @@ void segment(const char* graph, const char* photo_path, const char* labels_path)
     file << "P5\n" << photo.width << " " << photo.height << "\n65535\n";
     for (size_t label : labels) file.put(char(label >> 8)).put(char(label & 255)), counts[label]++;
     if (!file.flush()) throw std::runtime_error(std::string(labels_path) + ": cannot be written");
-    for (size_t name = 0; name < names.size(); name++)
-        if (counts[name]) std::cout << 100.0 * double(counts[name]) / double(photo.area()) << "% " << names[name] << "\n";
+    for (size_t i = 0; i < names.size(); i++)
+        if (counts[i]) std::cout << 100.0 * double(counts[i]) / double(labels.size()) << "% " << names[i] << "\n";
 }
 
 int main(int count, char** arguments) {
