@@ -92,7 +92,7 @@ def program(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, program):
+def whole(tmp_path_factory, program):
     """An export with classes built in, and what it was made of. After `program`, which may skip."""
     from fgaseg.export import ExportOptions, export_model
 
@@ -137,42 +137,42 @@ def check_labels(found: np.ndarray, model, image: Image.Image, vocabulary) -> No
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_labels_are_those_of_the_model(program, exported, tmp_path, size):
+def test_labels_are_those_of_the_model(program, whole, tmp_path, size):
     image = photo(*size)
     image.save(tmp_path / "photo.png")
-    done = program(exported.graph, tmp_path / "photo.png", tmp_path / "labels.pgm")
+    done = program(whole.graph, tmp_path / "photo.png", tmp_path / "labels.pgm")
     assert (done.returncode, done.stderr) == (0, "")
     found = np.array(Image.open(tmp_path / "labels.pgm"))
     assert found.shape == size
-    check_labels(found, exported.model, image, exported.vocabulary)
+    check_labels(found, whole.model, image, whole.vocabulary)
     shares = {name: float(share) for share, name in (line.split("% ", 1) for line in done.stdout.splitlines())}
-    assert set(shares) == {exported.vocabulary.names[i] for i in np.unique(found)}
+    assert set(shares) == {whole.vocabulary.names[i] for i in np.unique(found)}
     assert sum(shares.values()) == pytest.approx(100, abs=0.1)
 
 
 @pytest.mark.parametrize(("loss", "rule"), [("ce", "softmax"), ("bce", "sigmoid")])
-def test_models_that_resize_scores(program, exported, tmp_path, loss, rule):
+def test_models_that_resize_scores(program, whole, tmp_path, loss, rule):
     image = photo(90, 120)
     image.save(tmp_path / "photo.png")
-    model = tiny_model(aggregation_layers=1, resize="scores", loss={"seg": loss})  # the exported model's weights
-    graph = with_metadata(exported.graph, tmp_path / "graph.onnx", before_resize=rule)
+    model = tiny_model(aggregation_layers=1, resize="scores", loss={"seg": loss})  # the whole model's weights
+    graph = with_metadata(whole.graph, tmp_path / "graph.onnx", before_resize=rule)
     done = program(graph, tmp_path / "photo.png", tmp_path / "labels.pgm")
     assert (done.returncode, done.stderr) == (0, "")
-    check_labels(np.array(Image.open(tmp_path / "labels.pgm")), model, image, exported.vocabulary)
+    check_labels(np.array(Image.open(tmp_path / "labels.pgm")), model, image, whole.vocabulary)
 
 
 @pytest.fixture
-def files(exported, tmp_path):
+def files(whole, tmp_path):
     photo(40, 50).save(tmp_path / "photo.png")
     (tmp_path / "text.txt").write_text("neither a photo nor a graph\n" * 10)
     damaged = io.BytesIO()
     photo(40, 50).save(damaged, "PNG")
     (tmp_path / "damaged.png").write_bytes(damaged.getvalue()[:200])
-    with_metadata(exported.graph, tmp_path / "no_names.onnx", class_names=None)
-    with_metadata(exported.graph, tmp_path / "no_patch.onnx", patch=None)
-    with_metadata(exported.graph, tmp_path / "fewer.onnx", class_names="cat\ndog")
-    with_metadata(exported.graph, tmp_path / "unknown.onnx", before_resize="tanh")
-    shutil.copy(exported.graph, tmp_path / "whole.onnx")
+    with_metadata(whole.graph, tmp_path / "no_names.onnx", class_names=None)
+    with_metadata(whole.graph, tmp_path / "no_patch.onnx", patch=None)
+    with_metadata(whole.graph, tmp_path / "fewer.onnx", class_names="cat\ndog")
+    with_metadata(whole.graph, tmp_path / "unknown.onnx", before_resize="tanh")
+    shutil.copy(whole.graph, tmp_path / "whole.onnx")
     return tmp_path
 
 
