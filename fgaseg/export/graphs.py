@@ -179,13 +179,13 @@ class HeadRun:
         As `ClassSelector.prune`: NaN is never among the best.
         """
         config, present = self.head.config, self.forms.present
-        scores = scores.flatten(2)
+        scores = scores.flatten(2).mT  # [B, h*w, T]
         selectable = scores > float("-inf")  # False for NaN too
         if present is not None:
-            selectable = selectable & present[:, :, None]
-        count = cast(int, torch.sym_min(cast(int, config.top_k), scores.shape[1]))
+            selectable = selectable & present[:, None]
+        count = cast(int, torch.sym_min(cast(int, config.top_k), scores.shape[2]))
         best = largest(scores.masked_fill(~selectable, float("-inf")), count)
-        chosen = (best & selectable).any(2)
+        chosen = (best & selectable).any(1)
         if config.topk_union == "batch":  # of classes: the maps of each image may be those of others
             classes = packing.scatter(chosen.flatten().to(scores.dtype), 0.0).amax(0, keepdim=True)
             united = packing.gather(classes.expand(packing.images, -1)).unflatten(0, (packing.images, -1)) > 0
@@ -194,13 +194,13 @@ class HeadRun:
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Which of the scores [B, T, ...], without NaN, are the `count` largest of T; of equal ones the first.
+    """Which of the scores [..., T], without NaN, are the `count` largest of T; of equal ones the first.
 
     Runtimes differ in which of equal scores their TopK names, but not in the values.
     """
-    least = scores.topk(count, dim=1).values.amin(1, keepdim=True)
+    least = scores.topk(count).values.amin(-1, keepdim=True)
     above, equal = scores > least, scores == least
-    return above | (equal & (equal.long().cumsum(1) <= count - above.long().sum(1, keepdim=True)))
+    return above | (equal & (equal.long().cumsum(-1) <= count - above.long().sum(-1, keepdim=True)))
 
 
 @dataclass(frozen=True)

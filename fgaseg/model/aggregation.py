@@ -228,5 +228,11 @@ class AggregationLayer(nn.Module):
 def _pooled(x: Tensor, pooling: int) -> Tensor:
     if pooling == 1:
         return x
-    x = F.avg_pool2d(x.permute(0, 3, 1, 2), pooling, ceil_mode=True, count_include_pad=False)
+    x = x.permute(0, 3, 1, 2)
+    if torch.compiler.is_exporting():  # OpenVINO pools no map that is smaller than the window: whole windows, padded
+        rest = (0, -x.shape[3] % pooling, 0, -x.shape[2] % pooling)
+        shares = F.avg_pool2d(F.pad(torch.ones_like(x[:1, :1]), rest), pooling)  # of each window, inside the map
+        x = F.avg_pool2d(F.pad(x, rest), pooling) / shares
+    else:
+        x = F.avg_pool2d(x, pooling, ceil_mode=True, count_include_pad=False)
     return x.permute(0, 2, 3, 1).contiguous()
