@@ -96,11 +96,12 @@ export function labelPixels({ maps, rows, columns }, first, [height, width], pro
   return labels;
 }
 
-/** The probability of the winner at one pixel of the photo. Where it is made before the resize, it is
- * what was resized. */
+/** The probability of the winner at one pixel of the photo. Where it is made before the resize, it is what was resized;
+ * of logits that are probabilities themselves, a sigmoid before the resize is undone. */
 export function probabilityAt(x, y, result, { before_resize, probability }) {
   const values = valuesAt(x, y, result);
   const best = Math.max(...values);
+  if (probability === "none") return before_resize === "sigmoid" ? Math.log(best / (1 - best)) : best;
   if (before_resize !== "none") return best;
   if (probability === "sigmoid") return sigmoid(best);
   return 1 / values.reduce((total, value) => total + Math.exp(value - best), 0);

@@ -6,7 +6,7 @@ import { colours, labelPng } from "./picture.js";
 const RUNTIME = "./node_modules/onnxruntime-web/dist/ort.wasm.min.mjs";
 const [FORMAT, VERSION] = ["fgaseg-export", 1];
 const BEFORE = ["none", "sigmoid", "softmax"]; // what may come before the resize
-const PROBABILITY = ["sigmoid", "softmax"];
+const PROBABILITY = ["none", "sigmoid", "softmax"];
 const PIXELS = 100e6; // of a photo; browsers give larger canvases back empty
 const GREY = [128, 128, 128]; // the colour of the background
 

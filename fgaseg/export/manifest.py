@@ -57,7 +57,8 @@ def describe(model: FGASeg, name: str, precision: str) -> dict[str, Any]:
         },
         "labels": {
             "before_resize": before,
-            "probability": "softmax" if rule.softmax else "sigmoid",
+            # of what is not a probability already
+            "probability": "softmax" if rule.softmax else "none" if rule.inner else "sigmoid",
             "dropped": DROPPED,
         },
         "limits": limits(config),

@@ -254,7 +254,7 @@ def test_class_names_are_needed(visit, models):
     use(one.page, " , | ")
     one.page.wait_for_selector("#error:text('type at least one')")
     use(one.page, "cat " * 20)
-    one.page.wait_for_selector("#error:text('22 tokens; the model reads 16')")
+    one.page.wait_for_selector("#error:text('26 tokens; the model reads 16')")
     use(one.page, ",".join(TYPED))
     one.page.wait_for_selector("#classes:text('traffic light')")
     one.give(content)

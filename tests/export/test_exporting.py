@@ -220,7 +220,7 @@ def test_limits_are_said_for_the_models_that_have_them(tmp_path):
     manifest = fgaseg.export_model(model, tmp_path / "out", fgaseg.ExportOptions(parts=("text",)))
     said = " ".join(manifest["limits"])
     assert "windows" in said and "fast" in said and "released_fast_scores" in said
-    assert manifest["labels"] == {"before_resize": "sigmoid", "probability": "sigmoid", "dropped": -100.0}
+    assert manifest["labels"] == {"before_resize": "sigmoid", "probability": "none", "dropped": -100.0}
 
 
 def test_an_axis_that_pytorch_fixes_is_an_error(small):
