@@ -4,8 +4,9 @@
 
 `fgaseg bench model --against onnxruntime,openvino` runs it and prints one table. ViT-B/16 with random weights in the
 released preset, 384×384 pixels of noise to labels at 480×640. All programs get the same number of threads, and take
-turns: one view each, round after round. The other programs run the image tower and the head as two graphs
-(exported.py), and their logits become labels by our `upsample_argmax`.
+turns: one view each, round after round. The other programs run the graphs that `fgaseg export` writes (exported.py),
+the image tower and the head as two, each one graph for all sizes, and their logits become labels by our
+`upsample_argmax`.
 
 Rows: the machine's roof in every precision; the text tower, for TEXTS names; for every number of classes the image
 tower, the head (all between image tower and logits) and the whole view, and of ours also every stage. Every row has the
@@ -32,12 +33,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from exported import PROGRAMS, HeadGraph, ImageGraph, Run, Unavailable, export
+from exported import PROGRAMS, export
 from machine import machine
 from rich.progress import Progress
 from torch import Tensor
 
 from fgaseg import FGASeg
+from fgaseg.errors import ExportError
+from fgaseg.export.runtimes import Run
 from fgaseg.inference import ScoreRule, prediction
 from fgaseg.model import reference as plain
 from fgaseg.model import set_precision
@@ -49,6 +52,7 @@ from fgaseg.threads import fixed_threads
 from fgaseg.vocabulary import Vocabulary
 
 SIZE, PHOTO, TEXTS, CLASSES = 384, (480, 640), 150, (20, 150, 847)
+CALIBRATED = 20  # classes of the head that NNCF calibrates: of 847 it takes minutes and 8 GB
 ROUNDS, SECONDS = 3, 12  # rounds of a view; a program stops earlier once it has taken so many seconds
 PAUSE = 0.05  # seconds between two programs, in which the threads of the first stop waiting for work
 FIELDS = ("part", "stage", "classes", "program", "precision", "seconds", "rounds", "gflop", "gflop_per_second",
@@ -95,14 +99,15 @@ class Ours:
         self.model = model
 
     def features(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return ImageGraph(self.model)(pixels.to(self.model.dtype))
+        return tuple(self.model.image_encoder(pixels.to(self.model.dtype)))
 
-    def text(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        return self.model.encoder.text_tower.run(tokens)
+    def text(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.model.encoder.text_tower.run(tokens).float(), dim=-1)
 
-    def head(self, views: Views) -> tuple[Tensor, ...]:
-        features = (x.to(self.model.dtype) for x in views.features)
-        return HeadGraph(self.model)(*features, views.vocabulary.embeddings)
+    def head(self, views: Views) -> tuple[Tensor, Tensor]:
+        features = ImageFeatures(*(x.to(self.model.dtype) for x in views.features))
+        classes, logits = next(self.model.head.stream(features, views.vocabulary.embeddings))
+        return classes, logits[0]
 
     def view(self, views: Views) -> Measured:
         labels: list[Tensor] = []
@@ -126,17 +131,23 @@ class Theirs:
     def features(self, pixels: Tensor) -> tuple[Tensor, ...]:
         return self.parts[IMAGE](pixels)
 
-    def text(self, tokens: Tensor, ends: Tensor) -> Tensor:
-        return self.parts[TEXT](tokens, ends)[0]
+    def text(self, tokens: Tensor) -> Tensor:
+        return self.parts[TEXT](tokens)[0]
 
-    def head(self, views: Views) -> tuple[Tensor, ...]:
-        return self.parts[HEAD](*views.features, views.vocabulary.embeddings)
+    def head(self, views: Views) -> tuple[Tensor, Tensor]:
+        return self.kept(self.parts[HEAD](*views.features, views.vocabulary.embeddings))
+
+    def kept(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """The classes [t] that the graph has computed, and their logits [t, 4H, 4W]."""
+        logits = outputs[0][0]
+        classes = (logits[:, 0, 0] != DROPPED).nonzero().flatten()
+        return classes, logits if len(classes) == len(logits) else logits[classes]
 
     def view(self, views: Views) -> Measured:
         begin = time.perf_counter()
         features = self.parts[IMAGE](views.pixels)
         encoded = time.perf_counter()
-        classes, logits = self.parts[HEAD](*features, views.vocabulary.embeddings)
+        classes, logits = self.kept(self.parts[HEAD](*features, views.vocabulary.embeddings))
         decoded = time.perf_counter()
         labels = labels_of(self.model, classes, logits)
         seconds = {IMAGE: encoded - begin, HEAD: decoded - encoded, WHOLE: time.perf_counter() - begin}
@@ -174,7 +185,7 @@ class Against:
         self.ours = {precision: Ours(make(self.model)) for precision, make in OURS.items()}
         self.bare = without_values(self.model)
         self.programs = {name: PROGRAMS[name](torch.get_num_threads()) for name in programs}
-        self.image: dict[tuple[str, str], Run] = {}
+        self.runs: dict[str, dict[tuple[str, str], Run | str]] = {}  # of each part, or the reason why there is none
         self.arena = 0.0  # bytes of ONNX Runtime's, which its sessions share
 
     def roof(self) -> None:
@@ -188,19 +199,18 @@ class Against:
     def text(self) -> None:
         tower = self.model.encoder.text_tower
         tokens = tower.tokenizer([f"a photo of a thing number {i}" for i in range(TEXTS)])
-        ends = tower.ends(tokens)
-        tokens = tokens[:, : int(ends.max()) + 1].contiguous()
-        exact = tower.run(tokens)
+        tokens = tokens[:, : int(tower.ends(tokens).max()) + 1].contiguous()
+        exact = F.normalize(tower.run(tokens), dim=-1)
         blocks, width, (count, length) = len(tower.blocks), tower.parts.ln_final.weight.numel(), tokens.shape
         gflop = 2e-9 * count * (blocks * (12 * width**2 * length + 2 * length**2 * width) + width * tower.channels)
         forms: dict[tuple[str, str], Any] = {("fgaseg", p): ours for p, ours in self.ours.items()}
-        for key, run in self.built(TEXT, (tokens, ends), TEXTS).items():
+        for key, run in self.built(TEXT, (tokens,), TEXTS).items():
             forms[key] = Theirs(self.model, {TEXT: run})
-        errors = {key: difference(form.text(tokens, ends), exact) for key, form in forms.items()}
+        errors = {key: difference(form.text(tokens), exact) for key, form in forms.items()}
         times: dict[tuple[str, str], list[float]] = {key: [] for key in forms}
         for key in rounds(times):
             begin = time.perf_counter()
-            forms[key].text(tokens, ends)
+            forms[key].text(tokens)
             times[key].append(time.perf_counter() - begin)
         for key in forms:
             self.row(TEXT, TEXTS, key, times[key], gflop, error=errors[key])
@@ -233,35 +243,43 @@ class Against:
     def forms(self, views: Views) -> dict[tuple[str, str], Any]:
         """Every form that can run a view; for the others a row with the reason."""
         forms: dict[tuple[str, str], Any] = {("fgaseg", p): ours for p, ours in self.ours.items()}
-        if not self.image:
-            self.image = self.built(IMAGE, (views.pixels,), len(views.vocabulary))
-        inputs = (*views.features, views.vocabulary.embeddings)
-        for key, run in self.built(HEAD, inputs, len(views.vocabulary)).items():
-            if key in self.image:
-                forms[key] = Theirs(self.model, {IMAGE: self.image[key], HEAD: run})
+        count = len(views.vocabulary)
+        image = self.built(IMAGE, (views.pixels,), count)
+        sample = (*views.features, views.vocabulary.embeddings[:CALIBRATED])
+        for key, run in self.built(HEAD, sample, count).items():
+            if key in image:
+                forms[key] = Theirs(self.model, {IMAGE: image[key], HEAD: run})
         return forms
 
-    def built(self, part: str, inputs: tuple[Tensor, ...], classes: int) -> dict[tuple[str, str], Run]:
-        """A part in every program and precision that can run it; for the others a row with the reason."""
+    def built(self, part: str, sample: tuple[Tensor, ...], classes: int) -> dict[tuple[str, str], Run]:
+        """A part in every program and precision that can run it; for the others a row with the reason.
+
+        sample  of its inputs, to quantise with
+        """
+        if part not in self.runs:
+            self.runs[part] = dict(self.build(part, sample))
+        for key, run in self.runs[part].items():
+            if isinstance(run, str):
+                self.rows({"part": part, "classes": classes, "program": key[0], "precision": key[1], "reason": run})
+        return {key: run for key, run in self.runs[part].items() if not isinstance(run, str)}
+
+    def build(self, part: str, sample: tuple[Tensor, ...]) -> Iterator[tuple[tuple[str, str], Run | str]]:
         keys = [(name, precision) for precision in PRECISIONS for name in self.programs]
-        found: dict[tuple[str, str], Run] = {}
         try:
-            path = export(self.model, part, inputs, self.folder / f"{part.replace(' ', '_')}_{classes}.onnx")
-        except Unavailable as error:
-            for key in keys:
-                self.refused(part, classes, key, str(error))
-            return found
+            path = export(self.model, part, self.folder)
+        except ExportError as error:
+            yield from ((key, str(error)) for key in keys)
+            return
         for name, precision in keys:
             try:
-                found[name, precision] = self.programs[name].build(path, precision, inputs)
-            except Unavailable as error:
-                self.refused(part, classes, (name, precision), str(error))
-        return found
+                yield (name, precision), self.programs[name].build(path, precision, sample)
+            except ExportError as error:
+                yield (name, precision), str(error)
 
     def accuracy(self, key: tuple[str, str], form: Any, views: Views) -> dict[str, dict[str, Any]]:
         """Errors and labels of the parts, each with the reference's inputs, and the memory of the head."""
         features = form.features(views.pixels)
-        outputs: list[tuple[Tensor, ...]] = []
+        outputs: list[tuple[Tensor, Tensor]] = []
         memory = peak(lambda: outputs.append(form.head(views)), "cpu")
         classes, logits = outputs[0]
         labels = labels_of(self.model, classes, logits.float())
@@ -276,9 +294,6 @@ class Against:
             "peak_mb": "" if math.isnan(memory) else round(memory / 1e6),
         }
         return {IMAGE: {"error": difference(features[0], views.features.embedding)}, HEAD: head}
-
-    def refused(self, part: str, classes: int, key: tuple[str, str], reason: str) -> None:
-        self.rows({"part": part, "classes": classes, "program": key[0], "precision": key[1], "reason": reason})
 
     def row(self, part: str, classes: int, key: tuple[str, str], times: list[float], gflop: float, **more: Any) -> None:
         seconds = statistics.median(times)
