@@ -143,7 +143,7 @@ class Check:
         sizes = self.sizes if part == "head" or isinstance(fixed[0], str) else [tuple(fixed)]
         counts: Sequence[int | None] = self.classes if ports[-1]["name"] == "texts" else (None,)
         found = [(part, Sample(count, 1, size)) for size in sizes for count in counts]
-        found.append((part, Sample(counts[:2][-1], 2, sizes[0])))
+        found.append((part, Sample(counts[len(counts) // 3], 2, sizes[0])))
         encoders = [other["to"] for other in self.files.values() if other["part"] == "image"]
         if part == "head" and entry["to"] in encoders:
             found += [(FEATURES, Sample(counts[-2:][0], 1, size)) for size in sizes]
