@@ -67,7 +67,8 @@ class Case(NamedTuple):
 
 
 class Words(NamedTuple):
-    """Text embeddings [T, C], the rows of each class (None: one each), and the first class equal to each."""
+    """Text embeddings [T, C], the rows of each class that is built in (None: of free ones, one each), and the first
+    class equal to each."""
 
     texts: Tensor
     counts: list[int] | None
@@ -138,8 +139,8 @@ class References:
             return Words(self.all_words.texts[:classes], None, self.all_words.first)
         described = json.loads((self.folder / "vocabulary.json").read_text())
         values = np.fromfile(self.folder / "vocabulary.f32", "<f4").reshape(-1, described["channels"])
-        counts = described["counts"] if max(described["counts"]) > 1 else None
-        return Words(torch.from_numpy(values.astype(np.float32)), counts, torch.tensor(described["first"]))
+        texts = torch.from_numpy(values.astype(np.float32))
+        return Words(texts, described["counts"], torch.tensor(described["first"]))
 
     def image(self, sample: Sample) -> Tensor:
         """Drawn scenes [B, 3, h, w], values in 0..1."""
@@ -203,6 +204,8 @@ class References:
         view = View(self.features(sample), self.words(sample.classes), cast("tuple[int, int]", sample.size))
         inputs = (self.image(sample), *(() if sample.classes is None else (view.words.texts,)))
         exact = self.logits(view)
+        if sample.classes is None:  # in a graph with classes built in, equal ones share the map of the first
+            exact = exact[:, view.words.first]
         if output == "logits":
             return Case(inputs, partial(self.compare_logits, view, exact))
         if output == "probabilities":
