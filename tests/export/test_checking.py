@@ -13,10 +13,9 @@ from fgaseg.errors import ExportError, UsageError
 from fgaseg.export import check_export, checking, references, runtimes
 from fgaseg.export.references import Found, References, Sample
 
-for package in ("onnx", "onnxruntime", "openvino"):
+onnx = pytest.importorskip("onnx")
+for package in ("onnxscript", "onnxruntime", "openvino"):
     pytest.importorskip(package)
-import onnx
-from onnx import numpy_helper
 
 
 @pytest.fixture
@@ -67,10 +66,10 @@ def test_a_changed_weight_is_found(small, folder):
 
     def change(graph):
         weights = [one for one in graph.initializer if len(one.dims) > 1 and one.data_type == onnx.TensorProto.FLOAT]
-        largest = max(weights, key=lambda one: numpy_helper.to_array(one).size)
-        values = numpy_helper.to_array(largest).copy()
+        largest = max(weights, key=lambda one: onnx.numpy_helper.to_array(one).size)
+        values = onnx.numpy_helper.to_array(largest).copy()
         values.flat[0] += 0.5
-        largest.CopyFrom(numpy_helper.from_array(values, largest.name))
+        largest.CopyFrom(onnx.numpy_helper.from_array(values, largest.name))
 
     damage(folder / "head.onnx", change)
     rows = check_export(small, folder, classes=[3], sizes=1)
@@ -98,8 +97,8 @@ def test_a_head_that_fits_its_own_image_graph_only_is_seen_apart(small, folder):
 
     def change(graph):
         bias = next(one for one in graph.initializer if "conv1" in one.name or len(one.dims) == 4)
-        values = numpy_helper.to_array(bias).copy() * 1.01
-        bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+        values = onnx.numpy_helper.to_array(bias).copy() * 1.01
+        bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
 
     damage(folder / "image.onnx", change)
     rows = check_export(small, folder, classes=[3], sizes=1)
