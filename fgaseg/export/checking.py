@@ -30,6 +30,8 @@ NEAR_TIE = 1e-5  # of cosines: classes that are so close at the cap may be chose
 PARTS = ("image", "text", "head", "whole")  # in this order: a head also gets what its program's image graph gave
 FEATURES = "image+head"  # the name of those rows
 PROMPTS = (1, 3, 150)  # of the text graph
+HEAD_MEMORY = 75  # class maps of `hidden` channels that a head keeps at once: ONNX Runtime 54, OpenVINO 71 (ViT-B/16)
+MEMORY = Path("/proc/meminfo")
 
 
 def check_export(
@@ -55,7 +57,8 @@ def check_export(
         failed                      why the row does not pass, one line; empty: it does
 
     A row of float32 fails with an error above 1e-4; where a graph gives labels only, if more than 0.5 % of them differ;
-    and if other classes were chosen that do not tie. Any row fails that cannot be run, and whose values are not finite.
+    and if other classes were chosen that do not tie. Any row fails that cannot be run, for want of memory too, or whose
+    values are not finite.
     Raises UsageError for a folder that is no export, and for numbers that cannot be checked.
     """
     folder = Path(folder)
@@ -119,6 +122,8 @@ class Check:
     def compared(self, part: str, entry: dict[str, Any], sample: Sample, run: Run) -> dict[str, Any]:
         """The keys of a row that say how well the graph does."""
         origin = entry["to"], entry["precision"]
+        if sample.classes is not None and part != "text" and (why := self.too_large(sample)):
+            return {"failed": why}
         case = self.references.case("head" if part == FEATURES else part, entry["outputs"][0]["name"], sample)
         inputs = case.inputs
         if part == FEATURES:
@@ -133,6 +138,20 @@ class Check:
         if part == "image":
             self.encoded[*origin, sample] = outputs
         return verdict(case.compare(outputs), entry["precision"])
+
+    def too_large(self, sample: Sample) -> str:
+        """Why a head is not run: it would take more memory than there is; empty: it fits, or this is not known."""
+        config, (height, width) = self.model.config, cast("tuple[int, int]", sample.size)
+        if not config.propagation or not MEMORY.exists():
+            return ""
+        maps = sample.batch * min(cast(int, sample.classes), config.class_cap or len(BENCHMARK_SETS["a847"].names))
+        cells = math.ceil(height / self.model.patch) * math.ceil(width / self.model.patch)
+        needed = HEAD_MEMORY * 4 * config.hidden * maps * cells
+        lines = (line.split() for line in MEMORY.read_text().splitlines())
+        available = next((1024 * int(line[1]) for line in lines if line[0] == "MemAvailable:"), needed)
+        if needed <= available:
+            return ""
+        return f"not run: it takes about {needed / 1e9:.0f} GB of memory and {available / 1e9:.0f} GB are available"
 
     def samples(self, entry: dict[str, Any]) -> list[tuple[str, Sample]]:
         """What a file is compared at, with the part that its rows name: every size, and one batch of two."""

@@ -133,6 +133,18 @@ def test_what_cannot_be_checked_is_refused(small, folder, tmp_path):
         check_export(small, folder, sizes=4)
 
 
+def test_a_head_that_does_not_fit_into_memory_is_not_run(small, folder, tmp_path, monkeypatch):
+    keep(folder, "onnx", "head")
+    monkeypatch.setattr(checking, "MEMORY", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 2000 kB\n")
+    rows = check_export(small, folder, classes=[1, 20], sizes=1)
+    needed = 75 * 4 * 32 * 8 * 8 * 20
+    assert needed > 2000 * 1024 > needed / 10
+    assert [(row["classes"], row["batch"], bool(row["failed"])) for row in rows] == [
+        (1, 1, False), (20, 1, True), (1, 2, False)]  # fmt: skip
+    assert "not run: it takes about 0 GB of memory" in rows[1]["failed"]
+
+
 @pytest.fixture(scope="module")
 def capped():
     return tiny_model(class_cap=6)
