@@ -236,8 +236,8 @@ class References:
         return Found(found.error, share_changed(view.words.first[outputs[0].argmax(1)], labels))
 
     def chosen(self, logits: Tensor) -> Tensor:
-        """The classes [B, S] that were computed to the end."""
-        return (logits != self.dropped).flatten(2).any(-1)
+        """The classes [B, S] that were computed to the end: neither capped nor, in fast mode, dropped on the way."""
+        return ((logits != self.dropped) & (logits != DROPPED)).flatten(2).any(-1)
 
     def capped(self, view: View) -> bool:
         """Whether the cap alone decides which classes are computed to the end."""

@@ -180,6 +180,19 @@ def test_other_classes_at_the_cap_are_counted_and_computed_alike(capped, tmp_pat
         assert not checking.verdict(dataclasses.replace(found, gap=2e-6), "float32")["failed"]
 
 
+def test_dropped_classes_do_not_count_as_large_values(tmp_path):
+    """The released fast mode gives scores, 0 for what it drops, and leaves -100 for what the cap drops."""
+    model = tiny_model(preset="released", fast=True, class_cap=6, pad_classes=8, top_k=1, loss={"aux_heads": 1})
+    with torch.inference_mode():
+        made = References(model, tmp_path)
+        compare, exact = view_of(made, Sample(20, 1, (64, 64)))
+        assert set(exact.unique()[:2].tolist()) >= {-100.0}
+        assert 1 <= made.chosen(exact).sum() <= 6
+        assert compare((torch.where(exact > 0, exact + 0.01, exact),)).error == pytest.approx(
+            0.01 / float(exact.max()), rel=1e-4
+        )
+
+
 def test_values_that_are_not_finite_fail_in_every_precision(capped, tmp_path):
     with torch.inference_mode():
         compare, exact = view_of(References(capped, tmp_path), Sample(3, 1, (64, 64)))
