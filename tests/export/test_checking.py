@@ -11,6 +11,8 @@ from tiny import tiny_model
 
 from fgaseg.errors import ExportError, UsageError
 from fgaseg.export import check_export, checking, references, runtimes
+from fgaseg.export.graphs import whole_part
+from fgaseg.export.manifest import write_vocabulary
 from fgaseg.export.references import Found, References, Sample
 
 onnx = pytest.importorskip("onnx")
@@ -210,6 +212,25 @@ def test_labels_alone_have_a_bound():
     assert checking.verdict(Found(None, 0.004), "float32")["failed"] == ""
     assert checking.verdict(Found(1e-3, 0.0), "int8")["failed"] == ""
     assert checking.verdict(Found(1e-3, 0.0), "float32")["failed"] == "the error 1.0e-03 is above 0.0001"
+
+
+@pytest.mark.parametrize("output", ["logits", "probabilities", "labels"])
+@pytest.mark.parametrize("size", [(64, 64), (62, 87)])
+def test_the_whole_graph_is_compared_with_the_model(tmp_path, output, size):
+    """With classes built in, of which some have several prompts and two are equal."""
+    model = tiny_model(class_cap=6, resize="scores" if output == "labels" else "logits")
+    vocabulary = model.encode(["cat", "car | van", "dog", "cat "])
+    assert model.first_of_equals(vocabulary) == [0, 1, 2, 0]
+    write_vocabulary(vocabulary, model.first_of_equals(vocabulary), tmp_path)
+    with torch.inference_mode():
+        case = References(model, tmp_path).case("whole", output, Sample(None, 2, size))
+        outputs = whole_part(model, vocabulary, output).module(*case.inputs)
+        found = checking.verdict(case.compare((outputs,)), "float32")
+        assert not found["failed"]
+        assert found["labels_changed"] == 0
+        assert found["error"] is None if output == "labels" else found["error"] < 1e-5
+        broken = outputs.roll(1, dims=2) if outputs.is_floating_point() else outputs.roll(9, dims=1)
+        assert checking.verdict(case.compare((broken,)), "float32")["failed"]
 
 
 def test_what_the_model_gives_is_what_segment_gives(small, tmp_path):
