@@ -13,7 +13,7 @@ from tiny import pixels, tiny_model
 import fgaseg
 from fgaseg.errors import ExportError
 from fgaseg.export.exportable import check_exportable
-from fgaseg.export.forms import window_attention
+from fgaseg.export.forms import class_lookup, window_attention
 from fgaseg.export.graphs import HeadGraph, head_part, image_part, largest
 from fgaseg.export.tracing import trace
 from fgaseg.kernels.window_attention.reference import window_attention_reference
@@ -140,6 +140,12 @@ def test_windows_are_those_of_the_op():
         same(window_attention(*args), window_attention_reference(*args))
     args = (q, k, v, *guidance, 4, 7, 3)  # the smaller side of the grid is 6
     same(window_attention(*args), window_attention_reference(*args[:-2], 6, 0))
+
+
+def test_nothing_present_adds_nothing():
+    q, offsets = torch.randn(6, 5, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 3, 6])
+    sums = torch.zeros(2, 5, 4, 8, 8), torch.zeros(2, 5, 4, 8)
+    same(class_lookup(q, q[:, 0], *sums, offsets, 4, 1e-6), torch.zeros_like(q))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
