@@ -129,7 +129,9 @@ class Visit:
         assert not self.page.is_visible("#error"), self.page.inner_text("#error")
         with self.page.expect_download() as download:
             self.page.get_by_role("link", name="Labels as PNG").click()
-        return np.array(Image.open(download.value.path()))
+        image = Image.open(download.value.path())
+        assert image.mode == "P"  # with the colours of the page
+        return np.array(image)
 
     @property
     def error(self):
