@@ -21,6 +21,7 @@ from ..progress import track
 from ..vocabulary import Vocabulary
 from .exportable import check_exportable
 from .graphs import OutputKind, Part, head_part, image_part, text_part, text_tower, whole_part
+from .int8 import Photo, write_int8
 from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
 from .onnx import write_onnx
 from .openvino import LIMIT as OPENVINO_LIMIT
@@ -30,7 +31,7 @@ from .tracing import trace
 
 PARTS = ("image", "text", "head", "whole")
 TARGETS = ("onnx", "openvino", "torch")
-PRECISIONS = ("float32", "float16")
+PRECISIONS = ("float32", "float16", "int8")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 WEIGHTS = {"onnx": ".data", "openvino": ".bin", "torch": ""}  # of files that weights may be in, beside the graph
 
@@ -64,7 +65,8 @@ class ExportOptions:
     vocabulary  classes that the whole graph has built in, and that are written beside the graphs; None: none
     output      of the whole graph
     tiles       of the whole graph
-    precision   of weights and arithmetic: float16 keeps P2Tformer and LCS in float32
+    precision   of weights and arithmetic: float16 keeps P2Tformer and LCS in float32, int8 more (docs/guides/export.md)
+    calibration  photos for int8: images or paths, such as a model will see, and not those that it is judged by
     opset       of ONNX; None: the exporter's choice
     """
 
@@ -73,7 +75,8 @@ class ExportOptions:
     vocabulary: Vocabulary | None = None
     output: OutputKind = "logits"
     tiles: Tiles | None = None
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Literal["float32", "float16", "int8"] = "float32"
+    calibration: Sequence[Photo] = ()
     opset: int | None = None
     name: str = field(default="model")
 
@@ -83,10 +86,21 @@ class ExportOptions:
                 raise UsageError(f"{title}: {unknown[0]!r} is none of {', '.join(known)}")
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision: {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        self._check_calibration()
         if "whole" not in self.parts and (self.output != "logits" or self.tiles):
             raise UsageError("output and tiles are of the part whole: add it to the parts")
         if self.tiles and (self.vocabulary is None or self.output != "probabilities"):
             raise UsageError("tiles: programs that cut tiles need classes built in, and the output probabilities")
+
+    def _check_calibration(self) -> None:
+        if self.precision != "int8":
+            if self.calibration:
+                raise UsageError(f"calibration: photos are for the precision int8, not for {self.precision}")
+            return
+        if "torch" in self.to:
+            raise UsageError("precision int8 is for onnx and openvino: torch.export programs are not quantised here")
+        if not self.calibration and set(self.parts) != {"text"}:
+            raise UsageError("precision int8 needs calibration: photos such as the model will see; a dozen are enough")
 
 
 def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> dict[str, Any]:
@@ -145,6 +159,8 @@ def write_part(
     facts: dict[str, Any] = {}
     if {"onnx", "openvino"} & set(options.to):
         facts = write_onnx(part, program, graph, options.opset, metadata)
+    if options.precision == "int8":
+        facts |= write_int8(part, graph, options.calibration, options.vocabulary)
     for to in options.to:
         path = folder / f"{part.name}{SUFFIXES[to]}"
         if to == "openvino":

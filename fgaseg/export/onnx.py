@@ -33,7 +33,7 @@ def write_onnx(
     import torch
 
     try:
-        with _silence():
+        with silence():
             found = torch.onnx.export(program, (), dynamo=True, opset_version=opset, verbose=False)
     except ImportError as error:
         raise ExportError(f"--to onnx needs onnx and onnxscript ({error}): pip install 'fgaseg[export]'") from None
@@ -45,7 +45,7 @@ def write_onnx(
     _name(model.graph.outputs, part.outputs)
     model.metadata_props.update(metadata)
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    with _silence():
+    with silence():
         found.save(str(path), external_data=weights > LARGEST)
     written = model.opset_imports[""]
     if opset is not None and written != opset:
@@ -63,7 +63,7 @@ def _name(values: Any, ports: tuple[Port, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without the exporter's remarks on every node."""
     logging.disable(logging.WARNING)
     try:
