@@ -158,7 +158,9 @@ def layers_of(model: Any, part: Part) -> tuple[list[str], list[str]]:
     modules = part.module.named_modules()
     scopes = [name for name, module in modules if isinstance(module, KeptInFloat32) or name.endswith(KEPT)]
     weights = {weight.name for weight in model.graph.initializer}
-    chosen, kept, named = [], [], False
+    chosen: list[str] = []
+    kept: list[str] = []
+    named = False
     for node in model.graph.node:
         if node.op_type not in LAYERS or node.input[1] not in weights:
             continue
