@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--out", type=Path, required=True, help="folder to write; one that is an export is replaced")
     parser.add_argument("--to", metavar="TARGET[,TARGET...]", default="onnx",
-                        help="onnx, openvino (.xml), torch (.pt2 of torch.export) (default: onnx)")  # fmt: skip
+                        help="onnx, openvino (.xml), torch (.pt2 of torch.export), aoti (with --tile: .pt2 of "
+                        "AOTInductor, for C++) (default: onnx)")  # fmt: skip
     parser.add_argument("--parts", metavar="PART[,PART...]", help="image, text, head, whole (default: image,text,head; "
                         "with --tile or --output: whole)")  # fmt: skip
     add_class_options(parser, required=False)

@@ -19,6 +19,8 @@ from ..model import FGASeg
 from ..model.encoders import Tokenizer
 from ..progress import track
 from ..vocabulary import Vocabulary
+from .aoti import LIMIT as AOTI_LIMIT
+from .aoti import write_package
 from .exportable import check_exportable
 from .graphs import OutputKind, Part, head_part, image_part, text_part, text_tower, whole_part
 from .int8 import Photo, write_int8
@@ -30,10 +32,10 @@ from .tokenizer import TOKENIZER, write_tokenizer
 from .tracing import trace
 
 PARTS = ("image", "text", "head", "whole")
-TARGETS = ("onnx", "openvino", "torch")
+TARGETS = ("onnx", "openvino", "torch", "aoti")
 PRECISIONS = ("float32", "float16", "int8")
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
-WEIGHTS = {"onnx": ".data", "openvino": ".bin", "torch": ""}  # of files that weights may be in, beside the graph
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "aoti": ".aoti.pt2"}
+WEIGHTS = {"onnx": ".data", "openvino": ".bin"}  # of files that weights may be in, beside the graph
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class ExportOptions:
         self._check_calibration()
         if "whole" not in self.parts and (self.output != "logits" or self.tiles):
             raise UsageError("output and tiles are of the part whole: add it to the parts")
+        if "aoti" in self.to and (self.parts != ("whole",) or not self.tiles or self.precision != "float32"):
+            raise UsageError(
+                "to: aoti compiles the part whole for images of one size, in float32: give that part, tiles"
+            )
         if self.tiles and (self.vocabulary is None or self.output != "probabilities"):
             raise UsageError("tiles: programs that cut tiles need classes built in, and the output probabilities")
 
@@ -116,6 +122,7 @@ def export_model(model: FGASeg, folder: str | Path, options: ExportOptions) -> d
     manifest: dict[str, Any] = describe(model, options.name, options.precision)
     manifest["files"] = {}
     manifest["limits"] += [OPENVINO_LIMIT] if "openvino" in options.to else []
+    manifest["limits"] += [AOTI_LIMIT] if "aoti" in options.to else []
     with atomic_directory(folder) as target, tempfile.TemporaryDirectory() as scratch:
         if options.vocabulary is not None:
             write_vocabulary(options.vocabulary, model.first_of_equals(options.vocabulary), target)
@@ -167,9 +174,11 @@ def write_part(
             write_openvino(graph, path, options.precision == "float16")
         elif to == "torch":
             write_program(program, path)
+        elif to == "aoti":
+            write_package(program, path, metadata)
         entry = describe_file(path, part, to, options.precision, facts if to == "onnx" else {})
         weights = [folder / f"{part.name}.bin", folder / f"{part.name}.onnx.data"]
-        if beside := [file for file in weights if file.exists() and file.suffix == WEIGHTS[to]]:
+        if beside := [file for file in weights if file.exists() and file.suffix == WEIGHTS.get(to)]:
             entry["data"] = {file.name: sha256_of(file) for file in beside}
         yield path, entry
 

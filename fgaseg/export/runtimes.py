@@ -133,8 +133,24 @@ class TorchExport:
         return run
 
 
-RUNTIMES: dict[str, type[OnnxRuntime | OpenVino | TorchExport]] = {
+class Aoti:
+    """PyTorch, by AOTInductor's loader."""
+
+    name = "aoti"
+
+    def load(self, path: Path, precision: str = "float32") -> Run:
+        program = torch._inductor.aoti_load_package(str(path))
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            found = program(*tensors)
+            return tuple(found) if isinstance(found, (list, tuple)) else (found,)
+
+        return run
+
+
+RUNTIMES: dict[str, type[OnnxRuntime | OpenVino | TorchExport | Aoti]] = {
     "onnx": OnnxRuntime,
     "openvino": OpenVino,
     "torch": TorchExport,
+    "aoti": Aoti,
 }

@@ -1,4 +1,4 @@
-"""examples/onnx_segment.cpp: it compiles without a warning and labels photos as the model does in Python."""
+"""The examples in C++ compile without a warning and label photos as the model does in Python."""
 
 import io
 import os
@@ -18,15 +18,18 @@ from paths import ROOT
 from PIL import Image
 from tiny import tiny_model
 
+from fgaseg.errors import UsageError
+from fgaseg.export import ExportOptions, Tiles, check_export, export_model
+from fgaseg.export.graphs import WholeGraph
 from fgaseg.inference.prediction import decide, view_logits
 from fgaseg.inference.scores import ScoreRule
 
 pytestmark = pytest.mark.slow
-EXAMPLE = ROOT / "examples" / "onnx_segment.cpp"
+EXAMPLES = ROOT / "examples"
 # more than 256 classes; two are equal, and one has two prompts and letters outside of ASCII
 NAMES = ["café | coffee house", "dog", "red star", "café | coffee house", *(f"thing {i}" for i in range(300))]
 HEADERS = "com.github.asus4.onnxruntime@0.4.8"  # an npm package that has the C++ headers of ONNX Runtime
-FLAGS = ("-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror")
+FLAGS = ("-O2", "-Wall", "-Wextra", "-Werror")
 SIZES = [(150, 113), (64, 68), (64, 255), (31, 97), (30, 300)]  # (64, 68): 8.5 patches; the last is a panorama
 
 
@@ -72,30 +75,38 @@ def stb_image(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def stb(tmp_path_factory):
     if sys.platform != "linux" or shutil.which("g++") is None:
         pytest.skip("needs Linux and g++")
-    ort = onnxruntime_for_cpp(tmp_path_factory.mktemp("onnxruntime"))
-    stb = stb_image(tmp_path_factory.mktemp("stb"))
-    binary = tmp_path_factory.mktemp("program") / "onnx_segment"
-    run = ["g++", *FLAGS, str(EXAMPLE), "-o", str(binary), "-isystem", str(ort / "include"), "-isystem", str(stb),
-           "-L", str(ort / "lib"), "-lonnxruntime"]  # fmt: skip
-    done = subprocess.run(run, capture_output=True, text=True)
+    return stb_image(tmp_path_factory.mktemp("stb"))
+
+
+def compiled(name: str, target: Path, includes: list[Path], *options: str, libraries: Path, standard: str):
+    """An example as a function of its arguments, after a compilation without warnings."""
+    headers = [option for folder in includes for option in ("-isystem", str(folder))]
+    run = ["g++", f"-std={standard}", *FLAGS, str(EXAMPLES / name), "-o", str(target), *headers, f"-L{libraries}"]
+    done = subprocess.run([*run, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:3000]
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(ort / "lib")}
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
 
     def call(*arguments) -> subprocess.CompletedProcess:
-        command = [str(binary), *map(str, arguments)]
+        command = [str(target), *map(str, arguments)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
     return call
 
 
 @pytest.fixture(scope="module")
+def program(tmp_path_factory, stb):
+    ort = onnxruntime_for_cpp(tmp_path_factory.mktemp("onnxruntime"))
+    target = tmp_path_factory.mktemp("program") / "onnx_segment"
+    return compiled("onnx_segment.cpp", target, [ort / "include", stb], "-lonnxruntime", libraries=ort / "lib",
+                    standard="c++17")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def whole(tmp_path_factory, program):
     """An export with classes built in, and what it was made of. After `program`, which may skip."""
-    from fgaseg.export import ExportOptions, export_model
-
     model = tiny_model(aggregation_layers=1)
     vocabulary = model.encode(NAMES)
     folder = tmp_path_factory.mktemp("export")
@@ -198,3 +209,70 @@ def test_says_in_one_line_what_is_wrong(program, files, monkeypatch, arguments, 
     assert done.returncode == 1
     assert re.fullmatch(r"onnx_segment: .+\n", done.stderr) and said in done.stderr
     assert done.stdout == "" and not (files / "labels.pgm").exists()
+
+
+@pytest.fixture(scope="module")
+def compiled_program(tmp_path_factory, stb):
+    own = Path(torch.__file__).parent
+    target = tmp_path_factory.mktemp("program") / "aoti_segment"
+    libraries = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10")
+    return compiled("aoti_segment.cpp", target, [own / "include", stb], *libraries, libraries=own / "lib",
+                    standard="c++20")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory, compiled_program):
+    """A package for images of the model's own size, and what it was made of."""
+    model = tiny_model(aggregation_layers=1)
+    vocabulary = model.encode([*NAMES[:4], "sky"])
+    folder = tmp_path_factory.mktemp("export") / "out"
+    options = ExportOptions(to=("aoti",), parts=("whole",), vocabulary=vocabulary, output="probabilities",
+                            tiles=Tiles(model.config.image_size))  # fmt: skip
+    export_model(model, folder, options)
+    return SimpleNamespace(folder=folder, path=folder / "whole.aoti.pt2", model=model, vocabulary=vocabulary)
+
+
+def test_a_compiled_package_computes_what_the_model_computes(package):
+    rows = check_export(package.model, package.folder)
+    assert {row["batch"] for row in rows} == {1, 2}
+    assert all(not row["failed"] and row["error"] <= 1e-4 for row in rows)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (101, 140)], ids=str)
+def test_a_compiled_package_labels_photos_in_cpp(compiled_program, package, tmp_path, size):
+    image = photo(*size)
+    image.save(tmp_path / "photo.png")
+    done = compiled_program(package.path, tmp_path / "photo.png", tmp_path / "labels.pgm")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = np.array(Image.open(tmp_path / "labels.pgm"))
+    square = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    square = F.interpolate(square, (64, 64), mode="bilinear")
+    with torch.inference_mode():
+        maps = F.interpolate(
+            WholeGraph(package.model, package.vocabulary, "probabilities")(square), size, mode="bilinear"
+        )
+    expected = maps[0].argmax(0).numpy()
+    if size == (64, 64):
+        np.testing.assert_array_equal(expected, package.model.segment(image, package.vocabulary).labels)
+    assert len(np.unique(expected)) > 2
+    assert (found != expected).mean() <= 5e-4
+
+
+def test_the_compiled_form_says_in_one_line_what_is_wrong(compiled_program, package, tmp_path):
+    photo(40, 50).save(tmp_path / "photo.png")
+    (tmp_path / "text.txt").write_text("neither a photo nor a package\n" * 10)
+    for arguments, said in (
+        ((tmp_path / "missing.pt2", tmp_path / "photo.png", tmp_path / "labels.pgm"), "missing.pt2: cannot be read"),
+        ((tmp_path / "text.txt", tmp_path / "photo.png", tmp_path / "labels.pgm"), "text.txt: "),
+        ((package.path, tmp_path / "text.txt", tmp_path / "labels.pgm"), "text.txt: cannot be read"),
+        ((package.path, tmp_path / "photo.png", tmp_path / "none" / "labels.pgm"), "labels.pgm: cannot be written"),
+        ((package.path,), "usage: aoti_segment"),
+    ):
+        done = compiled_program(*arguments)
+        assert done.returncode == 1
+        assert re.fullmatch(r"aoti_segment: .+\n", done.stderr) and said in done.stderr
+
+
+def test_only_graphs_of_one_size_are_compiled():
+    with pytest.raises(UsageError, match="aoti compiles the part whole"):
+        ExportOptions(to=("aoti",))
