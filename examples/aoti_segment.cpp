@@ -18,6 +18,7 @@
 #include <iostream>
 #include <limits>
 #include <memory>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 
@@ -40,10 +41,13 @@ void segment(const char* package, const char* photo_path, const char* labels_pat
     // One class after the other, so that all maps at the photo's size are never in memory; ties keep the first class.
     auto best = at::full({1, 1, height, width}, -std::numeric_limits<float>::infinity());
     auto labels = at::zeros({1, 1, height, width}, at::kInt);
+    std::stringstream first(metadata.at("fgaseg.first"));  // for every class the first that is equal to it
     for (int64_t name = 0; name < maps.size(1); name++) {
+        std::string number;
+        std::getline(first, number, ',');
         auto map = at::upsample_bilinear2d(maps.slice(1, name, name + 1).contiguous(), {height, width}, false);
         auto better = map > best;
-        labels.masked_fill_(better, name);
+        labels.masked_fill_(better, std::stol(number));
         best = at::where(better, map, best);
     }
 

@@ -98,6 +98,9 @@ void segment(const char* graph, const char* photo_path, const char* labels_path)
     std::stringstream lines(metadata(session, "fgaseg.class_names"));
     std::vector<std::string> names;
     for (std::string name; std::getline(lines, name);) names.push_back(name);
+    std::stringstream numbers(metadata(session, "fgaseg.first"));  // for every class the first that is equal to it
+    std::vector<size_t> first;
+    for (std::string number; std::getline(numbers, number, ',');) first.push_back(std::stoul(number));
 
     Size photo;
     std::unique_ptr<stbi_uc, decltype(&stbi_image_free)> colours(
@@ -132,7 +135,7 @@ void segment(const char* graph, const char* photo_path, const char* labels_path)
         resize(&maps[name * grid.area()], grid, photo, [&](int y, float* row) {
             size_t start = size_t(y) * size_t(photo.width);
             for (size_t x = 0; x < size_t(photo.width); x++)
-                if (row[x] > best[start + x]) best[start + x] = row[x], labels[start + x] = name;
+                if (row[x] > best[start + x]) best[start + x] = row[x], labels[start + x] = first.at(name);
         });
 
     std::ofstream file(labels_path, std::ios::binary);

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..errors import UsageError
@@ -159,7 +160,8 @@ def write_part(
     """Write one part for every target; yields the files with their entries in the manifest."""
     with torch.random.fork_rng(devices=[]):
         program = trace(part)
-    metadata = graph_metadata(manifest, _built_in(part, options))
+    names = _built_in(part, options)
+    metadata = graph_metadata(manifest, names, [] if names is None else cast(Tensor, part.module.first).tolist())
     if part.name == "whole" and options.tiles:
         metadata |= options.tiles.metadata()
     graph = (folder if "onnx" in options.to else scratch) / f"{part.name}.onnx"

@@ -78,9 +78,8 @@ class WholeGraph(nn.Module):
         self.model, self.output, self.rule = model, output, ScoreRule.of(model.config)
         self.counts = None if vocabulary is None else vocabulary.counts
         self.register_buffer("built_in", None if vocabulary is None else vocabulary.embeddings.float())
-        first = [] if vocabulary is None else model.first_of_equals(vocabulary)
-        # equal classes differ by rounding only: all of them get the map of the first, which then wins as the first
-        self.register_buffer("first", None if first == list(range(len(first))) else torch.tensor(first))
+        first = None if vocabulary is None else torch.tensor(model.first_of_equals(vocabulary))
+        self.register_buffer("first", first)
 
     def forward(self, image: Tensor, texts: Tensor | None = None) -> Tensor:
         texts = cast(Tensor, self.built_in) if texts is None else texts
@@ -90,8 +89,6 @@ class WholeGraph(nn.Module):
             logits = HeadRun(self.model, forms).logits(features, texts)
         if self.counts is not None:
             logits = merge_rows(logits, self.counts)
-        if self.first is not None:
-            logits = logits[:, cast(Tensor, self.first)]
         return logits if self.output == "logits" else self._resized(logits, *image.shape[2:])
 
     def _resized(self, logits: Tensor, height: int, width: int) -> Tensor:
@@ -100,7 +97,8 @@ class WholeGraph(nn.Module):
         maps = F.interpolate(self.rule.prepare(logits), padded, mode="bilinear", align_corners=False)
         maps = maps[:, :, :height, :width]
         if self.output == "labels":
-            return maps.argmax(1)
+            labels = maps.argmax(1)
+            return labels if self.first is None else cast(Tensor, self.first)[labels]
         return maps.softmax(1) if self.rule.needs_total else self.rule.of_class(maps)
 
 

@@ -105,10 +105,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def graph_metadata(manifest: dict[str, Any], names: Sequence[str] | None) -> dict[str, str]:
+def graph_metadata(manifest: dict[str, Any], names: Sequence[str] | None, first: Sequence[int] = ()) -> dict[str, str]:
     """What an ONNX file says of itself: the manifest without its files, and single values for simple readers.
 
     names  of the classes that are built in, if any
+    first  for each of them the first class that is equal to it
     """
     pixels, own = manifest["preprocessing"], {k: v for k, v in manifest.items() if k not in ("files", "check")}
     found = {
@@ -123,6 +124,7 @@ def graph_metadata(manifest: dict[str, Any], names: Sequence[str] | None) -> dic
     if names is not None:
         found["class_names"] = json.dumps(dict(enumerate(names)))
         found["fgaseg.class_names"] = "\n".join(names)
+        found["fgaseg.first"] = _joined(first)
     return found
 
 
