@@ -204,8 +204,6 @@ class References:
         view = View(self.features(sample), self.words(sample.classes), cast("tuple[int, int]", sample.size))
         inputs = (self.image(sample), *(() if sample.classes is None else (view.words.texts,)))
         exact = self.logits(view)
-        if sample.classes is None:  # in a graph with classes built in, equal ones share the map of the first
-            exact = exact[:, view.words.first]
         if output == "logits":
             return Case(inputs, partial(self.compare_logits, view, exact))
         if output == "probabilities":
