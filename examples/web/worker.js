@@ -86,8 +86,7 @@ async function session(part) {
 /** Makes the vocabulary of typed class names. */
 async function encode(typed) {
   text ??= await session("text");
-  const [, { inputs }] = entry("text");
-  const length = inputs[0].shape[1];
+  const { length } = manifest.text;
   tokenize ??= await tokenizerOf(new TextDecoder().decode(await bytes(manifest.text.tokenizer)), length);
   report("the text encoder");
   const planned = plan(typed, manifest.text, tokenize);

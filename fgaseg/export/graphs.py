@@ -239,10 +239,13 @@ def _features(model: FGASeg) -> tuple[Port, ...]:
 def text_part(model: FGASeg) -> Part:
     tower = text_tower(model)
     tokenizer = cast(Tokenizer, tower.tokenizer)
-    length = tokenizer.length
+    tokens = tokenizer(["a photo of a cat", "a photo of a dog on a sofa", "sky"])
+    length: int | str = tokenizer.length
+    if tower.causal and tower.pool in ("argmax", "eos"):  # what follows the end of a text changes nothing
+        length, tokens = "length", tokens[:, : int(tower.ends(tokens).max()) + 1].clone()
     inputs = (Port("tokens", "int64", ("prompts", length)),)
     outputs = (Port("embeddings", "float32", ("prompts", tower.channels)),)
-    example = (tokenizer(["a photo of a cat", "a photo of a dog on a sofa", "sky"]),)
+    example = (tokens,)
     return Part("text", TextGraph(model), example, inputs, outputs)
 
 

@@ -54,4 +54,5 @@ def _check_free(part: Part, program: ExportedProgram) -> None:
 def last_line(error: Exception) -> str:
     """The line of a tracer's message that says what is wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
+    causes = [line for line in lines if line.startswith("<class ")]  # in the summary of torch.onnx.export
+    return f"{type(error).__name__}: {(causes or lines or [''])[0]}"[:300]

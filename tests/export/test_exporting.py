@@ -77,6 +77,9 @@ def test_the_text_graph_gives_the_models_embeddings(exported, small):
     found = torch.from_numpy(run(exported / "text.onnx", tokens=tokens)[0])
     expected = F.normalize(small.encoder.text_tower.run(tokens), dim=-1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    needed = int(small.encoder.text_tower.ends(tokens).max()) + 1
+    cut = torch.from_numpy(run(exported / "text.onnx", tokens=tokens[:, :needed])[0])
+    torch.testing.assert_close(cut, expected, rtol=0, atol=1e-6)
 
 
 @slow
@@ -141,7 +144,7 @@ def test_the_command_writes_a_part_and_says_what_it_is(small, tmp_path, capsys):
     arguments = ["export", str(tmp_path / "model"), "--parts", "text", "--out", str(tmp_path / "out")]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "text.onnx" in out and "tokens [prompts, 16] -> embeddings [prompts, 32]" in out and "opset 20" in out
+    assert "text.onnx" in out and "tokens [prompts, length] -> embeddings [prompts, 32]" in out and "opset 20" in out
     assert main([*arguments, "--json", "--opset", "19"]) == 0  # the export before is replaced
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["files"]["text.onnx"]["opset"] == 19
