@@ -18,6 +18,7 @@ from .options import (
     model_and_overrides,
     whole_numbers,
 )
+from .photos import STDIN, find_photos
 
 if TYPE_CHECKING:
     from ..export import ExportOptions
@@ -32,6 +33,7 @@ image size and number of classes may be any. A manifest beside them says what go
   fgaseg export runs/mine/model --to onnx,openvino,torch --out exported
   fgaseg export runs/mine/model --parts image,head --names names.txt --out exported       a prepared vocabulary beside
   fgaseg export runs/mine/model --parts whole --classes "road, roof, tree" --output labels --out exported
+  fgaseg export runs/mine/model --precision int8 --calibrate photos/ --to onnx,openvino --out exported
   fgaseg export runs/mine/model --tile 384 --classes "road, roof, tree" --resolution 10 --out exported     for QGIS
 
 The whole graph takes an RGB image with values in 0..1; with --classes or --names these are built in, otherwise text
@@ -58,8 +60,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         "rasters into tiles of one size, such as QGIS's plugin Deepness")  # fmt: skip
     parser.add_argument("--resolution", type=float, metavar="CM", help="with --tile: centimetres a pixel on the ground")
     parser.add_argument("--overlap", type=int, metavar="PERCENT", help="with --tile: of neighbours (default: 15)")
-    parser.add_argument("--precision", choices=("float32", "float16"), default="float32",
-                        help="of weights and arithmetic (default: float32)")  # fmt: skip
+    parser.add_argument("--precision", choices=("float32", "float16", "int8"), default="float32",
+                        help="of weights and arithmetic: lower ones change some labels; int8 needs --calibrate "
+                        "(default: float32)")  # fmt: skip
+    parser.add_argument("--calibrate", action="append", default=[], metavar="PHOTOS",
+                        help="with --precision int8: a folder, pattern, @list or photo such as the model will see; 16 "
+                        "of them are used; may be repeated")  # fmt: skip
     parser.add_argument("--check", action="store_true", help="run every file and compare it with the model, over "
                         "numbers of classes and image sizes; exit status 1 if one differs")  # fmt: skip
     parser.add_argument("--check-classes", type=whole_numbers, metavar="T[,T...]",
@@ -94,6 +100,12 @@ def check_arguments(options: argparse.Namespace) -> None:
     for name in ("resolution", "overlap"):
         if getattr(options, name) is not None and options.tile is None:
             raise UsageError(f"--{name} is of --tile: give both")
+    if options.calibrate and options.precision != "int8":
+        raise UsageError("--calibrate is of --precision int8: give both")
+    if options.precision == "int8" and not options.calibrate and options.parts != "text":
+        raise UsageError("--precision int8: give --calibrate PHOTOS, such as the model will see; a dozen are enough")
+    if STDIN in options.calibrate:
+        raise UsageError("--calibrate -: photos for calibration are files: give a folder or a pattern")
     if options.check_classes and not options.check:
         raise UsageError("--check-classes is of --check: give both")
     classes = options.classes or options.names
@@ -124,9 +136,20 @@ def export_options(options: argparse.Namespace, model: FGASeg, source: str) -> E
         output=options.output or ("probabilities" if tiles else "logits"),
         tiles=tiles,
         precision=options.precision,
+        calibration=calibration(options),
         opset=options.opset,
         name=Path(source).name if Path(source).exists() else source,
     )
+
+
+def calibration(options: argparse.Namespace) -> list[str]:
+    """The photos of --calibrate. Raises UsageError for the first that is not there."""
+    if not options.calibrate:
+        return []
+    photos = find_photos(options.calibrate)
+    if wrong := next((photo.error for photo in photos if photo.error), ""):
+        raise UsageError(f"--calibrate {wrong}")
+    return [photo.name for photo in photos]
 
 
 def _words(text: str) -> tuple[str, ...]:

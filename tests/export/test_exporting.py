@@ -164,6 +164,11 @@ def test_the_command_writes_a_part_and_says_what_it_is(small, tmp_path, capsys):
         (["--resolution", "10"], "--resolution is of --tile"),
         (["--overlap", "100", "--tile", "64", "--classes", "a"], "--overlap 100"),
         (["--background", "sky"], "--background is one class more"),
+        (["--calibrate", "photos"], "--calibrate is of --precision int8"),
+        (["--precision", "int8"], "give --calibrate PHOTOS"),
+        (["--precision", "int8", "--calibrate", "nowhere"], "--calibrate nowhere"),
+        (["--precision", "int8", "--calibrate", "-"], "--calibrate -"),
+        (["--check-classes", "3"], "--check-classes is of --check"),
         (["--classes", "names.txt"], "give it as --names"),
         (["--parts", "image", "--output", "labels"], "output and tiles are of the part whole"),
         (["--tile", "64", "--classes", "a", "--output", "labels"], "output probabilities"),
@@ -227,7 +232,7 @@ def test_limits_are_said_for_the_models_that_have_them(tmp_path):
 
 def test_an_axis_that_pytorch_fixes_is_an_error(small):
     part = text_part(copy.deepcopy(small))
-    fixed = torch.zeros(3, 16, dtype=torch.int64)
+    fixed = torch.zeros_like(part.example[0])
 
     class Fixed(torch.nn.Module):
         def forward(self, tokens):
