@@ -25,7 +25,17 @@ from .aoti import write_package
 from .exportable import check_exportable
 from .graphs import OutputKind, Part, head_part, image_part, text_part, text_tower, whole_part
 from .int8 import Photo, write_int8
-from .manifest import FORMAT, MANIFEST, describe, describe_file, graph_metadata, sha256_of, write_json, write_vocabulary
+from .manifest import (
+    FORMAT,
+    MANIFEST,
+    VOCABULARY,
+    describe,
+    describe_file,
+    graph_metadata,
+    sha256_of,
+    write_json,
+    write_vocabulary,
+)
 from .onnx import write_onnx
 from .openvino import LIMIT as OPENVINO_LIMIT
 from .openvino import write_openvino
@@ -69,7 +79,7 @@ class ExportOptions:
     output      of the whole graph
     tiles       of the whole graph
     precision   of weights and arithmetic: float16 keeps P2Tformer and LCS in float32, int8 more (docs/guides/export.md)
-    calibration  photos for int8: images or paths, such as a model will see, and not those that it is judged by
+    calibration photos for int8: images or paths, such as a model will see, and not those that it is judged by
     opset       of ONNX; None: the exporter's choice
     """
 
@@ -85,6 +95,8 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         for title, given, known in (("to", self.to, TARGETS), ("parts", self.parts, PARTS)):
+            if not given:
+                raise UsageError(f"{title}: is empty; give some of {', '.join(known)}")
             if unknown := [one for one in given if one not in known]:
                 raise UsageError(f"{title}: {unknown[0]!r} is none of {', '.join(known)}")
         if self.precision not in PRECISIONS:
@@ -206,5 +218,9 @@ def check_replaceable(folder: Path) -> None:
         found = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         found = {}
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise UsageError(f"{folder}: holds other files than an export; give a new folder")
+    own = {MANIFEST, TOKENIZER, *VOCABULARY}
+    if isinstance(found, dict) and found.get("format") == FORMAT:
+        for name, entry in found.get("files", {}).items():
+            own |= {name, *entry.get("data", ())}
+    if others := sorted(file.name for file in folder.iterdir() if file.name not in own):
+        raise UsageError(f"{folder}: holds other files than an export ({', '.join(others[:3])}); give a new folder")

@@ -20,6 +20,7 @@ from .graphs import Part
 
 FORMAT, VERSION = "fgaseg-export", 1
 MANIFEST = "manifest.json"
+VOCABULARY = ("vocabulary.json", "vocabulary.f32")
 RESIZE = "bilinear, half-pixel centres, no antialiasing"
 
 
@@ -142,8 +143,8 @@ def write_vocabulary(vocabulary: Vocabulary, first: list[int], folder: Path) -> 
         "background": vocabulary.background,
         "channels": embeddings.shape[1],
     }
-    write_json(folder / "vocabulary.json", described)
-    atomic_write(folder / "vocabulary.f32", lambda file: file.write(embeddings.tobytes()))
+    write_json(folder / VOCABULARY[0], described)
+    atomic_write(folder / VOCABULARY[1], lambda file: file.write(embeddings.tobytes()))
 
 
 def write_json(path: Path, value: Any) -> None:

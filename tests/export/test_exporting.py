@@ -158,6 +158,7 @@ def test_the_command_writes_a_part_and_says_what_it_is(small, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--parts", "middle"], "'middle' is none of image, text, head, whole"),
+        (["--parts", ","], "parts: is empty"),
         (["--to", "tflite"], "'tflite' is none of onnx, openvino, torch"),
         (["--tile", "64"], "give --classes or --names"),
         (["--tile", "0", "--classes", "a"], "--tile 0"),
@@ -185,8 +186,16 @@ def test_what_contradicts_itself_is_one_line(arguments, message, small, tmp_path
 def test_a_folder_with_other_files_is_left_alone(small, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "manifest.json").write_text("[1]")
+    (tmp_path / "photos" / "a.jpg").write_text("")
     with pytest.raises(fgaseg.UsageError, match="holds other files"):
         fgaseg.export_model(small, tmp_path / "photos", fgaseg.ExportOptions())
+    options = fgaseg.ExportOptions(("onnx",), ("text",))
+    fgaseg.export_model(small, tmp_path / "out", options)
+    fgaseg.export_model(small, tmp_path / "out", options)
+    (tmp_path / "out" / "mine.txt").write_text("kept")
+    with pytest.raises(fgaseg.UsageError, match="holds other files than an export \\(mine.txt\\)"):
+        fgaseg.export_model(small, tmp_path / "out", options)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "kept"
     (tmp_path / "file").write_text("")
     with pytest.raises(fgaseg.UsageError, match="is a file"):
         fgaseg.export_model(small, tmp_path / "file", fgaseg.ExportOptions())

@@ -59,6 +59,12 @@ def openvino_run(path, *inputs):
     return list(compiled(list(inputs)).values())
 
 
+def torch_run(path, *inputs):
+    with torch.inference_mode():
+        found = torch.export.load(path).module(check_guards=False)(*map(torch.from_numpy, inputs))
+    return [x.numpy() for x in (found if isinstance(found, tuple) else (found,))]
+
+
 def agreement(model, vocabulary, image, head, runner=run):
     """How int8 compares with float32 PyTorch on scenes that did not calibrate: the correlation of the logits, without
     what a pixel's classes have in common, and the share of equal labels where the classes of random weights are no near
@@ -235,15 +241,35 @@ def test_an_export_in_a_lower_precision(precision, tmp_path):
     model = tiny_model(aggregation_layers=1)
     names = model.encode(NAMES)
     photos = drawn(4) if precision == "int8" else ()
-    options = fgaseg.ExportOptions(
-        ("onnx", "openvino"), ("image", "head"), names, precision=precision, calibration=photos
-    )
+    runners = {".onnx": run, ".xml": openvino_run} | ({} if precision == "int8" else {".pt2": torch_run})
+    to = ("onnx", "openvino", "torch")[: len(runners)]
+    options = fgaseg.ExportOptions(to, ("image", "head"), names, precision=precision, calibration=photos)
     manifest = fgaseg.export_model(copy.deepcopy(model), tmp_path / "out", options)
     assert {entry["precision"] for entry in manifest["files"].values()} == {precision}
     assert manifest["model"]["precision"] == precision
-    assert {one.suffix for one in (tmp_path / "out").iterdir()} == {".onnx", ".xml", ".bin", ".json", ".f32"}
-    for suffix, runner in ((".onnx", run), (".xml", openvino_run)):
+    assert {one.suffix for one in (tmp_path / "out").iterdir()} == {*runners, ".bin", ".json", ".f32"}
+    for suffix, runner in runners.items():
         paths = [tmp_path / "out" / f"{part}{suffix}" for part in ("image", "head")]
         correlation, same = agreement(model, names, *paths, runner)
         bound = 0.999 if precision == "float16" else 0.75
         assert correlation > bound and same > bound
+
+
+@pytest.mark.slow
+def test_tiles_in_int8(tmp_path):
+    model = tiny_model(aggregation_layers=1)
+    names = model.encode(NAMES)
+    options = fgaseg.ExportOptions(
+        ("onnx", "openvino"), ("whole",), names, "probabilities", fgaseg.Tiles(64), "int8", drawn(4)
+    )
+    manifest = fgaseg.export_model(model, tmp_path / "out", options)
+    assert manifest["files"]["whole.onnx"]["int8"]["layers"] > 10
+    photo = drawn(1, seed=9, size=(64, 64))[0]
+    image = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / 255
+    with torch.inference_mode():
+        logits = model(_whole(model, photo), names).logits
+    expected = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear").softmax(1).numpy()
+    for name, runner in (("whole.onnx", run), ("whole.xml", openvino_run)):
+        (found,) = runner(tmp_path / "out" / name, image)
+        # of labels more change: the classes of random weights nearly tie
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.75
