@@ -32,6 +32,7 @@ MODELS = {
     "paper fast": {"preset": "paper", "fast": True},
 }
 PROGRAMS = ("onnxruntime", "openvino")
+FREE = [to for to in TARGETS if to != "aoti"]  # whose graphs are of any size
 FIELDS = ("model", "part", "runtime", "precision", "classes", "batch", "height", "width", "error", "labels_changed",
           "classes_differ", "failed")  # fmt: skip
 
@@ -68,7 +69,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, required=True)
     parser.add_argument("--models", default="demo," + ",".join(MODELS))
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS[:3]))
-    parser.add_argument("--to", type=lambda text: text.split(","), default=[to for to in TARGETS if to != "aoti"])  # fixed sizes
+    parser.add_argument("--to", type=lambda text: text.split(","), default=list(FREE))
     parser.add_argument("--classes", type=lambda text: [int(n) for n in text.split(",")], default=[1, 3, 150, 847])
     parser.add_argument("--folder", type=Path, help="keep the exports here")
     options = parser.parse_args()
