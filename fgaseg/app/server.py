@@ -145,8 +145,9 @@ def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: 
 
     listening = _listen(host, port)
     with listening:
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, root_path=root_path,
-                                server_header=False)  # fmt: skip
+        # uvicorn's own configuration of logs would close the handlers of the whole process, and with absl's, stderr
+        config = uvicorn.Config(app, log_config=None, log_level="warning", timeout_graceful_shutdown=1,
+                                root_path=root_path, server_header=False)  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listening.getsockname()[1]}")
         uvicorn.Server(config).run(sockets=[listening])
