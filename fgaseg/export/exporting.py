@@ -118,6 +118,8 @@ class ExportOptions:
             return
         if "torch" in self.to:
             raise UsageError("precision int8 is for onnx and openvino: torch.export programs are not quantised here")
+        if self.tiles and "openvino" in self.to:
+            raise UsageError("precision int8 with tiles is for onnx: OpenVINO 2026.4 fails to compile such a graph")
         if not self.calibration and set(self.parts) != {"text"}:
             raise UsageError("precision int8 needs calibration: photos such as the model will see; a dozen are enough")
 

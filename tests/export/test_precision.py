@@ -259,17 +259,16 @@ def test_an_export_in_a_lower_precision(precision, tmp_path):
 def test_tiles_in_int8(tmp_path):
     model = tiny_model(aggregation_layers=1)
     names = model.encode(NAMES)
-    options = fgaseg.ExportOptions(
-        ("onnx", "openvino"), ("whole",), names, "probabilities", fgaseg.Tiles(64), "int8", drawn(4)
-    )
-    manifest = fgaseg.export_model(model, tmp_path / "out", options)
+    chosen = (("whole",), names, "probabilities", fgaseg.Tiles(64), "int8", drawn(4))
+    with pytest.raises(UsageError, match="OpenVINO 2026.4 fails to compile"):
+        fgaseg.ExportOptions(("onnx", "openvino"), *chosen)
+    manifest = fgaseg.export_model(model, tmp_path / "out", fgaseg.ExportOptions(("onnx",), *chosen))
     assert manifest["files"]["whole.onnx"]["int8"]["layers"] > 10
     photo = drawn(1, seed=9, size=(64, 64))[0]
     image = np.asarray(photo, np.float32).transpose(2, 0, 1)[None] / 255
     with torch.inference_mode():
         logits = model(_whole(model, photo), names).logits
     expected = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear").softmax(1).numpy()
-    for name, runner in (("whole.onnx", run), ("whole.xml", openvino_run)):
-        (found,) = runner(tmp_path / "out" / name, image)
-        # of labels more change: the classes of random weights nearly tie
-        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.75
+    (found,) = run(tmp_path / "out" / "whole.onnx", image)
+    # of labels more change: the classes of random weights nearly tie
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.75
