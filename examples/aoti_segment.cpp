@@ -1,6 +1,6 @@
 // Labels a photo with a model that AOTInductor compiled, by PyTorch's C++ libraries, without Python:
 //
-//     fgaseg export MODEL --to aoti --tile 384 --classes names.txt --out exported
+//     fgaseg export MODEL --to aoti --tile 384 --names names.txt --out exported
 //     g++ -std=c++20 -O2 aoti_segment.cpp -o aoti_segment -I "$TORCH/include" -I "$STB" -L "$TORCH/lib"
 //         -Wl,--no-as-needed -ltorch -ltorch_cpu -lc10 -Wl,-rpath,"$TORCH/lib"                  (one line)
 //     ./aoti_segment exported/whole.aoti.pt2 photo.jpg labels.pgm

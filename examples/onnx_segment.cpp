@@ -1,6 +1,6 @@
 // Labels a photo with an exported model, by ONNX Runtime's C++ API. Besides the photo it needs one file:
 //
-//     fgaseg export MODEL --to onnx --parts whole --classes names.txt --out exported
+//     fgaseg export MODEL --to onnx --parts whole --names names.txt --out exported
 //     g++ -std=c++17 -O2 onnx_segment.cpp -o onnx_segment -I "$ORT/include" -I "$STB" -L "$ORT/lib" -lonnxruntime
 //     LD_LIBRARY_PATH="$ORT/lib" ./onnx_segment exported/whole.onnx photo.jpg labels.pgm
 //
