@@ -117,8 +117,8 @@ def encode_image(model: FGASeg, pixels: Tensor) -> tuple[Tensor, ...]:
 class HeadRun:
     """One pass through the head, of all maps at once.
 
-    The classes that fast mode drops are computed to the end, without a part in
-    the class attention, and get the logit that they have where they are left out.
+    The classes that fast mode drops are computed to the end, without a part in the class attention, and get the logit
+    that they have where they are left out.
     """
 
     def __init__(self, model: FGASeg, forms: Forms) -> None:
