@@ -21,7 +21,7 @@ from ..model.precision import KeptInFloat32
 from ..notes import note_once
 from ..vocabulary import Vocabulary
 from .graphs import Part, encode_image
-from .onnx import silence
+from .onnx import SCOPES, silence
 from .tracing import last_line
 
 Photo = Image.Image | str | Path
@@ -34,7 +34,6 @@ LAYERS = ("Conv", "Gemm", "MatMul")  # with constant weights; ONNX Runtime has n
 # What reads the similarities, which decide between classes, and what writes the logits: few weights, and the largest
 # errors if they are quantised.
 KEPT = ("head.embed_global", "head.embed_local", "decoder.head")
-SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that a node is in, as the exporter names them
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # a normalisation that leaves values in 0..1
 
 

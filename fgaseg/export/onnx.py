@@ -17,6 +17,7 @@ from ..errors import ExportError
 from .graphs import Part, Port
 from .tracing import last_line
 
+SCOPES = "pkg.torch.onnx.name_scopes"  # the modules that a node is in, as the exporter names them
 LARGEST = 1_900_000_000  # bytes of weights in one file: a protocol buffer ends at 2 GiB
 
 
@@ -44,6 +45,9 @@ def write_onnx(
     _name(model.graph.inputs, part.inputs)
     _name(model.graph.outputs, part.outputs)
     model.metadata_props.update(metadata)
+    for node in model.graph.all_nodes():  # stack traces would publish the paths of this machine
+        for key in set(node.metadata_props) - {SCOPES}:
+            del node.metadata_props[key]
     weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     with silence():
         found.save(str(path), external_data=weights > LARGEST)
