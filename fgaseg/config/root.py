@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from pydantic import model_validator
 
 from ..files import atomic_write
 from .data import DataConfig
@@ -24,6 +26,17 @@ class Config(Section):
     """What it is trained and scored on."""
     train: TrainConfig = TrainConfig()
     """How it is trained."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        head = {"propagation": self.model.propagation, "p2t_layers": self.model.p2t_layers}
+        if self.train.objective == "captions" and any(head.values()):
+            given = ", ".join(f"model.{key}={json.dumps(value)}" for key, value in head.items() if value)
+            raise ValueError(
+                f"train.objective: captions trains the encoders alone; set model.propagation, lcs, t2p to false and "
+                f"p2t_layers to 0 (now {given})"
+            )
+        return self
 
     def override(self, *words: str, **values: Any) -> Self:
         """As of any section; `encoder` is short for `model.encoder`. Raises ConfigError."""

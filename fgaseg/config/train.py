@@ -47,6 +47,9 @@ class TrainConfig(Section):
 
     out: Path = Path("runs/fgaseg")
     """Folder for checkpoints, logs, summary.json and the final model."""
+    objective: Literal["pixels", "captions"] = "pixels"
+    """What is trained for: labels of pixels (eq. 11-13), or, for the encoders alone, captions of whole pictures, made
+    of the classes in their label maps, in CLIP's contrastive loss (eq. 3-4)."""
     init: str | None = None
     """Start from these weights, anything that fgaseg.load takes: a published model's name (cat-seg-b16), a saved model,
     a checkpoint of CAT-Seg; parts that it lacks start from random weights. null: from the pretrained encoder alone."""
@@ -111,6 +114,8 @@ class TrainConfig(Section):
             raise ValueError(f"patience: {self.patience} needs keep_best, the figure that has to rise")
         if self.patience and not self.eval_every:
             raise ValueError(f"patience: {self.patience} needs evaluations to count: give eval_every above 0")
+        if self.objective == "captions" and self.accumulate > 1:
+            raise ValueError(f"accumulate: captions compares the pictures of a batch; give 1, not {self.accumulate}")
         if self.fsdp and self.amp == "fp16":
             raise ValueError("fsdp: its gradients are not scaled as amp=fp16 needs; give amp=bf16 or amp=no")
         return self

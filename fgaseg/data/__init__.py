@@ -21,6 +21,7 @@ pairing.py         which photo and which labels belong together
 folders.py         a user's own photos and labels as a data set
 label_survey.py    what label files hold
 label_suspicions.py  what looks wrong about it, why, and how it is cured
+captions.py        captions of pictures, from their label maps
 scenes.py          the drawn scenes of `fgaseg demo`
 benchmark_sets.py  which folders and classes each benchmark set has, and what its labels mean
 set_files.py       finding the files of a benchmark set below a root folder
@@ -34,6 +35,7 @@ workers.py         applying a function to many files, in worker processes or in 
 from .addresses import NamedBytes, is_address
 from .backgrounds import stuff_names, with_background
 from .benchmark_sets import BENCHMARK_SETS
+from .captions import CaptionWriter, classes_in
 from .checks import CheckReport, check, check_folders, check_labels
 from .class_names import percent, read_classes, read_names
 from .datasets import PairDataset
@@ -69,6 +71,7 @@ __all__ = [
     "UNSEEN",
     "VALIDATION_SCENES",
     "Bands",
+    "CaptionWriter",
     "CheckReport",
     "FolderDataset",
     "ImageSource",
@@ -83,6 +86,7 @@ __all__ = [
     "check",
     "check_folders",
     "check_labels",
+    "classes_in",
     "data_sets",
     "default_root",
     "georeferenced_size",

@@ -31,10 +31,12 @@ class EpochDataset(Dataset[Item]):
 
     The epoch is kept in shared memory, so that ``set_epoch`` also reaches the persistent workers of a DataLoader.
 
+    backdrops      the names of what things lie on, for captions
     normalization  mean and standard deviation of the items' pixels: CLIP's, until the trainer gives the encoder's
     """
 
     names: Sequence[str | ClassPrompts]
+    backdrops: Sequence[str] = ()
     normalization: Normalization = CLIP_NORMALIZATION
 
     def __init__(self) -> None:

@@ -293,6 +293,7 @@ class SceneDataset(EpochDataset):
             raise ValueError(f"SceneDataset: split is {split!r}: give 'train', 'seen' or 'unseen'")
         super().__init__()
         self.split, self.length, self.size, self.seed = split, length, size, seed
+        self.backdrops = GROUNDS
         self.names = SEEN + GROUNDS if split == "train" else list(NAMES)
         # more rainbows in training: they hold any hue, so that only the outline says which shape it is
         self.allowed = {"train": SEEN + 2 * RAINBOW, "seen": SEEN, "unseen": UNSEEN}[split]

@@ -36,7 +36,7 @@ from .saving import encoder_facts, push_model, save_model
 from .text_encoder import TextEncoder
 
 # embeddings that are parameters of their own: of positions, class tokens, pooling queries
-UNDECAYED = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "attn_pool.latent")
+UNDECAYED = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "attn_pool.latent", "logit_scale")
 
 
 class FGASeg(nn.Module):

@@ -5,11 +5,11 @@ Nothing depends on what was drawn before, so a resumed run draws what an uninter
 
 import numpy as np
 
-SHUFFLE, CLASSES, STEP = 1, 2, 3  # purposes; their values are part of what a seed means
+SHUFFLE, CLASSES, STEP, CAPTIONS = 1, 2, 3, 4  # purposes; their values are part of what a seed means
 
 
 def generator(seed: int, purpose: int, index: int) -> np.random.Generator:
-    """NumPy's generator for an epoch (SHUFFLE) or a step (CLASSES)."""
+    """NumPy's generator for an epoch (SHUFFLE) or a step (CLASSES, CAPTIONS)."""
     return np.random.default_rng([seed, purpose, index])
 
 

@@ -27,6 +27,7 @@ from ..weights import remove_leftovers, warm_start
 from .batches import BatchSource, make_loader
 from .best import BestModel, evaluations_without_rise
 from .callbacks import Callback, Event, as_callback
+from .captions import CaptionGradients, train_temperature
 from .card import result_facts, training_facts
 from .finite import FiniteCheck
 from .gradients import GradientComputer
@@ -265,6 +266,8 @@ class Trainer:
     def _build_parts(self) -> None:
         """What depends on how the model's parameters are laid out over processes."""
         config, device = self.config, self.device
+        if captions := config.train.objective == "captions":
+            train_temperature(self.model)
         self.vocabulary = StepVocabulary(self.model, self.train_set.names, config, device)
         if world_size() > 1:
             use_global_batch_norm(self.model)
@@ -273,7 +276,12 @@ class Trainer:
                 self.vocabulary.frozen()  # while every process has the whole text tower
             shard_encoders(self.model)
         self.optimizer = Optimizer(self.model, config.train, device)
-        self.gradients = GradientComputer(self.model, self.vocabulary, self.optimizer, config, device)
+        self.gradients: GradientComputer | CaptionGradients
+        if captions:
+            names, backdrops = self.train_set.names, self.train_set.backdrops
+            self.gradients = CaptionGradients(self.model, names, backdrops, self.optimizer, config, device)
+        else:
+            self.gradients = GradientComputer(self.model, self.vocabulary, self.optimizer, config, device)
         self.finite = FiniteCheck(config, self.optimizer.scaler, device)
         self.validation = Validation(self.model, self.val_sets, config)
         self.speed = Speed(config.train.batch)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from .jobs import DEFAULT_ROW, Job, Jobs
-from .tables import TABLES, Labels, Part, Row, Table
+from .tables import ON, TABLES, Labels, Part, Row, Table
 
-# Student's t, two-sided 95 %, by degrees of freedom 1, 2, ...; beyond ten the tenth is used, which is conservative
-T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+# Student's t, two-sided 95 %, by degrees of freedom; between two of them the smaller is used, which is conservative
+T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26, 10: 2.23, 15: 2.13, 20: 2.09,
+       30: 2.04, 60: 2.00}  # fmt: skip
 
 CAVEAT = (
     "Short schedules of a small model: only the direction of a difference can be compared with the paper's ViT-B/16, "
@@ -98,7 +99,7 @@ def seed_noise(groups: list[list[float]]) -> dict[str, float] | None:
     if not freedom:
         return None
     deviation = math.sqrt(sum(statistics.variance(group) * (len(group) - 1) for group in groups) / freedom)
-    counts = T95[min(freedom, len(T95)) - 1] * math.sqrt(2) * deviation
+    counts = T95[max(known for known in T95 if known <= freedom)] * math.sqrt(2) * deviation
     return {"deviation": deviation, "degrees_of_freedom": freedom, "counts": counts}
 
 
@@ -122,6 +123,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [f"## {table.title}", "", *([table.note, ""] if table.note else [])]
         for part, rows in zip(table.parts, parts, strict=True):
             lines += [*_table_lines(part, rows, results["columns"]), ""]
+            lines += [*_effect_lines(part, rows, results), ""] if _is_factorial(part) else []
             lines += [*_claim_lines(part, rows, results), ""] if part.claims else []
             lines += [_pruning_line(rows, results["columns"]), ""] if name == "VI" else []
     return "\n".join(lines).rstrip() + "\n"
@@ -129,15 +131,17 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _noise_lines(results: dict[str, Any]) -> list[str]:
     lines = []
+    seeds = len(results["seeds"])
     for column, noise in results["noise"].items():
         runs = ", ".join(f"{value:.1f}" for value in _column(results["default_row"].values(), column))
         if noise is None:
             lines.append(f"Noise of {column}: unknown, one seed only ({runs}).")
             continue
         lines.append(
-            f"Noise of {column}: the default row with other seeds gives {runs}; standard deviation "
-            f"{noise['deviation']:.2f} (degrees of freedom: {noise['degrees_of_freedom']}), so two single runs differ "
-            f"significantly (95 %) if they are {noise['counts']:.1f} points apart.  "
+            f"Noise of {column}: the default row with other seeds gives {runs}; standard deviation over all rows "
+            f"{noise['deviation']:.2f} (degrees of freedom: {noise['degrees_of_freedom']}). 95 % interval of a figure "
+            f"below: ± {noise['counts'] / math.sqrt(2 * seeds):.1f}; of the difference between two: ± "
+            f"{noise['counts'] / math.sqrt(seeds):.1f}.  "
         )
     return lines
 
@@ -168,6 +172,34 @@ def _claim_lines(part: Part, rows: list[dict[str, Any]], results: dict[str, Any]
     ]
 
 
+def _is_factorial(part: Part) -> bool:
+    """Whether the part has every combination of two or more switches that are on or off."""
+    switches = len(part.headings)
+    combinations = {row.labels for row in part.rows if set(row.labels) <= {"", ON}}
+    return switches > 1 and len(part.rows) == len(combinations) == 2**switches
+
+
+def _effect_lines(part: Part, rows: list[dict[str, Any]], results: dict[str, Any]) -> list[str]:
+    """What each switch of a factorial part changes on average over all settings of the others, with its interval."""
+    if any("miou" not in row for row in rows):
+        return ["Effects: not all rows have a figure."]
+    lines = []
+    for index, heading in enumerate(part.headings):
+        texts = []
+        for column in results["columns"]:
+            on, off = (
+                statistics.mean(
+                    data["miou"][column]
+                    for row, data in zip(part.rows, rows, strict=True)
+                    if (row.labels[index] == ON) is chosen
+                )
+                for chosen in (True, False)
+            )
+            texts.append(_judged(column, on - off, len(rows) // 2, results))
+        lines.append(f"- Effect of {heading}, mean over all settings of the others: {', '.join(texts)}.")
+    return lines
+
+
 def _row_name(part: Part, labels: Labels) -> str:
     """ "kernel size 9", or the names of the components that are switched on."""
     if len(labels) == 1:
@@ -181,15 +213,18 @@ def _verdict(better: dict[str, Any], worse: dict[str, Any], results: dict[str, A
         return "not both rows have a figure"
     texts = []
     for column in results["columns"]:
-        gain, noise = better["miou"][column] - worse["miou"][column], results["noise"][column]
-        limit = noise["counts"] / math.sqrt(len(results["seeds"])) if noise else None
-        side = "as in the paper" if gain > 0 else "**the other way**"
-        if limit is None:
-            side = "noise unknown"
-        elif abs(gain) < limit:
-            side = "within the noise"
-        texts.append(f"{column} {gain:+.1f} ({side})")
+        texts.append(_judged(column, better["miou"][column] - worse["miou"][column], 1, results))
     return ", ".join(texts)
+
+
+def _judged(column: str, gain: float, rows: int, results: dict[str, Any]) -> str:
+    """A difference between two means over `rows` rows each, with its 95 % interval and what that says of the claim."""
+    noise = results["noise"][column]
+    if noise is None:
+        return f"{column} {gain:+.1f} (noise unknown)"
+    limit = noise["counts"] / math.sqrt(rows * len(results["seeds"]))
+    side = "within the noise" if abs(gain) < limit else "as in the paper" if gain > 0 else "**the other way**"
+    return f"{column} {gain:+.1f} ± {limit:.1f} ({side})"
 
 
 def _pruning_line(rows: list[dict[str, Any]], columns: list[str]) -> str:

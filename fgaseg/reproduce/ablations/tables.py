@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,12 +56,13 @@ DEFAULT = (
     "model.kernel_size=3", "model.kernel_norm=taps", "model.fusion=cat", "model.fast=false", "model.top_k=null",
     "model.encoder.finetune=attention",
 )  # fmt: skip
+ON = "✓"
 FAST = ("model.fast=true", "model.top_k=8")
 
 
 def _components(p2t: bool, t2p: bool, lcs: bool, paper: str = "") -> Row:
     keys = {"model.p2t_layers": int(p2t), "model.t2p": t2p, "model.lcs": lcs}
-    labels = tuple("✓" if on else "" for on in (p2t, t2p, lcs))
+    labels = tuple(ON if on else "" for on in (p2t, t2p, lcs))
     return Row(labels, tuple(f"{key}={json.dumps(value)}" for key, value in keys.items()), paper)
 
 
@@ -89,22 +91,19 @@ TABLES = {
         (
             Part(
                 ("P2Tformer", "T2Ploss", "Local cost"),
-                (
-                    _components(False, False, False),
-                    _components(True, False, False),
-                    _components(True, True, False),
-                    _components(True, False, True),
-                    _components(True, True, True, "31.4"),
+                tuple(
+                    _components(p2t, t2p, lcs, "31.4" if p2t and t2p and lcs else "")
+                    for lcs, t2p, p2t in itertools.product((False, True), repeat=3)
                 ),
                 (
-                    Claim(("✓", "✓", "✓"), ("", "", ""), "31.4 against 29.9 for its lowest row"),
-                    Claim(("✓", "✓", ""), ("✓", "", ""), "slight improvements"),
-                    Claim(("✓", "✓", "✓"), ("✓", "✓", ""), "the best performance"),
+                    Claim((ON, ON, ON), ("", "", ""), "31.4 against 29.9 for its lowest row"),
+                    Claim((ON, ON, ""), (ON, "", ""), "slight improvements"),
+                    Claim((ON, ON, ON), (ON, ON, ""), "the best performance"),
                 ),
             ),
         ),
         "The paper's four rows have 29.9, 30.3, 31.4 and 31.4 on A-150. Which components its first three rows switch "
-        "on is missing from the text that was available, so only the last is entered here.",
+        "on is missing from the text that was available: all eight combinations are here, the last with its figure.",
     ),
     "III": Table(
         "Table III: pixel alignment",

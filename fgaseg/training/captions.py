@@ -1,0 +1,102 @@
+"""Training of the encoders alone, as CLIP was trained: whole pictures and captions, in a symmetric contrastive loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Config
+from ..data import CaptionWriter, classes_in
+from ..distributed import world_size
+from ..errors import TrainingError
+from ..model import FGASeg
+from ..vocabulary import ClassPrompts, as_text
+from .batches import Batch
+from .optimizer import Optimizer
+from .precision import autocast
+from .random_streams import CAPTIONS, generator, torch_seed
+
+LARGEST_SCALE = 100.0  # CLIP's limit of the inverse temperature
+
+
+def train_temperature(model: FGASeg) -> None:
+    """Let CLIP's temperature train, which only the contrastive loss reads. Raises TrainingError for other encoders."""
+    if world_size() > 1:
+        raise TrainingError("train.objective=captions: compares the pictures of one batch; run it in one process")
+    if not hasattr(model.encoder, "image_tower"):
+        raise TrainingError(f"train.objective=captions: {model.encoder.name} has no embedding of whole pictures")
+    model.clip.logit_scale.requires_grad_(True)
+
+
+class CaptionGradients:
+    """Computes the gradients of the contrastive loss of a batch of pictures and their captions.
+
+    Captions name classes of a picture's label map, which is all that the labels are used for. Each picture also has a
+    caption with one mistake (`CaptionWriter.wrong`), which competes with the right ones of the batch.
+
+    names      classes of the labels
+    backdrops  those that things lie on
+    """
+
+    def __init__(
+        self,
+        model: FGASeg,
+        names: Sequence[str | ClassPrompts],
+        backdrops: Sequence[str],
+        optimizer: Optimizer,
+        config: Config,
+        device: torch.device,
+    ):
+        self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
+        self.writer = CaptionWriter([as_text(name) for name in names], backdrops)
+
+    def compute(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Add the gradients of a step (0-based), and return "loss" and "matched", float32 scalars.
+
+        matched  share of the pictures whose own caption is the nearest of the batch
+        """
+        recipe = self.config.train
+        torch.manual_seed(torch_seed(recipe.seed, step, 0))
+        shown, right, wrong = self.captions(batch.labels, step)
+        model: Any = self.model
+        with autocast(self.device, recipe.amp):
+            images = model.encoder.image_tower.pooled(batch.pixels[shown].to(self.device))
+            texts = model.encoder.text(right + wrong)
+        scale = model.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)
+        loss, matched = contrastive_loss(images, texts, scale)
+        self.optimizer.backward(loss)
+        return {"loss": loss.detach(), "matched": matched}
+
+    def captions(self, labels: Tensor, step: int) -> tuple[list[int], list[str], list[str]]:
+        """Which of the label maps [B, h, w] show any class, and the right and the wrong captions of these at a step."""
+        rng = generator(self.config.train.seed, CAPTIONS, step)
+        names, write = self.writer.names, self.writer.caption
+        present = [[names[index] for index in classes_in(one.numpy(), len(names))] for one in labels]
+        shown = [index for index, some in enumerate(present) if some]
+        if len(shown) < 2:
+            raise TrainingError(
+                f"train.objective=captions: {len(shown)} of the {len(present)} pictures of step {step + 1} show any "
+                "class, and it takes two to compare; give a larger train.batch, or look at the labels with `fgaseg data check`"
+            )
+        right = [write(present[index], rng) for index in shown]
+        return shown, right, [write(self.writer.wrong(present[index], rng), rng) for index in shown]
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's loss (eqs. 3-4), and the share of pictures whose own text is the nearest; both float32 scalars.
+
+    images  [B, C], not normalised
+    texts   [N, C], N >= B: the text of picture i is row i; further rows belong to no picture
+    scale   the inverse temperature
+
+    The mean of two cross-entropies over cosines times `scale`: a picture among all texts, and a text of a picture among
+    the pictures.
+    """
+    cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    logits, own = scale.float() * cosines, torch.arange(len(images), device=images.device)
+    loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].T, own)) / 2
+    return loss, (logits.detach().argmax(1) == own).float().mean()

@@ -1,0 +1,84 @@
+"""Captions of pictures: what they name, and what their mistakes are."""
+
+import numpy as np
+import pytest
+
+from fgaseg.data import SEEN, UNSEEN, CaptionWriter, SceneDataset, classes_in
+from fgaseg.data.scenes import GROUNDS
+
+NAMES = SEEN + GROUNDS
+
+
+@pytest.fixture
+def writer():
+    return CaptionWriter(NAMES, GROUNDS)
+
+
+def named(caption, names=NAMES):
+    return {name for name in names if f" {name}" in f" {caption}"}
+
+
+def test_classes_are_those_that_cover_a_hundredth():
+    labels = np.full((10, 100), 255)
+    labels[0, :10], labels[1, :9], labels[2, :50] = 3, 4, 0
+    assert classes_in(labels, 5) == [0, 3]
+    assert classes_in(labels, 3) == [0]  # values beyond the names are void
+    assert classes_in(np.full((4, 4), 255), 5) == []
+
+
+def test_a_caption_names_what_is_there_and_nothing_else(writer):
+    present = ["red ring", "blue cross", "pink ring", "grass", "sand"]
+    rng = np.random.default_rng(0)
+    texts = {writer.caption(present, rng) for _ in range(400)}
+    found = [named(text) for text in texts]
+    assert all(some and some <= set(present) for some in found)
+    assert set(present) in found and {"red ring"} in found and {"blue cross", "grass"} in found
+    assert len(texts) > 200  # orders, subsets and wordings
+    whole = [named(writer.caption(present, rng, whole=True)) for _ in range(50)]
+    assert all(some == set(present) for some in whole)
+
+
+def test_wordings(writer):
+    rng = np.random.default_rng(1)
+    texts = {writer.caption(["orange ring", "water"], rng) for _ in range(400)}
+    assert {
+        "an orange ring on water",
+        "a photo of the orange ring over water",
+        "orange ring",
+        "orange ring, water",
+    } <= texts
+    assert writer.caption(["grass"], rng).endswith("grass")  # nothing lies on it
+
+
+def test_the_same_random_numbers_give_the_same_caption(writer):
+    one, two = (writer.caption(["red ring", "sand"], np.random.default_rng(7)) for _ in range(2))
+    assert one == two
+
+
+def test_a_mistake_is_one_wrong_class_or_two_exchanged_words(writer):
+    present, rng = ["red ring", "blue cross", "grass"], np.random.default_rng(0)
+    exchanged, replaced = 0, set()
+    for _ in range(300):
+        wrong = writer.wrong(present, rng)
+        assert set(wrong) != set(present) and set(wrong) <= set(NAMES) and "grass" in wrong
+        if {"blue ring", "red cross"} <= set(wrong):
+            exchanged += 1
+        else:
+            (old,), (new,) = set(present) - set(wrong), set(wrong) - set(present)
+            assert set(old.split()) & set(new.split())  # the nearest mistake: colour or shape is right
+            replaced.add(new)
+    assert 100 < exchanged < 200 and len(replaced) > 8
+
+
+def test_no_mistake_names_a_pair_that_training_never_shows(writer):
+    rng, data = np.random.default_rng(0), SceneDataset("train", 200)
+    for index in range(200):
+        present = [data.names[one] for one in classes_in(data[index]["labels"].numpy(), len(data.names))]
+        assert not set(UNSEEN) & set(writer.wrong(present, rng))
+
+
+def test_mistakes_of_names_of_any_kind():
+    writer, rng = CaptionWriter(["cow", "sky", "water"]), np.random.default_rng(0)
+    assert {tuple(writer.wrong(["cow", "sky"], rng)) for _ in range(50)} == {("water", "sky"), ("cow", "water")}
+    assert writer.wrong(["cow", "sky", "water"], rng) == ["sky", "water"]  # every class is there
+    assert named(writer.caption(["cow", "sky"], rng, whole=True), writer.names) == {"cow", "sky"}
