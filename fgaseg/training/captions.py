@@ -80,7 +80,7 @@ class CaptionGradients:
         if len(shown) < 2:
             raise TrainingError(
                 f"train.objective=captions: {len(shown)} of the {len(present)} pictures of step {step + 1} show any "
-                "class, and it takes two to compare; give a larger train.batch, or look at the labels with `fgaseg data check`"
+                "class, and it takes two to compare; give a larger train.batch, or see what `fgaseg data check` says"
             )
         right = [write(present[index], rng) for index in shown]
         return shown, right, [write(self.writer.wrong(present[index], rng), rng) for index in shown]
