@@ -189,8 +189,11 @@ class ModelConfig(Section):
     """The local cost supplement S_l."""
     kernel_size: OddInt = 3
     """K, the side of the text-conditioned kernels."""
-    kernel_norm: Literal["taps", "channels", "none"] = "taps"
-    """Softmax of the kernels: over the taps of each channel, over the channels at each tap, or none."""
+    kernel_norm: Literal["taps", "channels", "none", "cosine"] = "taps"
+    """Softmax of the kernels: over the taps of each channel, over the channels at each tap, or none; cosine: over the
+    taps, and channel c of a class is weighted by the text's value t_c, as in S_g."""
+    lcs_padding: Literal["zeros", "replicate"] = "zeros"
+    """What the kernels see beyond the border of the image: zeros, or its nearest patch."""
     fusion: Literal["cat", "add"] = "cat"
     """How S_g and S_l are combined: concatenated, or added."""
     propagation: bool = True

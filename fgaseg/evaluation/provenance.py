@@ -20,6 +20,7 @@ TRAINING_ONLY = ("preset", "checkpointing", "class_pooling", "t2p", "t2p_text", 
 # what safetensors calls the types of tensors, in the order in which its files have them
 TYPES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
          torch.float16: "F16", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}  # fmt: skip
+ABSENT = {"lcs_padding": "zeros"}  # of a record with this value: the switch is younger than other records
 RESOLVED_ELSEWHERE = ("pretrained", "name", "mean", "std", "dense")
 # part of the record: a changed word changes every hash
 METRICS = {
@@ -67,6 +68,7 @@ def provenance(
     adds the `samples_hash` of its scores, as "pictures" in "data"; `short_hash` of that is printed beside the figures.
     """
     config = {key: value for key, value in model.config.dump().items() if key not in TRAINING_ONLY}
+    config = {key: value for key, value in config.items() if key not in ABSENT or value != ABSENT[key]}
     encoder = {key: value for key, value in config.pop("encoder").items() if key not in RESOLVED_ELSEWHERE}
     encoder |= _unlike_clip(model)
     template, synonyms = config.pop("template"), config.pop("synonyms")

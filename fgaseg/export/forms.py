@@ -34,6 +34,7 @@ class Forms:
         own: dict[str, Callable[..., Any]] = {
             "class_summary": self.class_summary,
             "class_lookup": class_lookup,
+            "lcs_conv": lcs_conv,
             "lcs_conv_from_text": lcs_conv_from_text,
             "window_attention": window_attention,
         }
@@ -63,17 +64,21 @@ def class_lookup(
     return out.permute(0, 3, 1, 2, 4).flatten(3).flatten(0, 1).to(q.dtype)
 
 
-def lcs_conv_from_text(
-    texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, kernel_size: int, norm: str
-) -> Tensor:
+def lcs_conv(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> Tensor:
     """A product of the kernels with the shifted pixels, side by side."""
-    outputs = F.linear(texts, weight, bias)
-    kernels = kernel_softmax_reference(outputs[..., :-1], kernel_size, norm)
+    kernels = kernel_softmax_reference(kernel_logits, kernel_size, norm)
     height, width = pixels.shape[2:]
     around = F.pad(pixels, (kernel_size // 2,) * 4)
     shifted = [around[:, :, y : y + height, x : x + width] for y in range(kernel_size) for x in range(kernel_size)]
     columns = torch.stack(shifted, dim=2).flatten(3).flatten(1, 2)  # [B, C*K*K, H*W]
-    return (kernels.flatten(2) @ columns).unflatten(2, (height, width)) + outputs[..., -1][..., None, None]
+    return (kernels.flatten(2) @ columns).unflatten(2, (height, width)) + bias[..., None, None]
+
+
+def lcs_conv_from_text(
+    texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, kernel_size: int, norm: str
+) -> Tensor:
+    outputs = F.linear(texts, weight, bias)
+    return lcs_conv(pixels, outputs[..., :-1], outputs[..., -1], kernel_size, norm)
 
 
 def window_attention(

@@ -58,7 +58,8 @@ class Head(nn.Module):
     def _build_propagation(self, config: ModelConfig, channels: int, width: int) -> None:
         hidden, guides = config.hidden, config.guidance_channels
         self.t2p = T2PProjector(channels, config.t2p_kernel_size or config.kernel_size) if config.t2p else None
-        self.lcs = LocalSupplement(channels, config.kernel_size, config.kernel_norm) if config.lcs else None
+        own = (config.kernel_size, config.kernel_norm, config.lcs_padding)
+        self.lcs = LocalSupplement(channels, *own) if config.lcs else None
         self.embed_global = MapEmbedding(hidden)
         self.embed_local = MapEmbedding(hidden) if config.lcs else None
         self.fuse = Fusion(hidden, config.fusion) if config.lcs else None

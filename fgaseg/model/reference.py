@@ -16,7 +16,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from ..inference import STRIDE, WINDOW, released_views
-from ..kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
+from ..kernels.kernel_softmax.reference import kernel_softmax_reference
+from ..kernels.lcs_conv.reference import lcs_conv_reference
 from ..kernels.upsample_argmax.reference import averaged_scores
 from .aggregation import AggregationLayer, ClassAttention, SwinBlock
 from .decoder import Decoder, LocalUp, SharedGuidanceConv, UpStage
@@ -25,7 +26,7 @@ from .encoders.tokenizers import Tokenizer
 from .fgaseg import FGASeg
 from .head import Head, Output
 from .packed_maps import DROPPED
-from .supplement import Fusion
+from .supplement import Fusion, LocalSupplement
 from .text_encoder import TextEncoder
 
 
@@ -45,13 +46,21 @@ def similarity(head: Head, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tenso
     unit_texts = F.normalize(head.p2t(pixels, texts)[0], dim=-1)
     unit_pixels = F.normalize(pixels.to(unit_texts.dtype), dim=1)
     gcs = torch.einsum("chw,tc->thw", unit_pixels[0], unit_texts)
-    if head.lcs is None:
-        return unit_texts, gcs, None
-    layer = head.lcs.text
-    lcs = lcs_conv_from_text_reference(
-        unit_texts[None], layer.weight, layer.bias, unit_pixels, head.lcs.kernel_size, head.lcs.kernel_norm
-    )
-    return unit_texts, gcs, lcs[0]
+    return unit_texts, gcs, None if head.lcs is None else local_map(head.lcs, unit_pixels, unit_texts)
+
+
+def local_map(lcs: LocalSupplement, pixels: Tensor, texts: Tensor) -> Tensor:
+    """S_l [T, H, W] of unit pixels [1, C, H, W] and unit texts [T, C]."""
+    outputs, norm, border = lcs.text(texts[None]), lcs.kernel_norm, 0
+    kernels, bias = outputs[..., :-1], outputs[..., -1]
+    if norm == "cosine":
+        by_channel = kernel_softmax_reference(kernels, lcs.kernel_size, "taps")
+        kernels, norm = (by_channel * texts[:, :, None, None]).flatten(2), "none"
+    if lcs.padding == "replicate":
+        border = lcs.kernel_size // 2
+        pixels = F.pad(pixels, (border,) * 4, mode="replicate")
+    maps = lcs_conv_reference(pixels, kernels, bias, lcs.kernel_size, norm)[0]
+    return maps[:, border : maps.shape[1] - border, border : maps.shape[2] - border]
 
 
 def fuse(fusion: Fusion | None, x: Tensor, local: Tensor | None) -> Tensor:

@@ -2,9 +2,10 @@
 
 from typing import Any, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import embed_maps, lcs_conv_from_text, linear
+from ..kernels import embed_maps, kernel_softmax, lcs_conv, lcs_conv_from_text, linear
 from .precision import KeptInFloat32
 
 
@@ -14,17 +15,30 @@ class LocalSupplement(KeptInFloat32):
     pixels   [B, C, H, W], unit length over C
     texts    [B, T, C], unit length
     returns  S_l [B, T, H, W]; float32 in a model of bfloat16 too
+
+    kernel_norm  as in `kernel_softmax`, or "cosine": the kernels of "taps", in channel c times the text's value t_c,
+                 S_l = sum_c t_c sum_k softmax_k(.) x_{c,p+k} + b
+    padding      the pixels beyond the border: "zeros", or "replicate", the nearest one
     """
 
-    def __init__(self, channels: int, kernel_size: int, kernel_norm: str):
+    def __init__(self, channels: int, kernel_size: int, kernel_norm: str, padding: str = "zeros"):
         super().__init__()
-        self.kernel_size, self.kernel_norm = kernel_size, kernel_norm
+        self.kernel_size, self.kernel_norm, self.padding = kernel_size, kernel_norm, padding
         self.text = nn.Linear(channels, channels * kernel_size**2 + 1)  # the last output is the class's bias
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
         weight, bias = self.text.weight, self.text.bias
         pixels, texts = pixels.to(weight.dtype), texts.to(weight.dtype)
-        return lcs_conv_from_text(texts, weight, bias, pixels, self.kernel_size, norm=self.kernel_norm)
+        border = self.kernel_size // 2 if self.padding == "replicate" else 0
+        if border:  # the zeros of the op then reach only what is cut off
+            pixels = F.pad(pixels, (border,) * 4, mode="replicate")
+        if self.kernel_norm == "cosine":
+            outputs = self.text(texts)
+            kernels = kernel_softmax(outputs[..., :-1], self.kernel_size) * texts[..., None, None]
+            maps = lcs_conv(pixels, kernels.flatten(2), outputs[..., -1], self.kernel_size, "none")
+        else:
+            maps = lcs_conv_from_text(texts, weight, bias, pixels, self.kernel_size, norm=self.kernel_norm)
+        return maps[:, :, border:-border, border:-border] if border else maps
 
 
 class Fusion(nn.Module):

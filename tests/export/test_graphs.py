@@ -39,6 +39,8 @@ OPTIONS = {
     "cap": {"class_cap": 5, "pad_classes": 9},
     "kernels over channels": {"kernel_norm": "channels", "kernel_size": 5},
     "kernels as they are": {"kernel_norm": "none", "kernel_size": 1},
+    "kernels times the text": {"kernel_norm": "cosine", "kernel_size": 5},
+    "replicated border": {"kernel_norm": "cosine", "lcs_padding": "replicate", "class_cap": 9},
     "sum": {"fusion": "add"},
     "no LCS": {"lcs": False},
     "no propagation": {"propagation": False, "lcs": False, "t2p": False},
@@ -107,6 +109,7 @@ def test_half_precision_errs_no_more_than_the_model_does():
 @pytest.mark.parametrize("options", [
     {"preset": "released", "fast": True, "top_k": 2, "class_cap": 9, "pad_classes": 9, "class_pooling_eval": 3},
     {"class_cap": 5, "kernel_norm": "channels", "kernel_size": 1, "p2t_layers": 0, "class_pooling_eval": 2},
+    {"kernel_norm": "cosine", "lcs_padding": "replicate", "kernel_size": 5},
     {"fast": True, "top_k": 1, "lcs": False, "loss": {"aux_heads": 2}},
     {"propagation": False, "lcs": False, "t2p": False},
 ])  # fmt: skip

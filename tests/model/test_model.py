@@ -29,6 +29,7 @@ SWITCHES = {
     "no LCS": {"lcs": False},
     "K 5, channels": {"kernel_size": 5, "kernel_norm": "channels"},
     "K 1, none": {"kernel_size": 1, "kernel_norm": "none"},
+    "K 5, cosine, replicate": {"kernel_size": 5, "kernel_norm": "cosine", "lcs_padding": "replicate"},
     "add": {"fusion": "add"},
     "cap": {"class_cap": 3},
     "cosine maps alone": {"propagation": False, "t2p": False, "lcs": False},

@@ -23,6 +23,7 @@ def weights(model):
 
 @pytest.mark.parametrize("switches", [
     {}, {"fusion": "add"}, {"lcs": False}, {"preset": "released", "pad_classes": 32}, {"inference": "windows"},
+    {"kernel_norm": "cosine", "lcs_padding": "replicate"},
 ])  # fmt: skip
 def test_labels_differ_only_where_classes_are_nearly_equal(switches):
     model = tiny_model(**switches)

@@ -27,6 +27,9 @@ def case(size=(64, 64), names=None, **switches):
         case(class_pooling_eval=2, pad_classes=32, size=(48, 80)),
         case(fusion="add", kernel_size=5),
         case(kernel_norm="channels"),
+        case(kernel_norm="cosine", kernel_size=5, class_cap=7),
+        case(kernel_norm="cosine", lcs_padding="replicate", size=(80, 48)),
+        case(lcs_padding="replicate"),
         case(lcs=False),
         case(p2t_layers=0),
         case(preset="released"),
@@ -52,7 +55,11 @@ def test_same_embeddings():
 
 
 @pytest.mark.parametrize("inference", ["whole", "windows"])
-@pytest.mark.parametrize("switches", [{}, {"class_cap": 6}, {"preset": "released"}], ids=["ce", "cap", "bce"])
+@pytest.mark.parametrize(
+    "switches",
+    [{}, {"class_cap": 6}, {"preset": "released"}, {"kernel_norm": "cosine", "lcs_padding": "replicate"}],
+    ids=["ce", "cap", "bce", "cosine"],
+)
 def test_a_budget_changes_no_number(inference, switches, monkeypatch):
     """Class maps that are forgotten and made again, classes part after part, one or three rows at a time."""
     monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", 3 * 64)

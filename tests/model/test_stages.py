@@ -1,5 +1,6 @@
 """Every stage against its plainest form, in float64: concatenation where it shares, loops where it batches."""
 
+import itertools
 import math
 
 import open_clip
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import check_error
 from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
+from torch.func import functional_call
 
 import fgaseg.training.losses
 from fgaseg.config import LossConfig
@@ -208,21 +210,67 @@ def test_t2p_is_one_convolution_per_class():
             same(got[b, t], F.conv2d(projected[b : b + 1], kernel, generated[-1:], padding=1)[0, 0])
 
 
-@pytest.mark.parametrize("norm", ["taps", "channels", "none"])
-def test_local_supplement_tap_by_tap(norm):
-    module = LocalSupplement(4, 3, norm).double()
-    image, texts = F.normalize(rand(1, 4, 5, 6), dim=1), F.normalize(rand(1, 2, 4, seed=1), dim=-1)
+@pytest.mark.parametrize("padding", ["zeros", "replicate"])
+@pytest.mark.parametrize("norm", ["taps", "channels", "none", "cosine"])
+def test_local_supplement_tap_by_tap(norm, padding):
+    module = LocalSupplement(4, 5, norm, padding).double()
+    image, texts = F.normalize(rand(1, 4, 3, 6), dim=1), F.normalize(rand(1, 2, 4, seed=1), dim=-1)
     got = module(image, texts)
-    padded = F.pad(image[0], (1, 1, 1, 1))
     for t in range(2):
         generated = module.text(texts[0, t])
-        kernel = generated[:-1].reshape(4, 9)
-        kernel = kernel.softmax(1) if norm == "taps" else kernel.softmax(0) if norm == "channels" else kernel
-        expected = torch.full((5, 6), generated[-1].item(), dtype=torch.float64)
-        for tap in range(9):
-            dy, dx = divmod(tap, 3)
-            expected += (kernel[:, tap, None, None] * padded[:, dy : dy + 5, dx : dx + 6]).sum(0)
+        kernel = generated[:-1].reshape(4, 25)
+        if norm == "cosine":
+            kernel = kernel.softmax(1) * texts[0, t, :, None]
+        else:
+            kernel = kernel.softmax(1) if norm == "taps" else kernel.softmax(0) if norm == "channels" else kernel
+        expected = torch.full((3, 6), generated[-1].item(), dtype=torch.float64)
+        for y, x, tap in itertools.product(range(3), range(6), range(25)):
+            row, column = y + tap // 5 - 2, x + tap % 5 - 2
+            if padding == "replicate":
+                row, column = min(max(row, 0), 2), min(max(column, 0), 5)
+            if 0 <= row < 3 and 0 <= column < 6:
+                expected[y, x] += kernel[:, tap] @ image[0, :, row, column]
         same(got[0, t], expected)
+
+
+@pytest.mark.parametrize("norm, padding", [("cosine", "zeros"), ("taps", "replicate"), ("cosine", "replicate")])
+def test_gradients_of_the_local_supplement(norm, padding):
+    module = LocalSupplement(3, 3, norm, padding).double()
+    args = [rand(2, 3, 4, 3), rand(2, 3, 3, seed=1), *module.text.parameters()]
+    args = [x.detach().requires_grad_() for x in args]
+
+    def maps(pixels, texts, weight, bias):
+        return functional_call(module, {"text.weight": weight, "text.bias": bias}, (pixels, texts))
+
+    assert torch.autograd.gradcheck(maps, args)
+
+
+def test_a_uniform_kernel_of_the_cosine_is_a_mean_of_s_g():
+    module = LocalSupplement(8, 3, "cosine", "replicate").double()
+    torch.nn.init.zeros_(module.text.weight), torch.nn.init.zeros_(module.text.bias)
+    image, texts = F.normalize(rand(1, 8, 4, 5), dim=1), F.normalize(rand(1, 3, 8, seed=1), dim=-1)
+    gcs = torch.einsum("bchw,btc->bthw", image, texts)
+    same(module(image, texts), F.avg_pool2d(F.pad(gcs, (1, 1, 1, 1), mode="replicate"), 3, stride=1))
+
+
+@pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16])
+def test_the_local_supplement_of_half_a_model_is_in_float32(lower):
+    module = LocalSupplement(8, 3, "cosine", "replicate")
+    image, texts = rand(1, 8, 4, 5).to(lower), F.normalize(rand(1, 3, 8, seed=1), dim=-1).to(lower)
+    expected = module(image.float(), texts.float())
+    got = module.to(lower)(image, texts)
+    assert got.dtype == torch.float32 and torch.equal(got, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(image, texts).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("norm, padding", [("cosine", "zeros"), ("cosine", "replicate"), ("taps", "replicate")])
+def test_the_local_supplement_compiles_whole(norm, padding):
+    module = LocalSupplement(8, 3, norm, padding)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    image, texts = rand(1, 8, 4, 5).float(), rand(1, 3, 8, seed=1).float().requires_grad_()
+    got, expected = (torch.autograd.grad(run(image, texts).square().sum(), texts)[0] for run in (compiled, module))
+    torch.testing.assert_close(got, expected)
 
 
 def _open_clip_twin(model):
