@@ -100,10 +100,11 @@ def test_switches_reach_the_network():
 def test_a_configuration_of_several_tables_is_trained_once(plan):
     jobs = plan([])
     folders = {job.folder for job in jobs.values()}
-    assert len(folders) == 35 and len({job.file for job in jobs.values()}) == 35 + 5  # five values of top-k
+    assert len(folders) == 38 and len({job.file for job in jobs.values()}) == 38 + 5  # five values of top-k
     default = jobs[DEFAULT_ROW, 0].folder
     shared = ("II P2Tformer ✓ ✓ ✓", "III P2Tformer yes", "III layers N 1", "III γ trainable", "III λ_align 0.2",
-              "IV kernel size 3", "IV kernel norm taps", "V decoder NoFast+Cat", "VII strategy attention")  # fmt: skip
+              "IV kernel size 3", "IV kernel norm taps", "V decoder NoFast+Cat", "VII strategy attention",
+              "LCS local cost taps zeros")  # fmt: skip
     assert {name for name, row in ROWS.items() if jobs[row, 0].folder == default} == set(shared)
     assert jobs[ROWS["VI top-k 4"], 0].folder == jobs[ROWS["V decoder Fast+Cat"], 0].folder
     assert [job.config.train.seed for job in itertools.islice(jobs.values(), 5)] == list(NOISE_SEEDS)

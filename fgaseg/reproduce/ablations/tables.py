@@ -1,4 +1,4 @@
-"""Tables II to VII of the paper as data: rows, what each changes in the configuration, and what the paper claims."""
+"""Tables II to VII of the paper, and one of our own, as data: rows, what each changes, and what the paper claims."""
 
 from __future__ import annotations
 
@@ -180,6 +180,20 @@ TABLES = {
                    _above("attention", "full", "full falls short of attention"), values={"prompt-16": "prompt"}),
         ),
         "The body of the paper's table was not available: the claims come from its prose, and 31.4 is its default row.",
+    ),
+    "LCS": Table(
+        "Local cost with other kernels and borders",
+        (
+            Part(
+                ("local cost", "border"),
+                (
+                    Row(("off", ""), ("model.lcs=false",)),
+                    *(Row((norm, border), (f"model.kernel_norm={norm}", f"model.lcs_padding={border}"))
+                      for norm in ("taps", "cosine") for border in ("zeros", "replicate")),
+                ),
+            ),
+        ),
+        "Not in the paper, whose local cost is `taps` with a border of zeros.",
     ),
 }  # fmt: skip
 
