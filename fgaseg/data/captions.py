@@ -32,19 +32,22 @@ class CaptionWriter:
         self.names = list(names)
         self.backdrops = frozenset(backdrops)
         self._known = frozenset(names)
-        words: dict[str, list[str]] = {}
+        self._with_word: dict[str, list[str]] = {}
         for name in self.names:
             for word in name.split():
-                words.setdefault(word, []).append(name)
-        self._alike = {
-            name: [other for word in name.split() for other in words[word] if other != name] for name in self.names
-        }
+                self._with_word.setdefault(word, []).append(name)
 
     def caption(self, present: Sequence[str], rng: Generator, whole: bool = False) -> str:
-        """A caption that names all of the present classes or, at random unless `whole`, only some of them."""
+        """A caption of the present classes: all of them if `whole`, else all or some, and often names alone.
+
+        Half of the captions are nothing but the names of things ("red star and blue ring"): the words by which things
+        differ have to stand out before longer sentences can be learned.
+        """
         things = [name for name in present if name not in self.backdrops]
         grounds = [name for name in present if name in self.backdrops]
         if not whole:
+            if rng.random() < 0.5:
+                return self._listed(things or grounds, "", rng)
             if len(things) > 1 and rng.random() < 0.4:
                 things = _some(things, rng)
             if things and rng.random() < 0.4:
@@ -58,7 +61,8 @@ class CaptionWriter:
         """The present classes with one mistake, which a caption of them then has.
 
         Two things exchange a word ("red star, blue ring" becomes "blue star, red ring") if both results are classes; or
-        one is replaced by an absent class, one that shares a word with it if there is any.
+        one is replaced by an absent class, one that shares a word with it if there is any, each of its words being as
+        likely to be the one.
         """
         things = [name for name in present if name not in self.backdrops] or list(present)
         absent = [name for name in self.names if name not in present]
@@ -67,7 +71,9 @@ class CaptionWriter:
             old, new = swaps[int(rng.integers(len(swaps)))]
         elif absent:
             one = things[int(rng.integers(len(things)))]
-            near = [name for name in self._alike[one] if name not in present] or absent
+            groups = [[name for name in self._with_word[word] if name not in present] for word in one.split()]
+            groups = [group for group in groups if group] or [absent]
+            near = groups[int(rng.integers(len(groups)))]
             old, new = (one,), (near[int(rng.integers(len(near)))],)
         else:
             return list(present[1:])  # every class is there: leave one out

@@ -20,6 +20,7 @@ from .optimizer import Optimizer
 from .precision import autocast
 from .random_streams import CAPTIONS, generator, torch_seed
 
+WRONG = 3  # captions with a mistake for each picture
 LARGEST_SCALE = 100.0  # CLIP's limit of the inverse temperature
 
 
@@ -35,8 +36,8 @@ def train_temperature(model: FGASeg) -> None:
 class CaptionGradients:
     """Computes the gradients of the contrastive loss of a batch of pictures and their captions.
 
-    Captions name classes of a picture's label map, which is all that the labels are used for. Each picture also has a
-    caption with one mistake (`CaptionWriter.wrong`), which competes with the right ones of the batch.
+    Captions name classes of a picture's label map, which is all that the labels are used for. Each picture also has WRONG
+    captions with one mistake (`CaptionWriter.wrong`), which compete with the right ones of the batch.
 
     names      classes of the labels
     backdrops  those that things lie on
@@ -83,7 +84,8 @@ class CaptionGradients:
                 "class, and it takes two to compare; give a larger train.batch, or see what `fgaseg data check` says"
             )
         right = [write(present[index], rng) for index in shown]
-        return shown, right, [write(self.writer.wrong(present[index], rng), rng) for index in shown]
+        wrong = [write(self.writer.wrong(present[index], rng), rng) for index in shown for _ in range(WRONG)]
+        return shown, right, wrong
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Captions of pictures: what they name, and what their mistakes are."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -29,11 +31,15 @@ def test_classes_are_those_that_cover_a_hundredth():
 def test_a_caption_names_what_is_there_and_nothing_else(writer):
     present = ["red ring", "blue cross", "pink ring", "grass", "sand"]
     rng = np.random.default_rng(0)
-    texts = {writer.caption(present, rng) for _ in range(400)}
+    texts = [writer.caption(present, rng) for _ in range(2000)]
     found = [named(text) for text in texts]
     assert all(some and some <= set(present) for some in found)
-    assert set(present) in found and {"red ring"} in found and {"blue cross", "grass"} in found
-    assert len(texts) > 200  # orders, subsets and wordings
+    subsets = set(map(frozenset, found))
+    assert frozenset(present) in subsets and frozenset(["red ring"]) in subsets and len(subsets) > 20
+    assert len(set(texts)) > 400  # orders, subsets and wordings
+    # about half are names of things alone, in any order
+    alone = {" and ".join([", ".join(order[:2]), order[2]]) for order in itertools.permutations(present[:3])}
+    assert 900 < sum(text in alone for text in texts) < 1200
     whole = [named(writer.caption(present, rng, whole=True)) for _ in range(50)]
     assert all(some == set(present) for some in whole)
 

@@ -11,7 +11,7 @@ from tiny import tiny_config
 from fgaseg import Config, FGASeg
 from fgaseg.errors import ConfigError, TrainingError
 from fgaseg.training import train
-from fgaseg.training.captions import contrastive_loss
+from fgaseg.training.captions import WRONG, contrastive_loss
 from fgaseg.training.trainer import Trainer
 
 ALONE = ["model.propagation=false", "model.p2t_layers=0", "model.lcs=false", "model.t2p=false",
@@ -82,7 +82,7 @@ def test_pictures_without_classes_are_left_out(data, tmp_path):
     labels = batch.labels.clone()
     labels[1] = 255
     shown, right, wrong = trainer.gradients.captions(labels, 0)
-    assert shown == [0, 2, 3] and len(right) == len(wrong) == 3
+    assert shown == [0, 2, 3] and len(right) == 3 and len(wrong) == 3 * WRONG
     assert torch.isfinite(trainer.gradients.compute(batch._replace(labels=labels), 0)["loss"])
     labels[:3] = 255
     with pytest.raises(TrainingError, match="1 of the 4 pictures of step 1 show any class"):
