@@ -36,8 +36,8 @@ def train_temperature(model: FGASeg) -> None:
 class CaptionGradients:
     """Computes the gradients of the contrastive loss of a batch of pictures and their captions.
 
-    Captions name classes of a picture's label map, which is all that the labels are used for. Each picture also has WRONG
-    captions with one mistake (`CaptionWriter.wrong`), which compete with the right ones of the batch.
+    Captions name classes of a picture's label map, which is all that the labels are used for. Each picture also has
+    WRONG captions with one mistake (`CaptionWriter.wrong`), which compete with the right ones of the batch.
 
     names      classes of the labels
     backdrops  those that things lie on
