@@ -1,10 +1,10 @@
 """How well encoders name a picture, and how well its pixels: CLIP is good at the first and poor at the second.
 
-    python benchmarks/picture_and_pixel.py runs/demo_encoder runs/msrc_encoder \
+    python benchmarks/picture_and_pixel.py runs/scenes_clip runs/msrc_encoder \
         --out benchmarks/results/picture_and_pixel.json
 
 Each folder is that of a training whose logits are the cosines of pixels and names (`model.propagation` off), such as
-those of configs/demo_encoder.yaml and configs/msrc_encoder.yaml. Its validation sets are used, --count photos of each.
+those of configs/scenes_clip.yaml and configs/msrc_encoder.yaml. Its validation sets are used, --count photos of each.
 For embeddings of whole pictures a photo is squashed to the encoder's square. In percent:
 
 own_caption    pictures that are nearer to their own caption (all classes named) than to that of any other picture
