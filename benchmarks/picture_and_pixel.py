@@ -32,7 +32,7 @@ from fgaseg import FGASeg, load_config
 from fgaseg.data import CaptionWriter, classes_in, data_sets, to_pixels
 from fgaseg.evaluation import evaluate
 from fgaseg.files import atomic_write
-from fgaseg.vocabulary import as_text
+from fgaseg.vocabulary import check_names
 
 WRONG = 8  # captions with a mistake that compete with the right one
 
@@ -102,7 +102,7 @@ def measure(folder: Path, count: int) -> dict[str, dict[str, float]]:
     results = {}
     for name, data in data_sets(config)[1].items():
         items = [data[index] for index in range(min(count, len(data)))]
-        names = [as_text(one) for one in data.names]
+        names = [one.name for one in check_names(data.names)]
         labels = [item["labels"].numpy() for item in items]
         present = [classes_in(one, len(names)) for one in labels]
         kept = [index for index, some in enumerate(present) if some]

@@ -14,8 +14,9 @@ from ..data import CaptionWriter, classes_in
 from ..distributed import world_size
 from ..errors import TrainingError
 from ..model import FGASeg
-from ..vocabulary import ClassPrompts, as_text
+from ..vocabulary import ClassPrompts, check_names
 from .batches import Batch
+from .gradients import resized
 from .optimizer import Optimizer
 from .precision import autocast
 from .random_streams import CAPTIONS, generator, torch_seed
@@ -53,7 +54,7 @@ class CaptionGradients:
         device: torch.device,
     ):
         self.model, self.optimizer, self.config, self.device = model, optimizer, config, device
-        self.writer = CaptionWriter([as_text(name) for name in names], backdrops)
+        self.writer = CaptionWriter([one.name for one in check_names(names)], backdrops)
 
     def compute(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Add the gradients of a step (0-based), and return "loss" and "matched", float32 scalars.
@@ -65,7 +66,8 @@ class CaptionGradients:
         shown, right, wrong = self.captions(batch.labels, step)
         model: Any = self.model
         with autocast(self.device, recipe.amp):
-            images = model.encoder.image_tower.pooled(batch.pixels[shown].to(self.device))
+            pixels = resized(batch.pixels[shown].to(self.device), recipe.image_size)
+            images = model.encoder.image_tower.pooled(pixels)
             texts = model.encoder.text(right + wrong)
         scale = model.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)
         loss, matched = contrastive_loss(images, texts, scale)

@@ -13,8 +13,8 @@ from ..model import FGASeg
 from .state import TrainingState
 
 # of the train section; the rest changes no weight, or is the business of one machine
-RECIPE = ("steps", "batch", "lr", "encoder_lr_factor", "weight_decay", "clip_norm", "schedule", "warmup", "amp",
-          "image_size", "seed", "classes_per_step")  # fmt: skip
+RECIPE = ("objective", "steps", "batch", "lr", "encoder_lr_factor", "weight_decay", "clip_norm", "schedule", "warmup",
+          "amp", "image_size", "seed", "classes_per_step")  # fmt: skip
 AUGMENTATION = ("crop", "short_edge", "scale", "flip", "color_jitter")
 
 

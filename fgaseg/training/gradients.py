@@ -20,6 +20,11 @@ from .random_streams import torch_seed
 from .step_vocabulary import StepVocabulary
 
 
+def resized(pixels: Tensor, side: int | None) -> Tensor:
+    """Crops [B, 3, h, w] at the side that the model trains on; as the released code: bilinear, no antialiasing."""
+    return pixels if side is None else F.interpolate(pixels, (side, side), mode="bilinear", align_corners=False)
+
+
 class GradientComputer:
     """Computes this process's gradients of the losses of a batch, micro-batch after micro-batch."""
 
@@ -38,9 +43,8 @@ class GradientComputer:
         """
         recipe = self.config.train
         torch.manual_seed(torch_seed(recipe.seed, step, rank()))
-        pixels, labels = (x.to(self.device, non_blocking=True) for x in (batch.pixels, batch.labels))
-        if recipe.image_size is not None:  # as the released code: bilinear, no antialiasing
-            pixels = F.interpolate(pixels, (recipe.image_size,) * 2, mode="bilinear", align_corners=False)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        pixels = resized(batch.pixels.to(self.device, non_blocking=True), recipe.image_size)
         labels, chosen = self.vocabulary.choose(labels, step)
         with detect_lost_processes():
             return self._backward(pixels, labels, chosen)

@@ -75,6 +75,22 @@ def test_only_classes_of_the_label_maps_reach_the_loss(data, tmp_path):
     assert trainer.gradients.captions(batch.labels, 0)[1] != trainer.gradients.captions(batch.labels, 1)[1]
 
 
+def test_classes_with_prompts_are_named_by_their_names_and_crops_are_resized(data, tmp_path):
+    names = tmp_path / "prompts.txt"
+    names.write_text((data / "names.txt").read_text().replace("grass", "grass | lawn | meadow"))
+    given = [*ALONE, f"data.names={names}", "train.image_size=64"]
+    trainer = Trainer(configure(data, tmp_path / "out", given), progress=False)
+    trainer._prepare()
+    batch = trainer.batches.next(1)
+    sizes, tower = [], trainer.model.encoder.image_tower
+    tower.pooled = lambda pixels: sizes.append(tuple(pixels.shape[-2:])) or type(tower).pooled(tower, pixels)
+    trainer.gradients.compute(batch, 0)
+    assert sizes == [(64, 64)]
+    texts = [text for step in range(40) for text in trainer.gradients.captions(batch.labels, step)[1]]
+    assert any("grass" in text for text in texts)
+    assert not any(word in text for text in texts for word in ("lawn", "|", ":"))
+
+
 def test_pictures_without_classes_are_left_out(data, tmp_path):
     trainer = Trainer(configure(data, tmp_path, ALONE), progress=False)
     trainer._prepare()
