@@ -14,6 +14,7 @@ from ..data import CaptionWriter, classes_in
 from ..distributed import world_size
 from ..errors import TrainingError
 from ..model import FGASeg
+from ..notes import note_once
 from ..vocabulary import ClassPrompts, check_names
 from .batches import Batch
 from .gradients import resized
@@ -69,6 +70,7 @@ class CaptionGradients:
             pixels = resized(batch.pixels[shown].to(self.device), recipe.image_size)
             images = model.encoder.image_tower.pooled(pixels)
             texts = model.encoder.text(right + wrong)
+        self._note_cuts(right)
         scale = model.clip.logit_scale.exp().clamp(max=LARGEST_SCALE)
         loss, matched = contrastive_loss(images, texts, scale)
         self.optimizer.backward(loss)
@@ -88,6 +90,16 @@ class CaptionGradients:
         right = [write(present[index], rng) for index in shown]
         wrong = [write(self.writer.wrong(present[index], rng), rng) for index in shown for _ in range(WRONG)]
         return shown, right, wrong
+
+    def _note_cuts(self, captions: Sequence[str]) -> None:
+        encoder: Any = self.model.encoder
+        tokenizer = encoder.text_tower.tokenizer
+        if cut := next(((text, rest) for text in captions if (rest := tokenizer.cut(text))), None):
+            note_once(
+                "captions cut",
+                f"captions are cut after {tokenizer.length} tokens, such as {cut[0]!r} before {cut[1]!r}: a larger "
+                "context_length in model.encoder.architecture.text_cfg reads them whole",
+            )
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

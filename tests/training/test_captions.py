@@ -10,6 +10,7 @@ from tiny import tiny_config
 
 from fgaseg import Config, FGASeg
 from fgaseg.errors import ConfigError, TrainingError
+from fgaseg.notes import told_anew
 from fgaseg.training import train
 from fgaseg.training.captions import WRONG, contrastive_loss
 from fgaseg.training.trainer import Trainer
@@ -103,6 +104,19 @@ def test_pictures_without_classes_are_left_out(data, tmp_path):
     labels[:3] = 255
     with pytest.raises(TrainingError, match="1 of the 4 pictures of step 1 show any class"):
         trainer.gradients.compute(batch._replace(labels=labels), 0)
+
+
+def test_captions_longer_than_the_context_are_told_once(data, tmp_path):
+    for words, told in (("grass", 0), ("grass " * 90, 1)):
+        names = tmp_path / "names.txt"
+        names.write_text((data / "names.txt").read_text().replace("grass", words.strip()))
+        trainer = Trainer(configure(data, tmp_path / "out", [*ALONE, f"data.names={names}"]), progress=False)
+        trainer._prepare()
+        batch = trainer.batches.next(1)
+        with told_anew() as notes:
+            for step in range(10):
+                trainer.gradients.compute(batch, step)
+        assert len([note for note in notes if "captions are cut after" in note]) == told
 
 
 def test_an_interrupted_run_ends_in_the_same_weights(data, tmp_path):
