@@ -43,19 +43,23 @@ def collect(folder: Path, on: str, steps: list[int], seeds: list[int], overrides
 
 
 def draw(points: Points, picture: Path) -> None:
-    """One panel for each validation set and schedule; lines for the rows."""
+    """One panel for each validation set and schedule; lines for the rows, in the same colour everywhere."""
     panels = sorted({(dataset, steps) for steps, _, dataset, _ in points})
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row for _, row, _, _ in points))}
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels) + 2, 3.4), squeeze=False)
+    lines = {}
     for axis, (dataset, steps) in zip(axes[0], panels, strict=True):
-        for name in dict.fromkeys(row for count, row, one, _ in points if (one, count) == (dataset, steps)):
+        for name, colour in colours.items():
             at = sorted(step for count, row, one, step in points if (count, row, one) == (steps, name, dataset))
+            if not at:
+                continue
             runs = [points[steps, name, dataset, step] for step in at]
-            (line,) = axis.plot(at, [sum(values) / len(values) for values in runs], label=name)
-            axis.fill_between(at, list(map(min, runs)), list(map(max, runs)), color=line.get_color(), alpha=0.12)
+            (lines[name],) = axis.plot(at, [sum(values) / len(values) for values in runs], color=colour)
+            axis.fill_between(at, list(map(min, runs)), list(map(max, runs)), color=colour, alpha=0.12)
         axis.set(title=f"{dataset}, {steps} steps", xlabel="step", ylabel="mIoU, %")
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize="small")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1 - 2 / (3.6 * len(panels) + 2), 1))
+    figure.legend(lines.values(), lines, loc="center right", fontsize="small")
     atomic_write(picture, lambda file: figure.savefig(file, format="png", dpi=110))
 
 
