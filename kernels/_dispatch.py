@@ -41,6 +41,7 @@ def register(
     reference: Callable,
     prefer_reference: dict[str, Callable[..., str]] | None = None,
     native: tuple[torch.dtype, ...] = (),
+    order: tuple[str, ...] = BACKENDS,
     **limits: Callable[..., str],
 ) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
@@ -48,6 +49,8 @@ def register(
     limits            by backend, what it alone cannot run, as ``Backend.why_not``
     prefer_reference  by backend, the calls for which the reference was measured to be faster, as in ``Backend``
     native            of the C++ backend, as in ``Backend``
+    order             of all compiled backends. Triton, whose compiler places the barriers, comes before our own CUDA
+                      until both have been measured on a GPU, unless it needs many times as many instructions
     """
     prefer_reference = prefer_reference or {}
 
@@ -55,7 +58,6 @@ def register(
         limit = limits.get(name, lambda *_: "")
         return lambda *args: _why_not(name, args) or limit(*args)
 
-    # Triton, whose compiler places the barriers, comes before our own CUDA until both have been measured on a GPU
     compiled = [
         Backend(
             name,
@@ -64,7 +66,7 @@ def register(
             prefer_reference.get(name, lambda *_: ""),
             native if name == "cpp" else (),
         )
-        for name in BACKENDS
+        for name in order
     ]
     OPS[op] = (*compiled, Backend("reference", lambda *_: "", reference))
 

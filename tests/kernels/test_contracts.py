@@ -152,7 +152,7 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "up_stage": (up_stage_ops, []),
     "map_conv": (map_conv_ops, []),
 }
-NO_CUDA_KERNEL = {"lcs_conv_from_text", "upsample_argmax", "window_attention", "class_attention"}
+NO_CUDA_KERNEL = {"lcs_conv_from_text", "window_attention", "class_attention"}
 CPU_ONLY = {
     "linear",
     "mlp",
