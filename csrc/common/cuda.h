@@ -162,6 +162,28 @@ FGASEG_DEVICE float2 unpack<__nv_bfloat16>(uint32_t pair) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
 }
 
+// The sums of two pairs of 16-bit elements.
+template <class T>
+FGASEG_DEVICE uint32_t add_pairs(uint32_t a, uint32_t b);
+template <>
+FGASEG_DEVICE uint32_t add_pairs<__half>(uint32_t a, uint32_t b) {
+  const __half2 pair = __hadd2(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+template <>
+FGASEG_DEVICE uint32_t add_pairs<__nv_bfloat16>(uint32_t a, uint32_t b) {
+  const __nv_bfloat162 pair =
+      __hadd2(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// 2^x in one instruction, with a relative error of 2^-22; 0 below 2^-126.
+FGASEG_DEVICE float exp2_approximately(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
 }  // namespace fgaseg
 #endif
 

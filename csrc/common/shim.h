@@ -130,8 +130,10 @@ T __ldg(const T* from) {
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return ffs(bits); }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
+inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 using std::max;
@@ -231,6 +233,14 @@ template <class T>
 float2 unpack(uint32_t pair) {
   return {to_float(T{uint16_t(pair)}), to_float(T{uint16_t(pair >> 16)})};
 }
+
+template <class T>
+uint32_t add_pairs(uint32_t a, uint32_t b) {
+  const float2 x = unpack<T>(a), y = unpack<T>(b);
+  return pack<T>(x.x + y.x, x.y + y.y);
+}
+
+inline float exp2_approximately(float x) { return std::exp2(x); }
 
 template <class T>
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],

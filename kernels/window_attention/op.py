@@ -66,13 +66,24 @@ define(
     _fake_backward,
     __package__,
 )
+
+
+def _not_for_cuda(q, k, v, q_guidance, k_guidance, heads, window, shift) -> str:
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return f"the CUDA kernels multiply float16 and bfloat16, not {q.dtype}"
+    if q.shape[3] != 32 * heads:
+        return f"the CUDA kernels take heads of 32 channels, not {q.shape[3] // heads}"
+    return "" if window <= 12 else f"the CUDA kernels take windows of at most 12 pixels, not {window}"
+
+
 register_autograd("window_attention", _save, _backward)
 first_order_only("window_attention_backward")
 register(
     "window_attention",
     window_attention_reference,
     native=(torch.bfloat16,),
-    cuda=lambda *_: "there is no CUDA kernel; Triton has one",
+    order=("cpp", "cuda", "triton"),  # a seventh of Triton's instructions, in forward (docs/design/kernels.md)
+    cuda=_not_for_cuda,
 )
 
 

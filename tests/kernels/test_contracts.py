@@ -74,6 +74,13 @@ def window_attention_ops() -> Iterator[OpCall]:
     yield "window_attention_backward", (random(4, 3, 4, 4), *detached(args), 2, 2, 1)
 
 
+def window_attention_ops_of_cuda() -> Iterator[OpCall]:
+    """Its kernels take heads of 32 channels of 16 bits."""
+    args = [x.detach().half().requires_grad_() for x in leaves(*[(2, 3, 4, 32)] * 3, *[(1, 3, 4, 32)] * 2)]
+    yield "window_attention", (*args, 1, 3, 1)
+    yield "window_attention_backward", (random(2, 3, 4, 32).half(), *detached(args), 1, 3, 1)
+
+
 def up_stage_call(rows: int, images: int, h: int, w: int) -> list[Tensor]:
     """In float32: there is no kernel for float64."""
     c, p, n = 13, 11, 18
@@ -147,12 +154,15 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "linear": (linear_ops, []),
     "linear_int8": (linear_int8_ops, []),
     "window_attention": (window_attention_ops, []),
+    "window_attention, CUDA": (window_attention_ops_of_cuda, []),
     **{f"attention causal={causal}": (attention_ops, [causal]) for causal in (False, True)},
     "class_attention": (class_attention_ops, []),
     "up_stage": (up_stage_ops, []),
     "map_conv": (map_conv_ops, []),
 }
+# there is none, or, for window_attention, none for these sizes
 NO_CUDA_KERNEL = {"lcs_conv_from_text", "window_attention", "class_attention"}
+CUDA_ONLY = {"window_attention, CUDA"}
 CPU_ONLY = {
     "linear",
     "mlp",
@@ -176,6 +186,7 @@ def on_backends(names: Iterable[str], backends: list[Any]) -> list[Any]:
         for name in names
         for one in backends
         if not (name in NO_CUDA_KERNEL and one.values == ("cuda",))
+        and not (name in CUDA_ONLY and one.values != ("cuda",))
         and not (name in CPU_ONLY and one.values in [("cuda",), ("triton",)])
     ]
 
@@ -258,6 +269,10 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
     "window_attention": (
         lambda *x, backend: kernels.window_attention(*x, 2, 5, 1, backend=backend),
         lambda: [window_call(*size) for size in [(2, 2, 6, 7, 8), (3, 2, 7, 8, 10), (5, 2, 8, 9, 12)]],
+    ),
+    "window_attention, CUDA": (
+        lambda *x, backend: kernels.window_attention(*x, 1, 5, 1, backend=backend),
+        lambda: [[x.half() for x in window_call(*size, 32)] for size in [(2, 2, 6, 7), (3, 2, 7, 8), (4, 3, 8, 9)]],
     ),
     "attention": (
         lambda *x, backend: kernels.attention(*(y.float() for y in x), causal=True, backend=backend),

@@ -5,9 +5,12 @@ import torch
 from accuracy import DTYPES, LAYOUTS, backends, check_backend, needs_cpp, random
 
 from fgaseg.kernels import window_attention
+from fgaseg.kernels._dispatch import OPS
+from fgaseg.kernels.window_attention.op import _not_for_cuda
 from fgaseg.kernels.window_attention.reference import window_attention_reference, window_mask
 
-COMPILED = backends("cpp", "triton")  # there is no CUDA kernel
+COMPILED = backends("cpp", "triton")
+CUDA = backends("cuda")  # its kernels take heads of 32 channels of 16 bits only, so it has tests of its own
 BACKENDS = backends("cpp", "triton", "reference")
 # B, T, H, W, D, heads, window, shift: one pixel; whole windows; padding on both sides, d odd; a window larger than the
 # grid; a first block of keys that is nothing but padding
@@ -15,6 +18,14 @@ SHAPES = [
     (1, 1, 1, 1, 1, 1, 1, 0), (2, 2, 8, 4, 8, 2, 4, 0), (2, 1, 5, 6, 6, 2, 4, 2), (1, 2, 3, 2, 5, 1, 4, 1),
     (1, 1, 7, 8, 3, 1, 6, 3),
 ]  # fmt: skip
+# as above, heads of 32 channels: one pixel; whole windows of 144 pixels, which need no mask; regions and padding in
+# one window; regions without padding, seven heads; small windows
+CUDA_SHAPES = [
+    (1, 1, 1, 1, 32, 1, 1, 0), (2, 2, 12, 12, 64, 2, 12, 0), (2, 1, 9, 13, 32, 1, 12, 6), (1, 1, 12, 12, 224, 7, 12, 5),
+    (2, 2, 5, 6, 96, 3, 4, 2),
+]  # fmt: skip
+EMPTY_CUDA = [(0, 3, 4, 5, 32, 1, 3, 1), (2, 0, 4, 5, 64, 2, 3, 1)]
+HALVES = [torch.bfloat16, torch.float16]
 EMPTY = [(0, 3, 4, 5, 4, 2, 3, 1), (2, 0, 4, 5, 4, 2, 3, 1)]
 
 
@@ -23,12 +34,12 @@ def inputs(b, t, h, w, d, spread=2):
     return [*rows, *(random(b, h, w, d, seed=i) for i in (3, 4))]
 
 
-def check(backend, dtype, layout, shape, spread=2):
+def check(backend, dtype, layout, shape, spread=2, least=0.0):
     *sizes, heads, window, shift = shape
     check_backend(
         lambda *a: window_attention(*a, heads, window, shift, backend=backend),
         lambda *a: window_attention_reference(*a, heads, window, shift),
-        inputs(*sizes, spread), dtype, layout,
+        inputs(*sizes, spread), dtype, layout, least,
     )  # fmt: skip
 
 
@@ -110,6 +121,92 @@ def test_a_window_does_not_see_beyond_itself(backend):
     dq, dk, dv, *_ = torch.autograd.grad(y[0].sum() + y[1, :, :4].sum(), leaves)
     assert y[1, :, 4:].isnan().all() and not y[0].isnan().any() and not y[1, :, :4].isnan().any()
     assert not any(x[:, :, :4].isnan().any() for x in (dq, dk, dv))
+
+
+@pytest.mark.parametrize("shape", [*CUDA_SHAPES, *EMPTY_CUDA], ids=str)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_matches_reference(shape, dtype, backend):
+    check(backend, dtype, "contiguous", shape, least=0.1)  # the gradients of a single pixel are 0 in exact arithmetic
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[1:])
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_reads_any_layout(layout, backend):
+    check(backend, torch.float16, layout, (2, 2, 5, 6, 64, 2, 4, 2))
+
+
+@pytest.mark.parametrize("spread", [0.1, 30], ids=["even weights", "scores beyond the mask of -100"])
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_with_small_and_large_scores(spread, backend):
+    check(backend, torch.float16, "contiguous", (1, 1, 7, 6, 32, 1, 4, 2), spread)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_is_attention_inside_shifted_windows(dtype, backend):
+    for *sizes, heads, window, shift in [(2, 2, 7, 6, 64, 2, 4, 2), (1, 1, 13, 12, 32, 1, 12, 5)]:
+        args = [x.to(dtype) for x in inputs(*sizes)]
+        got = window_attention(*args, heads, window, shift, backend=backend).double().cpu()
+        args[0], args[1] = (x + g.repeat_interleave(sizes[1], 0) for x, g in ((args[0], args[3]), (args[1], args[4])))
+        rounded = [*(x.double().cpu() for x in args[:3]), *(torch.zeros_like(x).double().cpu() for x in args[3:])]
+        expected = pixel_by_pixel(*rounded, heads, window, shift)
+        torch.testing.assert_close(got, expected, atol=2 * torch.finfo(dtype).eps * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_on_slices_of_one_packed_projection(backend):
+    """As the model calls it, also where a slice is not aligned to 16 bytes; what lies beside it is NaN."""
+    q, k, v, *guidance = (x.half() for x in inputs(2, 2, 5, 6, 64))
+    beside = torch.full_like(q[..., :8], math.nan)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    y = window_attention(*leaves, *guidance, 2, 4, 2, backend=backend)
+    apart = torch.autograd.grad(y.square().sum(), leaves)
+    for gap in (8, 1):
+        packed = torch.cat([x for leaf in leaves for x in (leaf, beside[..., :gap])], -1).detach().requires_grad_()
+        sizes = [64, gap] * 3
+        together = window_attention(*packed.split(sizes, -1)[::2], *guidance, 2, 4, 2, backend=backend)
+        assert torch.equal(together, y) and together.is_contiguous()
+        (grad,) = torch.autograd.grad(together.square().sum(), packed)
+        assert torch.equal(torch.cat(grad.split(sizes, -1)[::2], -1), torch.cat(apart, -1))
+
+
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_does_not_see_beyond_a_window_or_a_head(backend):
+    leaves = [x.half().requires_grad_() for x in inputs(1, 2, 4, 8, 64)]
+    with torch.no_grad():
+        leaves[2][1, 0, 5, 40] = math.nan
+    y = window_attention(*leaves, 2, 4, 0, backend=backend)
+    rest = y[0].sum() + y[1, :, :4].sum() + y[1, ..., :32].sum()
+    dq, dk, dv, *_ = torch.autograd.grad(rest, leaves)
+    assert y[1, :, 4:, 40].isnan().all() and y.isnan().sum() == 16
+    beside = [x.isnan() for x in (dq, dk, dv)]
+    assert not any(x[:, :, :4].any() or x[..., :32].any() for x in beside)
+
+
+@pytest.mark.parametrize("backend", CUDA)
+def test_cuda_runs_twice_to_the_same_bits(backend):
+    leaves = [x.half().requires_grad_() for x in inputs(2, 3, 7, 5, 32)]
+    first, second = (
+        torch.autograd.grad(window_attention(*leaves, 1, 4, 2, backend=backend).square().sum(), leaves)
+        for _ in range(2)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_what_the_cuda_kernels_leave_to_triton():
+    maps, guide = torch.zeros(2, 4, 4, 64, dtype=torch.float16), torch.zeros(1, 4, 4, 64, dtype=torch.float16)
+    cuda = next(b for b in OPS["window_attention"] if b.name == "cuda")
+    limits = {
+        "heads of 32 channels, not 16": (maps, maps, maps, guide, guide, 4, 4, 0),
+        "at most 12 pixels, not 13": (maps, maps, maps, guide, guide, 2, 13, 0),
+        "float16 and bfloat16, not torch.float32": (*(x.float() for x in (maps, maps, maps, guide, guide)), 2, 4, 0),
+    }
+    for words, call in limits.items():
+        assert words in _not_for_cuda(*call) and cuda.why_not(*call)
+    assert not _not_for_cuda(maps, maps, maps, guide, guide, 2, 12, 0)
+    names = [b.name for b in OPS["window_attention"]]
+    assert names.index("cuda") < names.index("triton")
 
 
 @needs_cpp
