@@ -1,8 +1,9 @@
-"""What the Triton kernels share: how they are launched, and how the same launches are compiled ahead of time.
+"""What the Triton kernels share: how they are launched, and how the same launches are compiled without a GPU.
 
 A launcher names the arguments of its kernel in one mapping and calls ``launch``. ``recorded`` calls a launcher with
-tensors of the "meta" device and returns its launches instead of running them, and aot.py compiles those. So a kernel's
-signature is written only once, in the kernel: what is compiled ahead of time has the types of the recorded arguments.
+tensors of the "meta" device and returns its launches instead of running them; ``Launch.compiled`` has Triton's own JIT
+compile one, so that what aot.py judges is the binary that a GPU would be given: the same types, the same specialisation
+on alignment, divisibility by 16 and 1, the same warps and stages.
 """
 
 import os
@@ -15,8 +16,25 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when a kernel is decorated
 FLOATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-TYPES = FLOATS | {torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64"}
 FAR = 2**33  # a stride that needs 64 bits
+
+
+class _AbsentGPU:
+    """The driver of a GPU of some compute capability, as far as Triton's JIT needs one to compile."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_device(self) -> int:
+        return self._capability  # each has its own compiled kernels
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._capability, 32)
 
 
 @dataclass(frozen=True)
@@ -37,12 +55,21 @@ class Launch:
         values = self.arguments.values()
         self.kernel[(self.programs,)](*values, num_warps=self.num_warps, num_stages=self.num_stages)
 
-    def signature(self) -> dict[str, str]:
-        """Every parameter's type as Triton writes it: "*bf16", "i64", "fp32", "constexpr"."""
-        return {parameter.name: _type(parameter, self.arguments[parameter.name]) for parameter in self.kernel.params}
+    def compiled(self, capability: int) -> Any:
+        """The kernel that Triton's JIT compiles for this launch on a GPU of this compute capability, such as 90.
 
-    def constants(self) -> dict[str, Any]:
-        return {name: self.arguments[name] for name, kind in self.signature().items() if kind == "constexpr"}
+        Nothing is run, and no GPU is needed; an address on the meta device counts as aligned, as PyTorch's allocator
+        returns it. The result is also in Triton's cache on disk, where a launch on such a GPU finds it.
+        """
+        from triton.runtime import driver
+
+        before = driver._active  # `active` would look for a GPU
+        driver.set_active(_AbsentGPU(capability))  # type: ignore[arg-type]
+        try:
+            options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+            return self.kernel.warmup(*self.arguments.values(), grid=(self.programs,), **options)
+        finally:
+            driver._active = before
 
 
 @dataclass(frozen=True)
@@ -54,30 +81,16 @@ class Configuration:
     matrix: bool = False
 
 
-def _type(parameter: Any, value: Any) -> str:
-    """The type for which Triton compiles a kernel when it is launched with this argument."""
-    if parameter.is_constexpr:
-        return "constexpr"
-    if isinstance(value, Tensor):
-        return "*" + TYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    if value == 1 and not parameter.do_not_specialize:
-        return "constexpr"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
 _recording: list[Launch] | None = None
 
 
 def launch(
-    kernel: Any, programs: int, arguments: Mapping[str, Any], *, num_warps: int = 4, num_stages: int = 2
+    kernel: Any, programs: int, arguments: Mapping[str, Any], *, num_warps: int = 4, num_stages: int = 3
 ) -> None:
     """Runs a kernel.
 
     ``arguments`` holds them by the name of the parameter. It may hold more than this kernel takes, so that one
-    description of a call serves several kernels. ``num_stages`` is not Triton's default of 3, because 2 is what the
-    budgets of shared memory and registers were set for.
+    description of a call serves several kernels. Warps and stages are Triton's own where nothing else is said.
     """
     one = Launch(kernel, programs, {name: arguments[name] for name in kernel.arg_names}, num_warps, num_stages)
     if _recording is None:

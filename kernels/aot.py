@@ -1,11 +1,16 @@
 """Compiles every GPU kernel ahead of time, without a GPU, and checks the result against a committed budget.
 
-    python -m fgaseg.kernels.aot [--arch sm_80 sm_90 sm_100] [--json] [--accept]
+    python -m fgaseg.kernels.aot [--arch sm_80 sm_90 sm_100] [--all] [--json] [--accept]
 
-It prints one row per kernel, configuration and architecture: registers per thread, bytes of shared memory and of
-spills, tensor-core instructions, budget (aot_budget.csv beside this file) and verdict. The exit status is 1 if any
-verdict is not "ok". --accept writes what was measured as the new budget and keeps the notes, which say why a row may
-spill.
+Triton compiles what it would launch for the calls of calls.py in bfloat16; with --all also for float32, float16 and
+strides that need 64 bits (the ``configurations`` of the ops). The CUDA C++ kernels are compiled as setup.py does.
+
+It prints one row per kernel, configuration and architecture. Limits from above: registers per thread, bytes of shared
+memory and of spills, and ``loop``, the machine instructions of the longest loop for one iteration of the source's. From
+below: matrix instructions, loads and copies of 128 bits (``wide``), asynchronous copies, and the blocks that fit on a
+multiprocessor at once. ``waves`` says how many times the grid fills a GPU of ``PROCESSORS`` multiprocessors. The exit
+status is 1 if any verdict is not "ok". --accept writes what was measured as the new budget (aot_budget.csv beside this
+file), beside the rows that were not measured, and keeps the notes, which say why a row may spill.
 """
 
 import argparse
@@ -21,21 +26,42 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from ._ptx import Program
+from ._sass import Code
+from ._triton import FLOATS, Configuration
+from .calls import calls
 
 HERE = Path(__file__).resolve().parent  # resolved: in a checkout fgaseg/kernels may be a link to kernels/
 BUDGET = HERE / "aot_budget.csv"
 SOURCES = HERE.parent / "csrc"  # in a checkout; a wheel has none
 ARCHES = ("sm_80", "sm_90", "sm_100")
-SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448}  # the most bytes of a block
-MATRIX = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")
+# The most bytes of shared memory of a block; sm_86 and sm_89, which run code for sm_80, allow less than sm_80 does.
+SHARED = {"sm_80": 101_376, "sm_90": 232_448, "sm_100": 232_448}
+# Of a multiprocessor: bytes of shared memory, of which a block takes 1 KB more than it asks for. 64 warps, 32 blocks
+# and 65,536 registers are common to these three (CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability").
+PROCESSOR_SHARED = {"sm_80": 167_936, "sm_90": 233_472, "sm_100": 233_472}
+PROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148}  # A100, H100 SXM, B200
+WIDE = r"^(LDG|LDGSTS|STG)\b.*\.128"
+COPIES = r"^(LDGSTS|UTMALDG|UBLKCP)\b"
+MATRIX = r"^([HIQ]G?MMA|UTC\w*MMA)\b"
+AT_MOST, AT_LEAST = ("registers", "shared", "spilled", "loop"), ("matrix", "wide", "copies", "blocks")
 KEY = ("kernel", "backend", "configuration", "arch")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one kernel needs on one architecture; ``matrix`` is the number of its tensor-core instructions."""
+    """What one kernel needs on one architecture; the module's docstring says what the columns are.
+
+    loop   0 if the machine code has no loop, or for sm_100, whose loops are not recognised
+    waves  0 if the grid is not known
+    """
 
     kernel: str
     backend: str
@@ -44,9 +70,13 @@ class Row:
     registers: int
     shared: int
     spilled: int
+    loop: int
     matrix: int
-    wants_matrix: bool
-    budget: str = ""
+    wide: int
+    copies: int
+    blocks: int
+    waves: float = 0.0
+    wants_matrix: bool = False
     verdict: str = ""
 
 
@@ -54,44 +84,84 @@ def packages_with_triton() -> list[str]:
     return sorted(path.parent.name for path in HERE.glob("*/triton.py"))
 
 
-def _configurations(package: str) -> list[Any]:
-    return list(importlib.import_module(f"fgaseg.kernels.{package}.triton").configurations())
+@cache
+def launched(everything: bool) -> list[Configuration]:
+    """What is compiled: the launches of all calls in bfloat16, and with ``everything`` those of ``configurations``."""
+    found = {}
+    for call in calls(torch.bfloat16):
+        for one in call.triton()[0]:
+            label = f"{FLOATS[torch.bfloat16]} {call.row[1]}{' backward' if call.backward else ''}"
+            key = one.kernel.__name__, label, one.programs
+            number = len([k for k in found if k[:2] == key[:2]])
+            numbered = f"{label} #{number + 1}" if number and key not in found else label
+            found.setdefault(key, Configuration(numbered, one))
+    rest = (importlib.import_module(f"{__package__}.{name}.triton").configurations() for name in packages_with_triton())
+    return [*found.values(), *(one for several in rest if everything for one in several)]
 
 
-def _compile_triton(package: str, index: int, arch: str) -> Row:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@dataclass(frozen=True)
+class Binary:
+    """A compiled kernel; ``entry`` is its name in the PTX, ``shared`` is without what a launch adds."""
 
-    one = _configurations(package)[index]
-    kernel, signature = one.launch.kernel, one.launch.signature()
-    position = {parameter.name: i for i, parameter in enumerate(kernel.params)}
-    # pointers from PyTorch's allocator are aligned, and Triton specialises a launch on that
-    aligned = {(position[n],): [["tt.divisibility", 16]] for n, kind in signature.items() if kind[0] == "*"}
-    constants = {(position[name],): value for name, value in one.launch.constants().items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": one.launch.num_warps, "num_stages": one.launch.num_stages}
-    built = triton.compile(source, target=GPUTarget("cuda", int(arch[3:]), 32), options=options)
+    kernel: str
+    backend: str
+    configuration: str
+    arch: str
+    entry: str
+    ptx: str
+    sass: str
+    registers: int
+    shared: int
+    spilled: int
+    threads: int
+
+    def row(self, programs: int = 0, wants_matrix: bool = False) -> Row:
+        blocks = blocks_per_processor(self.registers, self.shared, self.threads, self.arch)
+        waves = round(programs / (blocks * PROCESSORS[self.arch]), 2)
+        same = {name: getattr(self, name) for name in (*KEY, "registers", "shared", "spilled")}
+        counted = _contents(self.entry, self.ptx, self.sass, self.arch)
+        return Row(**same, **counted, blocks=blocks, waves=waves, wants_matrix=wants_matrix)
+
+
+@cache
+def _contents(entry: str, ptx: str, sass: str, arch: str) -> dict[str, int]:
+    """The columns of a row that are counted in a kernel's machine code."""
+    code, loop = Code(sass), 0
+    if arch != "sm_100":  # its waits for tensor cores look like loops
+        program = Program(ptx, entry)
+        runs = code.matched(program, [1] * len(program.instructions))
+        loop = max((-(-len(run.loop.own) // run.unrolled) for run in runs), default=0)
+    patterns = {"matrix": MATRIX, "wide": WIDE, "copies": COPIES}
+    return {"loop": loop, **{name: code.count(pattern) for name, pattern in patterns.items()}}
+
+
+def blocks_per_processor(registers: int, shared: int, threads: int, arch: str) -> int:
+    """How many blocks are on a multiprocessor at once; a warp gets its registers in units of 256."""
+    warps = -(-threads // 32)
+    of_registers = 65_536 // (-(-max(registers, 1) // 8) * 256) // 4 * 4  # warps, the same on each of four schedulers
+    return min(of_registers // warps, 64 // warps, 32, PROCESSOR_SHARED[arch] // (shared + 1024))
+
+
+def triton_binary(one: Configuration, arch: str) -> Binary:
+    compiled = one.launch.compiled(int(arch[3:]))
+    return replace(_triton_binary(compiled, arch), configuration=one.label)
+
+
+@cache
+def _triton_binary(compiled: Any, arch: str) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
+        file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        sass, usage = tool("nvdisasm", "-c", file.name), tool("cuobjdump", "--dump-resource-usage", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    return Row(
-        kernel.__name__,
-        "triton",
-        one.label,
-        arch,
-        registers=int(found[1]),
-        shared=built.metadata.shared,
-        spilled=int(found[2]),  # a Triton kernel has no stack of its own: all of it is spills
-        matrix=len(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", built.asm["ptx"])),
-        wants_matrix=one.matrix,
-    )
+    name, data = compiled.metadata.name, compiled.metadata
+    # a Triton kernel has no stack of its own: all of it is spills
+    counted = {"registers": int(found[1]), "shared": data.shared, "spilled": int(found[2])}
+    return Binary(name, "triton", "", arch, name, compiled.asm["ptx"], sass, **counted, threads=32 * data.num_warps)
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
     """Runs a CUDA binary tool: Triton ships those that a toolkit may lack."""
     import triton
 
@@ -114,30 +184,31 @@ def nvcc() -> str | None:
     return next((str(path) for path in found if path.exists()), shutil.which("nvcc"))
 
 
-def _compile_cuda(package: str, _: int, arch: str) -> list[Row]:
+def cuda_binaries(package: str, arch: str) -> Iterator[Binary]:
+    """All CUDA kernels of an op."""
     source = SOURCES / package / "kernel.cu"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
         command = [str(nvcc()), "-cubin", f"-arch={arch}", "-O3", "-std=c++17", "-Xptxas", "-v", f"-I{SOURCES}"]
-        done = subprocess.run([*command, str(source), "-o", str(cubin)], capture_output=True, text=True)
+        command += ["--keep", "--keep-dir", folder, str(source), "-o", str(cubin)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{source}: nvcc failed for {arch}:\n{done.stderr}")
-        code = re.split(r"\n\s*Function : ", _tool("cuobjdump", "-sass", str(cubin)))[1:]
-    matrix = {text.split(None, 1)[0]: len(MATRIX.findall(text)) for text in code}
-    rows = []
+        sections = re.split(r"\n//-+ \.text\.", tool("nvdisasm", "-c", str(cubin)))[1:]
+        ptx = Path(folder, "kernel.ptx").read_text()
+    sass = {text.split(None, 1)[0]: text for text in sections}
     for block in re.split(r"Compiling entry function '", done.stderr)[1:]:
         name = block.split("'", 1)[0]
         patterns = (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes spill stores")
-        registers, shared, spilled = (int(n[1]) if n else 0 for n in (re.search(p, block) for p in patterns))
-        kernel, *parameters = _demangled(name).split("<", 1)
-        tensor_cores = matrix.get(name, 0)
-        configuration = "".join(parameters).rstrip(">")
-        # wants_matrix: a kernel with tensor-core instructions in its budget is meant to have them
-        rows.append(Row(kernel, "cuda", configuration, arch, registers, shared, spilled, tensor_cores, False))
-    return rows
+        counts = (int(n[1]) if n else 0 for n in (re.search(p, block) for p in patterns))
+        threads = re.search(rf"\.entry {re.escape(name)}\([^)]*\)\s*\.maxntid (\d+)", ptx)
+        kernel, *parameters = demangled(name).split("<", 1)
+        label = "".join(parameters).rstrip(">")
+        most = int(threads[1]) if threads else 1024
+        yield Binary(kernel, "cuda", label, arch, name, ptx, sass[name], *counts, threads=most)
 
 
-def _demangled(name: str) -> str:
+def demangled(name: str) -> str:
     """The kernel's name with its template arguments, without namespaces and parameters."""
     text = subprocess.run(["c++filt", name], capture_output=True, text=True, check=True).stdout.strip()
     text = re.sub(r"\(anonymous namespace\)::|fgaseg::|^void ", "", text)
@@ -149,20 +220,21 @@ def _demangled(name: str) -> str:
     return text
 
 
-def _job(kind: str, package: str, index: int, arch: str) -> list[Row]:
-    return [_compile_triton(package, index, arch)] if kind == "triton" else _compile_cuda(package, index, arch)
+def _job(backend: str, name: str, everything: bool, arch: str) -> list[Row]:
+    """The rows of a Triton kernel, or of an op's CUDA kernels."""
+    if backend == "cuda":
+        return [binary.row() for binary in cuda_binaries(name, arch)]
+    mine = [one for one in launched(everything) if one.launch.kernel.__name__ == name]
+    return [triton_binary(one, arch).row(one.launch.programs, one.matrix) for one in mine]
 
 
-def measure(arches: list[str]) -> Iterator[Row]:
-    """Compiles everything, with one process per core, and yields the rows with their verdicts."""
-    jobs = [
-        ("triton", package, index, arch)
-        for package in packages_with_triton()
-        for index in range(len(_configurations(package)))
-        for arch in arches
-    ]
+def measure(arches: list[str], everything: bool) -> Iterator[Row]:
+    """Compiles, with one process per core, and yields the rows with their verdicts."""
+    kernels = sorted({one.launch.kernel.__name__ for one in launched(everything)})
+    jobs = [("triton", name, everything, arch) for name in kernels for arch in arches]
     if not why_no_cuda():
-        jobs += [("cuda", path.parent.name, 0, arch) for path in sorted(SOURCES.glob("*/kernel.cu")) for arch in arches]
+        ops = [path.parent.name for path in sorted(SOURCES.glob("*/kernel.cu"))]
+        jobs += [("cuda", name, everything, arch) for name in ops for arch in arches]
     budgets = read_budget()
     with ProcessPoolExecutor() as pool:
         for rows in pool.map(_job, *zip(*jobs, strict=True)):
@@ -177,38 +249,44 @@ def read_budget() -> dict[tuple[str, ...], dict[str, str]]:
 
 
 def judge(row: Row, budgets: dict[tuple[str, ...], dict[str, str]]) -> Row:
-    """The row with its budget and its verdict: "ok", or everything that is wrong with it."""
+    """The row with its verdict: "ok", or everything that is wrong with it."""
     budget = budgets.get((row.kernel, row.backend, row.configuration, row.arch))
     if budget is None:
         return replace(row, verdict="no budget (--accept writes one)")
-    limits = {name: int(budget[name]) for name in ("registers", "shared", "spilled")}
-    wrong = [f"{name} {getattr(row, name)} > {limit}" for name, limit in limits.items() if getattr(row, name) > limit]
+    limits = {name: int(budget[name]) for name in (*AT_MOST, *AT_LEAST)}
+    wrong = [f"{name} {getattr(row, name)} > {limits[name]}" for name in AT_MOST if getattr(row, name) > limits[name]]
+    wrong += [f"{name} {getattr(row, name)} < {limits[name]}" for name in AT_LEAST if getattr(row, name) < limits[name]]
     if row.shared > SHARED.get(row.arch, 0):
         wrong.append(f"shared memory above the {SHARED[row.arch]} bytes of {row.arch}")
     if row.spilled and not budget["note"]:
         wrong.append(f"spills {row.spilled} bytes and no note says why")
-    if not row.matrix and (row.wants_matrix or int(budget["matrix"])):
-        wrong.append("no tensor-core instructions")
-    return replace(row, budget="/".join(map(str, limits.values())), verdict="; ".join(wrong) or "ok")
+    if row.wants_matrix and not row.matrix:
+        wrong.append("no matrix instructions")
+    return replace(row, verdict="; ".join(wrong) or "ok")
 
 
 def accept(rows: list[Row]) -> None:
-    """Writes the measured figures as the budget, registers rounded up to the 8 in which the GPU allocates them."""
-    old = read_budget()
+    """Writes the measured figures as the budget: registers rounded up to the 8 in which the GPU allocates them, loops
+    with 5 % more, which another version of the compiler may take; the others as they are. Other rows stay."""
+    budgets = read_budget()
+    for row in rows:
+        key = (row.kernel, row.backend, row.configuration, row.arch)
+        note = budgets.get(key, {}).get("note", "") if row.spilled else ""
+        limits = {name: str(getattr(row, name)) for name in (*AT_MOST, *AT_LEAST)}
+        limits |= {"registers": str(-(-row.registers // 8) * 8), "loop": str(row.loop * 105 // 100)}
+        budgets[key] = dict(zip(KEY, key, strict=True)) | limits | {"note": note}
     partial = BUDGET.with_suffix(".tmp")
     with open(partial, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*KEY, "registers", "shared", "spilled", "matrix", "note"])
-        for row in sorted(rows, key=lambda r: (r.backend, r.kernel, r.configuration, len(r.arch), r.arch)):
-            key = (row.kernel, row.backend, row.configuration, row.arch)
-            note = old.get(key, {}).get("note", "") if row.spilled else ""
-            writer.writerow([*key, -(-row.registers // 8) * 8, row.shared, row.spilled, row.matrix, note])
+        writer = csv.DictWriter(file, [*KEY, *AT_MOST, *AT_LEAST, "note"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(budgets[k] for k in sorted(budgets, key=lambda k: (k[1], k[0], k[2], len(k[3]), k[3])))
     partial.replace(BUDGET)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fgaseg.kernels.aot", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=list(ARCHES), choices=ARCHES)
+    parser.add_argument("--all", action="store_true", help="every dtype, and strides that need 64 bits")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--accept", action="store_true", help="write the measured figures as the new budget")
     options = parser.parse_args(arguments)
@@ -221,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(stderr=True)
     if why := why_no_cuda():
         console.print(f"the CUDA C++ kernels are left out: {why}")
-    rows = list(track(measure(options.arch), "compiling", console=console, total=None))
+    rows = list(track(measure(options.arch, options.all), "compiling", console=console, total=None))
     if options.accept:
         accept(rows)
         rows = [judge(row, read_budget()) for row in rows]
@@ -229,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
         json.dump([asdict(row) for row in rows], sys.stdout, indent=1)
         print()
     else:
-        columns = ("kernel", "backend", "configuration", "arch", "registers", "shared", "spilled", "matrix", "budget")
+        columns = (*KEY, *AT_MOST, *AT_LEAST, "waves")
         table = Table(*columns, "verdict")
         for row in rows:
             table.add_row(*(str(getattr(row, name)) for name in columns), row.verdict)
