@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/shim_machine.h"
+#include "common/shim_record.h"
 
 #define __global__
 #define __device__
@@ -150,6 +151,11 @@ template <class... Parameters, class... Arguments>
 int start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void*, Arguments... arguments) {
   using namespace shim;
   const std::lock_guard lock(machine.mutex);
+  if (const char* file = std::getenv("FGASEG_SHIM_RECORD")) {  // nothing is run
+    const auto address = reinterpret_cast<const void*>(kernel);
+    const bool written = record(file, address, grid, block, shared_bytes, Parameters(arguments)...);
+    return written ? cudaSuccess : cudaErrorInvalidValue;
+  }
   const int threads = int(block.x * block.y * block.z);
   if (threads < 1 || threads > 1024 || threads % WARP) return cudaErrorInvalidConfiguration;
   if (shared_bytes > MOST_SHARED) return cudaErrorInvalidValue;
