@@ -9,9 +9,9 @@ gets the most blocks:
 
 The sum over the launches, plus LAUNCH for each of them and for each of PyTorch's kernels between them, whose bytes
 count too. Bytes are those of the tensors that a launch is given, each once. Instructions are those of the block in the
-middle of the grid: its loops run as often as the launch's arguments say, everything outside of loops once
-(kernels/_ptx.py, _sass.py). Left out are latency, the second-level cache's bandwidth and bank conflicts: a real time is
-longer.
+middle of the grid: its loops run as often as the launch's arguments say, everything outside of loops once, and what it
+branches around is left out in proportion (kernels/_ptx.py, _sass.py). Left out are latency, the second-level cache's
+bandwidth and bank conflicts: a real time is longer.
 
 The floor has the bytes and operations that an op cannot avoid, and no launch. `measured_us` is filled from a table that
 benchmarks/gpu.sh wrote.
@@ -49,7 +49,7 @@ LAUNCH = 2e-6  # seconds from the end of a kernel to the work of the next one in
 ISSUED = 4  # warp instructions a multiprocessor issues in a clock: one by each scheduler (H100 white paper)
 # Operations a multiprocessor does in a clock on 16-bit matrices: 989 TFLOP/s are 132 of them at 1.83 GHz (data sheet).
 MATRIX = 4096
-MMA_SYNC = 0.63  # of that rate for mma.sync on Hopper (Luo et al., arXiv:2402.13499, table VIII: 62.9 %)
+MMA_SYNC = 0.63  # of that rate for mma.sync on Hopper (Luo et al., arXiv:2402.13499)
 
 
 @dataclass(frozen=True)
@@ -145,12 +145,9 @@ def _held(tensors: dict[int, bytes], address: int, width: int) -> int | None:
 
 def _bytes_of(tensors: Iterable[Any]) -> float:
     """An expanded dimension counts once, and so does a tensor that is given twice."""
-    each = {}
-    for x in tensors:
-        if isinstance(x, torch.Tensor):
-            elements = math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
-            each[x.untyped_storage()._cdata, x.storage_offset()] = elements * x.element_size()
-    return float(sum(each.values()))
+    each = {id(x): x for x in tensors if isinstance(x, torch.Tensor)}.values()
+    elements = (math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride) for x in each)
+    return float(sum(n * x.element_size() for n, x in zip(elements, each, strict=True)))
 
 
 def of_cuda(call: Call) -> tuple[list[Launched], list[tuple[float, float]]]:
