@@ -43,7 +43,7 @@ def form(provider: str, shape: Sequences):
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU PyTorch's own attention runs")
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("provider", providers())
+@pytest.mark.parametrize("provider", providers("attention"))
 def test_attention(measure, new, shape, provider):
     sizes = SHAPES[shape]
     inputs = list(new(3, sizes.b, sizes.length, sizes.heads * 64))

@@ -16,7 +16,7 @@ def form(provider: str, k: int, norm: str):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("norm", ["taps", "channels"])
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", providers("auto"))
+@pytest.mark.parametrize("provider", providers("kernel_softmax", "auto"))
 def test_kernel_softmax(measure, new, shape, norm, gradient, provider):
     b, c, t, _, _, k = SHAPES[shape]
     logits = new(b, t, c * k * k)

@@ -11,6 +11,8 @@ from shapes import SHAPES, providers
 from fgaseg.kernels import lcs_conv, lcs_conv_from_text
 from fgaseg.kernels.lcs_conv_from_text.reference import lcs_conv_from_text_reference
 
+PROVIDERS = providers("lcs_conv_from_text", "auto", "linear, then lcs_conv", "linear, then loop of conv2d")
+
 
 def form(provider: str, k: int):
     def two_steps(texts, weight, bias, pixels):
@@ -28,7 +30,7 @@ def form(provider: str, k: int):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", providers("auto", "linear, then lcs_conv", "linear, then loop of conv2d"))
+@pytest.mark.parametrize("provider", PROVIDERS)
 def test_lcs_conv_from_text(measure, new, shape, gradient, provider):
     b, c, t, h, w, k = SHAPES[shape]
     texts, pixels = (F.normalize(x, dim=d) for x, d in ((new(b, t, c), 2), (new(b, c, h, w), 1)))

@@ -48,7 +48,7 @@ def form(provider: str, shape: Layer):
 @pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU it is PyTorch's own product")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("gradient", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("provider", [p for p in providers("layers") if p not in ("triton", "cuda", "reference")])
+@pytest.mark.parametrize("provider", [p for p in providers("linear", "layers") if p != "reference"])
 def test_linear(measure, new, shape, gradient, provider):
     layer = SHAPES[shape]
     m, k, n = layer[:3]

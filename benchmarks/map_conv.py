@@ -6,7 +6,7 @@ from shapes import providers
 from fgaseg.kernels import embed_maps, score_maps
 from fgaseg.kernels.map_conv.reference import embed_maps_reference, score_maps_reference
 
-PROVIDERS = [p for p in providers() if p not in ("triton", "cuda")]
+PROVIDERS = providers("map_conv")
 SHAPES = {f"R={r}": r for r in (1, 8, 150)}
 
 

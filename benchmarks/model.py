@@ -1,14 +1,19 @@
 """The whole model: its plain form, the accelerated one, and options of it, stage by stage, over vocabulary sizes.
 
     python benchmarks/model.py --csv FILE [--classes 20,150] [--batch 1,4] [--forms plain,accelerated] [--passes text]
+    python benchmarks/model.py --csv FILE --check
 
 `fgaseg bench model` runs it and prints one table. ViT-B/16 with random weights in the released preset, 384×384 pixels.
 Passes: "inference" goes from pixels to labels at 480×640 with the vocabulary already embedded; "windows" does so for a
 photo of 640×640 in five views; "text" embeds the vocabulary; "training" is one step, forward and backward, including
 the text tower. Forms: "fast" prunes to every pixel's best class, with nine of ten classes unlike the image; "uncapped"
-computes all classes, not only the 256 strongest, and "budget" does the same within 100 MB of class maps. Rows are
-written as they are measured. A run that needs more memory than is available gets a row with the memory that it would
-need instead of a time.
+computes all classes, not only the 256 strongest, and "budget" does the same within 100 MB of class maps; "compiled" is
+the accelerated head and "compiled plain" the plain form, by torch.compile. Rows are written as they are measured. A run
+that needs more memory than is available gets a row with the memory that it would need instead of a time.
+
+--check compares the logits with the plain form's in float32 instead, and on a GPU prints the kernels that took longest.
+Its exit status is 1 if the model in float32 is off by more than 1e-3 of the largest logit, or in bfloat16 by more than
+three times what the plain form is off in bfloat16. FGASEG_DRY_RUN=1 takes a small encoder.
 """
 
 import argparse
@@ -23,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from machine import machine, peak
 from rich.progress import Progress
-from shapes import DEVICE
+from shapes import DEVICE, DRY
 from torch import Tensor
 
 import fgaseg
@@ -35,10 +40,14 @@ from fgaseg.training.losses import segmentation_losses
 from fgaseg.vocabulary import Vocabulary
 
 SIZE, PHOTO = 384, (480, 640)
-ENCODER = {"name": "ViT-B-16-quickgelu", "pretrained": None}
+ENCODER: dict[str, Any] = {"name": "ViT-B-16-quickgelu", "pretrained": None}
+if DRY:
+    VISION = {"image_size": 32, "layers": 3, "width": 64, "patch_size": 16, "head_width": 64}
+    TEXT = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2}
+    ENCODER = {"name": "small", "architecture": {"embed_dim": 64, "vision_cfg": VISION, "text_cfg": TEXT}}
 CLASSES = (20, 150, 171, 459, 847, 2000, 10_000)
 FORMS = {
-    "inference": ("plain", "accelerated", "bfloat16", "compiled", "fast", "uncapped", "budget"),
+    "inference": ("plain", "accelerated", "bfloat16", "compiled", "compiled plain", "fast", "uncapped", "budget"),
     "windows": ("plain", "accelerated", "uncapped", "budget"),
     "text": ("plain", "accelerated", "bfloat16"),
     "training": ("plain", "accelerated", "checkpointing", "bfloat16"),
@@ -66,6 +75,7 @@ class Bench:
         self.encoder = encoder
         self.model = self.build()
         self.variants: dict[str, fgaseg.FGASeg] = {}
+        self.compiled_plain = torch.compile(plain.forward, backend="eager" if DRY else "inductor")
 
     def build(self, **switches: Any) -> fgaseg.FGASeg:
         model = fgaseg.FGASeg(fgaseg.ModelConfig(preset="released", encoder=self.encoder, **switches))
@@ -112,8 +122,9 @@ class Bench:
 
     @torch.inference_mode()
     def infer(self, form: str, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
-        if form == "plain":
-            logits = plain.forward(self.model, pixels, vocabulary.embeddings)
+        if form in ("plain", "compiled plain"):
+            forward = plain.forward if form == "plain" else self.compiled_plain
+            logits = forward(self.model, pixels, vocabulary.embeddings)
             return torch.stack([plain.labels(one[None], PHOTO) for one in logits])
         with self.precision(form):
             return segment.label(self.variant(form), pixels, vocabulary, PHOTO)[0]
@@ -177,7 +188,7 @@ def needed_bytes(passed: str, form: str, classes: int, batch: int) -> float:
     The factors are the peaks measured in benchmarks/results/model_cpu.csv, rounded up. Without gradients the
     accelerated forms need little, whatever T.
     """
-    literal = form == "plain"
+    literal = form in ("plain", "compiled plain")
     rows = batch * (max(min(classes, 256), 256 if literal and passed != "training" else 0))
     if form in ("uncapped", "budget"):
         rows = batch * classes
@@ -197,8 +208,10 @@ def available_bytes() -> float:
         return next(1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
-def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> list[dict[str, Any]]:
-    """One row for the whole pass and one for every stage of it."""
+def measure(
+    bench: Bench, passed: str, form: str, classes: int, batch: int, longest: float = SECONDS
+) -> list[dict[str, Any]]:
+    """One row for the whole pass and one for every stage of it; no new round begins after ``longest`` seconds."""
     what = {"pass": passed, "form": form, "classes": classes, "batch": batch}
     needed = needed_bytes(passed, form, classes, batch)
     if needed > 0.9 * available_bytes():
@@ -207,9 +220,9 @@ def measure(bench: Bench, passed: str, form: str, classes: int, batch: int) -> l
     begin = time.perf_counter()
     memory = peak(step)  # also the warm-up, and the only round of very long runs
     times, stages = [time.perf_counter() - begin], dict[str, float]()
-    if times[0] < 5 * SECONDS:
+    if times[0] < 5 * longest or "compiled" in form:
         times = []
-    while len(times) < ROUNDS and sum(times) < SECONDS:
+    while not times or (len(times) < ROUNDS and sum(times) < longest):
         now = stage_seconds(step, DEVICE)
         times.append(sum(now.values()))
         if times[-1] == min(times):
@@ -225,6 +238,48 @@ def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) 
     return float((step() != bench.step("inference", "accelerated", classes, batch)()).float().mean())
 
 
+@torch.inference_mode()
+def check(bench: Bench, classes: int) -> list[dict[str, Any]]:
+    """One row per form: its error against the plain form in float32, and the share of cells whose label differs."""
+    torch.backends.cudnn.allow_tf32 = False  # matrix products do not use it unless they are told to
+    pixels, vocabulary = bench.inputs(classes, 1)
+    forms: dict[str, Callable[[], Tensor]] = {
+        "plain": lambda: plain.forward(bench.model, pixels, vocabulary.embeddings),
+        "accelerated": lambda: bench.model(pixels, vocabulary).logits,
+    }
+    exact, rows = forms["plain"](), []
+    for precision in ("float32", "bfloat16"):
+        for form, run in forms.items():
+            with bench.precision(precision):
+                logits = run().float()
+            error = float((logits - exact).abs().max() / exact.abs().max())
+            labels = float((logits.argmax(1) != exact.argmax(1)).float().mean())
+            row = {"pass": "check", "form": f"{form} {precision}", "classes": classes, "batch": 1}
+            rows.append(row | {"error": f"{error:.2e}", "labels_changed": f"{labels:.2e}"})
+    return rows
+
+
+def wrong(rows: list[dict[str, Any]]) -> str:
+    """What is not right in the rows of ``check``, or ""."""
+    errors = {row["form"]: float(row["error"]) for row in rows}
+    limits = {"accelerated float32": 1e-3, "accelerated bfloat16": 3 * errors["plain bfloat16"] + 1e-3}
+    return "; ".join(
+        f"{f}: error {errors[f]:.1e} > {limit:.1e}" for f, limit in limits.items() if not errors[f] <= limit
+    )
+
+
+def print_kernels(bench: Bench, classes: int) -> None:
+    """The kernels of one view in bfloat16 by their time, and how many were launched."""
+    step = bench.step("inference", "bfloat16", classes, 1)
+    step()
+    with torch.profiler.profile(activities=list(torch.profiler.supported_activities())) as profile:
+        step()
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    print(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=25, max_name_column_width=60))
+    print(f"{len(kernels)} kernels and copies in one view with {classes} classes")
+
+
 def plan(options: argparse.Namespace) -> list[tuple[str, str, int, int]]:
     """(pass, form, classes, batch) of every measurement."""
     out = []
@@ -236,7 +291,7 @@ def plan(options: argparse.Namespace) -> list[tuple[str, str, int, int]]:
     return out
 
 
-def main() -> None:
+def main() -> int:
     def several(of: type) -> Callable[[str], list]:
         return lambda text: [of(part) for part in text.split(",")]
 
@@ -246,20 +301,37 @@ def main() -> None:
     parser.add_argument("--batch", type=several(int), default=[1, 4])
     parser.add_argument("--forms", type=several(str), default=[])
     parser.add_argument("--passes", type=several(str), default=list(FORMS))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no new round of a form begins")
+    parser.add_argument("--check", action="store_true", help="compare with the plain form instead of timing")
     options = parser.parse_args()
     bench, todo = Bench(), plan(options)
-    fields = ["pass", "form", "classes", "batch", "stage", "seconds", "peak_mb", "needed_gb", "rounds",
+    fields = ["pass", "form", "classes", "batch", "stage", "seconds", "peak_mb", "needed_gb", "rounds", "error",
               "labels_changed", *machine()]  # fmt: skip
     options.csv.parent.mkdir(parents=True, exist_ok=True)
     with open(options.csv, "w", newline="") as file, Progress(transient=True) as progress:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
+        if options.check:
+            return checked(bench, writer)
         task = progress.add_task("", total=len(todo))
         for one in todo:
             progress.update(task, description=" ".join(map(str, one)))
-            writer.writerows(row | machine() for row in measure(bench, *one))
+            writer.writerows(row | machine() for row in measure(bench, *one, longest=options.seconds))
             file.flush()
             progress.advance(task)
+    return 0
+
+
+def checked(bench: Bench, writer: csv.DictWriter) -> int:
+    classes = 10 if DRY else 150
+    rows = check(bench, classes)
+    writer.writerows(row | machine() for row in rows)
+    for row in rows:
+        print(f"{row['form']:<24} error {row['error']}   labels changed {row['labels_changed']}")
+    if DEVICE == "cuda":
+        print_kernels(bench, classes)
+    print(wrong(rows) or "the model agrees with its plain form")
+    return 1 if wrong(rows) else 0
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("provider", [p for p in providers() if p not in ("triton", "cuda")])
+@pytest.mark.parametrize("provider", providers("up_stage"))
 def test_up_stage(measure, new, shape, provider):
     r, h, c, p, n = SHAPES[shape]
     sizes = [(c, p, 2, 2), (p,), (n, p, 3, 3), (n,), (n,), (n, n, 3, 3), (n,), (n,)]

@@ -13,7 +13,7 @@ from fgaseg.kernels import upsample_argmax, upsample_argmax_windows
 from fgaseg.kernels.upsample_argmax.reference import averaged_scores, upsample_argmax_reference
 
 SIZE = (480, 640)
-CLASSES = {f"T={t}": t for t in (20, 150, 847, 2000)}  # maps of 96x96, those of a view of 384x384
+CLASSES = {"small": 2} | {f"T={t}": t for t in (20, 150, 847, 2000)}  # maps of 96x96, those of a view of 384x384
 WINDOW, STRIDE = 384, 256  # the released evaluation's: four crops of a frame of 640x640
 SCORES = 2**25  # the scores that the chunked form upsamples at once
 
@@ -46,7 +46,7 @@ def form(provider: str):
 
 
 @pytest.mark.parametrize("shape", CLASSES)
-@pytest.mark.parametrize("provider", providers("full size", "chunked"))
+@pytest.mark.parametrize("provider", providers("upsample_argmax", "full size", "chunked"))
 def test_upsample_argmax(measure, new, shape, provider):
     maps, pixels = new(1, CLASSES[shape], 96, 96), SIZE[0] * SIZE[1]
     nbytes = maps.numel() * maps.element_size() + 12 * pixels
@@ -59,7 +59,7 @@ def test_upsample_argmax(measure, new, shape, provider):
 
 
 @pytest.mark.parametrize("shape", CLASSES)
-@pytest.mark.parametrize("provider", [name for name in providers("chunked") if name != "torch.compile"])
+@pytest.mark.parametrize("provider", [p for p in providers("upsample_argmax", "chunked") if p != "torch.compile"])
 def test_upsample_argmax_windows(measure, new, shape, provider):
     classes = CLASSES[shape]
     views = new(1, 5, classes, 96, 96)  # `measure` takes the first dimension for the batch
