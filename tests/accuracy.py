@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from shim import emulate_cuda
+from interpreter import truncate_tf32
+from shim import emulate_cuda, guarded
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -14,6 +15,8 @@ from fgaseg.kernels._library import emulated, unavailable
 
 if not torch.cuda.is_available():
     unavailable["cuda"] = emulate_cuda()
+if "triton" in emulated:
+    truncate_tf32()
 
 NAMES = ["cpp", "triton", "cuda"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -56,7 +59,7 @@ def device_of(backend: str):
     before, random.dtype = random.dtype, torch.float64 if backend in ("cpp", "reference") else torch.float32
     torch.use_deterministic_algorithms(True, warn_only=True)  # this is what fills torch.empty with NaN
     try:
-        with torch.device("cuda" if on_gpu else "cpu"):
+        with torch.device("cuda" if on_gpu else "cpu"), guarded():
             yield
     finally:
         torch.use_deterministic_algorithms(False)
@@ -72,13 +75,19 @@ random.dtype = torch.float64  # type: ignore[attr-defined]
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The values of x in another memory layout ("expanded": every image is the first), as a new leaf."""
+    """The values of x in another memory layout, as a new leaf.
+
+    "sliced": the last dimension is part of a longer one, from its second element on; "expanded": every image is the
+    first, which begins at the second element of its memory. So both are aligned to one element only.
+    """
     if layout == "sliced":
-        x = torch.cat([x, torch.full_like(x, torch.nan)], -1)[..., : x.shape[-1]]
+        nan = torch.full_like(x, torch.nan)
+        x = torch.cat([nan[..., :1], x, nan], -1)[..., 1 : 1 + x.shape[-1]]
     elif layout == "transposed":
         x = x.transpose(0, -1).contiguous().transpose(0, -1)
     elif layout == "expanded":
-        x = x[:1].expand_as(x)
+        one = x[:1].reshape(-1)
+        x = torch.cat([one.new_full((1,), torch.nan), one])[1:].view(x[:1].shape).expand_as(x)
     return x.detach().requires_grad_(x.is_floating_point())
 
 

@@ -49,26 +49,12 @@ enum cudaError_t {
 };
 
 #define FGASEG_DEVICE inline
-#define FGASEG_SHARED(name, ...) auto& name = fgaseg::shim::shared<__VA_ARGS__, decltype([] {})>()
-#define FGASEG_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(fgaseg::shim::machine.dynamic())
+#define FGASEG_SHARED(name, ...) auto& name = fgaseg::shim::shared<__VA_ARGS__, decltype([] {})>(#name)
+#define FGASEG_DYNAMIC_SHARED(type, name) type* const name = reinterpret_cast<type*>(fgaseg::shim::machine.shared)
 #define FGASEG_CHECK(condition, what) \
   if (!(condition)) fgaseg::shim::fail(what, std::source_location::current())
 
 namespace fgaseg::shim {
-
-template <int COUNT, bool TRANSPOSED>
-void load_matrices(uint32_t (&r)[COUNT], const void* row, const Location& location) {
-  if (lane() < 8 * COUNT && (reinterpret_cast<uintptr_t>(row) % 16 || !is_shared(row)))
-    fail("ldmatrix needs rows in shared memory, aligned to 16 bytes", location);
-  const Slot* slots = show(row, location);
-  const auto element = [&](int matrix, int i, int j) {
-    return uint32_t(shown<const uint16_t*>(slots[8 * matrix + i])[j]);
-  };
-  const int g = lane() / 4, q = lane() % 4;
-  for (int i = 0; i < COUNT; ++i)
-    r[i] = TRANSPOSED ? element(i, 2 * q, g) | element(i, 2 * q + 1, g) << 16
-                      : element(i, g, 2 * q) | element(i, g, 2 * q + 1) << 16;
-}
 
 inline float half_to_float(uint16_t bits) { return float(std::bit_cast<_Float16>(bits)); }
 inline uint16_t float_to_half(float x) { return std::bit_cast<uint16_t>(_Float16(x)); }
@@ -82,11 +68,11 @@ inline uint16_t float_to_bfloat16(float x) {
 }  // namespace fgaseg::shim
 
 inline void __syncthreads(fgaseg::shim::Location location = fgaseg::shim::Location::current()) {
-  fgaseg::shim::wait(fgaseg::shim::State::at_block_barrier, location);
+  fgaseg::shim::wait(fgaseg::shim::State::at_block_barrier, location, true);
 }
 inline void __syncwarp(unsigned mask = ~0u, fgaseg::shim::Location location = fgaseg::shim::Location::current()) {
   fgaseg::shim::check_warp(mask, location);
-  fgaseg::shim::wait(fgaseg::shim::State::at_warp_barrier, location);
+  fgaseg::shim::wait(fgaseg::shim::State::at_warp_barrier, location, true);
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32,
@@ -112,17 +98,17 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32,
 inline unsigned __ballot_sync(unsigned mask, int predicate,
                               fgaseg::shim::Location location = fgaseg::shim::Location::current()) {
   fgaseg::shim::check_warp(mask, location);
-  const fgaseg::shim::Slot* slots = fgaseg::shim::show(predicate, location);
+  const fgaseg::shim::Slot* slots = fgaseg::shim::show(&predicate, sizeof predicate, location);
   unsigned votes = 0;
   for (int i = 0; i < 32; ++i) votes |= unsigned(fgaseg::shim::shown<int>(slots[i]) != 0) << i;
   return votes;
 }
 
 // Integers only: sums of floats in varying order would not be reproducible.
-inline int atomicOr(int* to, int bits) { return std::exchange(*to, *to | bits); }
-inline unsigned atomicOr(unsigned* to, unsigned bits) { return std::exchange(*to, *to | bits); }
-inline int atomicAdd(int* to, int value) { return std::exchange(*to, *to + value); }
-inline int atomicMax(int* to, int value) { return std::exchange(*to, std::max(*to, value)); }
+int atomicOr(int* to, int bits);
+unsigned atomicOr(unsigned* to, unsigned bits);
+int atomicAdd(int* to, int value);
+int atomicMax(int* to, int value);
 
 template <class T>
 T __ldg(const T* from) {
@@ -141,7 +127,7 @@ using std::max;
 using std::min;
 
 extern "C" __attribute__((weak)) const char* fgaseg_error_text(int code) {
-  if (code == cudaErrorLaunchFailure) return fgaseg::shim::machine.failure.c_str();
+  if (code == cudaErrorLaunchFailure) return fgaseg::shim::machine.last_failure.c_str();
   return code == cudaErrorInvalidConfiguration ? "invalid configuration" : "invalid value";
 }
 
@@ -156,64 +142,34 @@ int start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_by
     const bool written = record(file, address, grid, block, shared_bytes, Parameters(arguments)...);
     return written ? cudaSuccess : cudaErrorInvalidValue;
   }
-  const int threads = int(block.x * block.y * block.z);
+  const unsigned threads = block.x * block.y * block.z;
   if (threads < 1 || threads > 1024 || threads % WARP) return cudaErrorInvalidConfiguration;
   if (shared_bytes > MOST_SHARED) return cudaErrorInvalidValue;
-  const char* order = std::getenv("FGASEG_SHIM_ORDER");
-  machine.descending = order && std::string(order) == "descending";
   machine.kernel = [=] { kernel(arguments...); };
-  machine.failure.clear();
-  if (machine.threads.size() < size_t(threads)) machine.threads.resize(threads);
-  machine.warps.assign(threads / WARP, {});
-  machine.dynamic_memory.resize(std::max(machine.dynamic_memory.size(), shared_bytes + MARGIN + 128));
-  machine.dynamic_bytes = shared_bytes;
-  gridDim = grid;
-  blockDim = block;
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        spoil_shared();
-        run_block(threads);
-        if (!failed()) check_margins();
-        if (failed()) return cudaErrorLaunchFailure;
-      }
-  return cudaSuccess;
+  return run(grid, block, shared_bytes) ? cudaSuccess : cudaErrorLaunchFailure;
 }
 
 template <int BYTES>
 void copy_async(void* to, const void* from, bool inside = true, shim::Location location = shim::Location::current()) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16);
-  if (reinterpret_cast<uintptr_t>(to) % BYTES || reinterpret_cast<uintptr_t>(from) % BYTES || !shim::is_shared(to))
-    shim::fail("cp.async needs aligned addresses and a target in shared memory", location);
-  std::memset(to, shim::NANS, BYTES);
-  shim::Thread& thread = shim::machine.threads[shim::machine.current];
-  thread.copies.push_back({to, from, BYTES, inside, thread.groups});
+  shim::start_copy(to, from, BYTES, inside, location);
 }
 
 inline void commit_copies() { ++shim::machine.threads[shim::machine.current].groups; }
 
 template <int N>
 void wait_copies() {
-  shim::Thread& thread = shim::machine.threads[shim::machine.current];
-  std::erase_if(thread.copies, [&](const shim::Copy& copy) {
-    if (copy.group >= thread.groups - N) return false;
-    if (copy.inside)
-      std::memcpy(copy.to, copy.from, copy.bytes);
-    else
-      std::memset(copy.to, 0, copy.bytes);
-    return true;
-  });
+  shim::wait_copies(N);
 }
 
 template <int COUNT>
 void load_matrices(uint32_t (&r)[COUNT], const void* row, shim::Location location = shim::Location::current()) {
-  shim::load_matrices<COUNT, false>(r, row, location);
+  shim::load_matrices(r, COUNT, false, row, location);
 }
 template <int COUNT>
 void load_matrices_transposed(uint32_t (&r)[COUNT], const void* row,
                               shim::Location location = shim::Location::current()) {
-  shim::load_matrices<COUNT, true>(r, row, location);
+  shim::load_matrices(r, COUNT, true, row, location);
 }
 
 inline float to_float(float x) { return x; }
@@ -251,24 +207,19 @@ inline float exp2_approximately(float x) { return std::exp2(x); }
 template <class T>
 void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   shim::Location location = shim::Location::current()) {
-  struct Fragments {
-    float2 a[4], b[2];
-  } own;
-  for (int i = 0; i < 4; ++i) own.a[i] = unpack<T>(a[i]);
-  for (int i = 0; i < 2; ++i) own.b[i] = unpack<T>(b[i]);
-  const shim::Slot* slots = shim::show(own, location);
-  const int g = shim::lane() / 4, q = shim::lane() % 4;
-  for (int k = 0; k < 8; ++k) {  // columns 2k and 2k+1 of a are with lane k%4 of each row
-    const auto* left = reinterpret_cast<const Fragments*>(slots[4 * g + k % 4].bytes);
-    for (int column = 0; column < 2; ++column) {
-      const auto* right = reinterpret_cast<const Fragments*>(slots[4 * (2 * q + column) + k % 4].bytes);
-      const float2 y = right->b[k / 4];
-      for (int row = 0; row < 2; ++row) {
-        const float2 x = left->a[k / 4 * 2 + row];
-        d[2 * row + column] += x.x * y.x + x.y * y.y;
-      }
-    }
+  shim::Fragments own;
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = unpack<T>(a[i]);
+    own.a[2 * i] = pair.x;
+    own.a[2 * i + 1] = pair.y;
   }
+  for (int i = 0; i < 2; ++i) {
+    const float2 pair = unpack<T>(b[i]);
+    own.b[2 * i] = pair.x;
+    own.b[2 * i + 1] = pair.y;
+  }
+  const shim::Sums sums = shim::multiply_add({d[0], d[1], d[2], d[3]}, own, location);
+  for (int i = 0; i < 4; ++i) d[i] = sums.d[i];
 }
 
 }  // namespace fgaseg

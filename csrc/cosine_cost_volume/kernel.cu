@@ -217,12 +217,19 @@ struct Vectors {
   int count, length;
 };
 
-// The vector of a thread, its first element, and the distance to its next. ACROSS: for vectors that are adjacent in
-// memory each lane has a vector, whose elements are divided among the warps; else each warp has one.
+// The image and vector of a thread, its first element, and the distance to its next. ACROSS: for vectors that are
+// adjacent in memory each lane has a vector, whose elements are divided among the warps; else each warp has one.
 template <bool ACROSS>
 struct Work {
-  int vector = ACROSS ? blockIdx.x * 32 + lane() : blockIdx.x * PASS_WARPS + warp();
-  int first = ACROSS ? warp() : lane(), step = ACROSS ? PASS_WARPS : 32;
+  static constexpr int VECTORS = ACROSS ? 32 : PASS_WARPS;  // of a block
+  int64_t image;
+  int vector, first = ACROSS ? warp() : lane(), step = ACROSS ? PASS_WARPS : 32;
+
+  FGASEG_DEVICE explicit Work(int count) {  // `count` vectors in an image
+    const unsigned blocks = (count + VECTORS - 1) / VECTORS;
+    image = blockIdx.x / blocks;
+    vector = blockIdx.x % blocks * VECTORS + (ACROSS ? lane() : warp());
+  }
 
   // Sums over all threads of a vector.
   FGASEG_DEVICE float2 total(float x, float y) const {
@@ -248,26 +255,25 @@ struct Work {
 // inverse [B, vectors] = 1 / max(|v|, eps).
 template <class T, bool ACROSS>
 __global__ void __launch_bounds__(PASS_THREADS) inverse_lengths(const Vectors<T> v, float* inverse, float eps) {
-  const Work<ACROSS> work;
+  const Work<ACROSS> work(v.count);
   const bool inside = work.vector < v.count;
-  const int64_t image = blockIdx.y;
-  const T* const elements = v.data + image * v.batch + v.vector(work.vector);
+  const T* const elements = v.data + work.image * v.batch + v.vector(work.vector);
   float squares = 0;
   for (int i = work.first; inside && i < v.length; i += work.step) {
     const float x = to_float(elements[i * v.step]);
     squares = fmaf(x, x, squares);
   }
   squares = work.total(squares, 0).x;
-  if (inside && work.first == 0) inverse[image * v.count + work.vector] = 1 / fmaxf(sqrtf(squares), eps);
+  if (inside && work.first == 0) inverse[work.image * v.count + work.vector] = 1 / fmaxf(sqrtf(squares), eps);
 }
 
 // out = (h - u <u, h>) / |v|, u = v / |v|; h and out are contiguous, and their vectors are columns (ACROSS) or rows.
 template <class T, bool ACROSS>
 __global__ void __launch_bounds__(PASS_THREADS) project(const Vectors<T> v, const float* h, T* out, float eps) {
-  const Work<ACROSS> work;
+  const Work<ACROSS> work(v.count);
   const bool inside = work.vector < v.count;
-  const int64_t image = blockIdx.y, begin = image * v.count * v.length;
-  const T* const elements = v.data + image * v.batch + v.vector(work.vector);
+  const int64_t begin = work.image * v.count * v.length;
+  const T* const elements = v.data + work.image * v.batch + v.vector(work.vector);
   const auto offset = [&](int i) {
     return begin + (ACROSS ? int64_t(i) * v.count + work.vector : int64_t(work.vector) * v.length + i);
   };
@@ -332,12 +338,16 @@ int forward(const void* pixels, const int64_t* pixel_strides, const void* texts,
                              static_cast<T*>(out), axis(n.prompts, n.classes * n.pixels(), n.pixels()), eps, stream);
 }
 
+template <bool ACROSS, class T>
+Grid grid_of(int64_t batch, const Vectors<T>& v) {
+  return {batch * blocks_of(v.count, Work<ACROSS>::VECTORS)};
+}
+
 template <class T>
 int start_inverse(int64_t batch, const Vectors<T>& v, float* inverse, float eps, void* stream) {
   if (v.step == 1)
-    return launch(inverse_lengths<T, false>, {blocks_of(v.count, PASS_WARPS), batch}, PASS_THREADS, 0, stream, v,
-                  inverse, eps);
-  return launch(inverse_lengths<T, true>, {blocks_of(v.count, 32), batch}, PASS_THREADS, 0, stream, v, inverse, eps);
+    return launch(inverse_lengths<T, false>, grid_of<false>(batch, v), PASS_THREADS, 0, stream, v, inverse, eps);
+  return launch(inverse_lengths<T, true>, grid_of<true>(batch, v), PASS_THREADS, 0, stream, v, inverse, eps);
 }
 
 // scratch has B (T*P + H*W) (C + 1) elements.
@@ -362,9 +372,9 @@ int backward(const void* grad, const int64_t* grad_strides, const void* pixels, 
       start_product<false>(n.batch, side(g, s[0], g_text, g_pixel, t.count),
                            side(x.data, x.batch, channels_of(x.step), x.vector, n.channels, x_inverse), x.count, t_grad,
                            channels_of(n.channels), eps, stream),
-      launch(project<T, true>, {blocks_of(x.count, 32), n.batch}, PASS_THREADS, 0, stream, x, x_grad,
+      launch(project<T, true>, grid_of<true>(n.batch, x), PASS_THREADS, 0, stream, x, x_grad,
              static_cast<T*>(pixels_grad), eps),
-      launch(project<T, false>, {blocks_of(t.count, PASS_WARPS), n.batch}, PASS_THREADS, 0, stream, t, t_grad,
+      launch(project<T, false>, grid_of<false>(n.batch, t), PASS_THREADS, 0, stream, t, t_grad,
              static_cast<T*>(texts_grad), eps)};
   for (int code : codes)
     if (code) return code;

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, check_backend, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, backends, check_backend, needs_cpp, random
 from paths import SHARED
 
 from fgaseg.kernels import cosine_cost_volume
@@ -26,6 +26,22 @@ def reference(pixels, texts):
 def test_matches_reference(dtype, layout, backend):
     for sizes in SHAPES + EMPTY:
         check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, inputs(*sizes), dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", backends("triton", "cuda"))
+def test_more_than_one_tile(backend, dtype, monkeypatch):
+    """Texts and pixels beyond a tile, in the larger of Triton's two."""
+    monkeypatch.setattr("fgaseg.kernels.cosine_cost_volume.triton.PROCESSORS", 1)
+    args = inputs(2, 70, 67, 2, 9, 11)
+    check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, dtype, "contiguous")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", backends("cuda"))
+def test_more_images_than_a_grid_is_tall(backend):
+    args = inputs(65537, 2, 1, 1, 1, 1)
+    check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, torch.float32, "contiguous")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

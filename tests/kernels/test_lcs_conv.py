@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import BACKENDS, DTYPES, backend_layouts, check_backend, needs_cpp, random
+from accuracy import BACKENDS, DTYPES, backend_layouts, backends, check_backend, needs_cpp, random
 from paths import SHARED
 
 from fgaseg.kernels import lcs_conv
@@ -11,6 +11,8 @@ from fgaseg.kernels.lcs_conv.reference import lcs_conv_reference
 CLIP_TEXT = SHARED / "data" / "clip_text" / "voc12_single.npy"
 # B, C, T, H, W, K; K larger than the map in the third
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 37, 5, 7, 9, 5), (2, 3, 2, 2, 3, 7), (1, 64, 3, 5, 4, 3), (3, 2, 4, 1, 13, 3)]
+# several tiles of classes, of pixels (576 or 320 at most) and of channels, tiles narrower than the image
+LARGE = [(1, 20, 40, 26, 27, 3), (1, 33, 35, 10, 37, 5), (1, 17, 66, 33, 20, 7), (3, 180, 40, 3, 5, 3)]
 EMPTY = [(0, 3, 2, 4, 5, 3), (2, 0, 2, 4, 5, 3), (2, 3, 0, 4, 5, 3)]
 NORMS = ["taps", "channels", "none"]
 
@@ -43,6 +45,19 @@ def test_is_the_convolution_of_equation_10(backend):
         for z, dz in ((z, dz) for z in range(w) for dz in range(k) if 0 <= z + dz - 1 < w):
             expected[:, :, y, z] += (kernels[..., dy * k + dz] * x[:, None, :, y + dy - 1, z + dz - 1]).sum(2)
     torch.testing.assert_close(lcs_conv(x, logits, bias, k, backend=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", LARGE, ids=str)
+@pytest.mark.parametrize("backend", backends("triton", "cuda"))
+def test_more_than_one_tile(sizes, dtype, backend, monkeypatch):
+    """Blocks of 32 or 64 classes, tiles of pixels, and chunks of kernels: several of each, the last ones partial."""
+    if backend == "triton":  # two images at a time and then one, 32 channels at a time
+        monkeypatch.setattr("fgaseg.kernels.lcs_conv.triton.SCRATCH", 2 * sizes[2] * sizes[5] ** 2 * 32)
+    check_backend(
+        lambda *a: lcs_conv(*a, sizes[5], backend=backend), lambda *a: lcs_conv_reference(*a, sizes[5], "taps"),
+        inputs(*sizes), dtype, "contiguous",
+    )  # fmt: skip
 
 
 @needs_cpp

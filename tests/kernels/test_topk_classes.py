@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, DTYPES, LAYOUTS, backend_layouts, laid_out, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, backend_layouts, laid_out, needs_cpp, random
 from paths import SHARED
 from torch import Tensor
 
@@ -42,6 +42,15 @@ def test_matches_plain_sorting(union, dtype, layout, backend):
         scores = laid_out((4 * random(*sizes)).round().to(dtype), layout)
         for k in (1, 2, 9, 300):
             check_selection(topk_classes(scores, k, union, backend=backend), scores, k, union)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [300, 1100])
+@pytest.mark.parametrize("backend", COMPILED)
+def test_more_classes_than_registers_hold(backend, classes, dtype):
+    scores = (4 * random(2, classes, 2, 3)).round().to(dtype)
+    for k, union in [(3, "image"), (20, "batch"), (40, "image")]:
+        check_selection(topk_classes(scores, k, union, backend=backend), scores, k, union)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
