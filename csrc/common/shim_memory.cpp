@@ -1,8 +1,8 @@
 // Tensors between guard pages, for tests on Linux. While it is switched on, every tensor that PyTorch allocates on the
-// CPU ends where its last page does (or up to 63 bytes before, for alignment), with an inaccessible page before and behind it; the
-// rest of its first page and those bytes are NaN. No address is used twice. An access to a guard page, or to a tensor
-// that was freed, is noted and goes on with NaN, so that one test fails and not the process; in emulated kernels
-// shim_watch.cpp reports it before it happens. Writes to the NaN around a tensor are noted when it is freed.
+// CPU ends where its last page does (or up to 63 bytes before, for alignment), with an inaccessible page before and
+// behind it; the rest of its first page and those bytes are NaN. No address is used twice. An access to a guard page or
+// to a tensor that was freed, is noted and goes on with NaN, so that one test fails and not the process; in emulated
+// kernels shim_watch.cpp reports it before it happens. Writes to the NaN around a tensor are noted when it is freed.
 #include <c10/core/CPUAllocator.h>
 #include <signal.h>
 #include <sys/mman.h>

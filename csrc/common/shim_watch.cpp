@@ -102,8 +102,8 @@ std::string verb(Kind kind) {
 [[noreturn]] void report_race(const void* address, size_t bytes, Kind kind, const void* code, const Buffer* buffer,
                               const Access& others, bool wrote, int thread) {
   const std::string who = thread < 0 ? "another block" : "thread " + text(machine.threads[thread].index);
-  report(address, bytes, kind, code, buffer,
-         "that " + who + (wrote ? " wrote (" : " read (") + place_of(others.code) + ") with no barrier in between");
+  const std::string why = "that " + who + (wrote ? " wrote (" : " read (") + place_of(others.code) + ")";
+  report(address, bytes, kind, code, buffer, why + " with no barrier in between");
 }
 
 }  // namespace
@@ -119,9 +119,10 @@ void saw(const void* address, size_t bytes, Kind kind, const void* code) {
   } else {
     if (!is_guarded(address)) return;
     buffer = buffer_of(address);
-    if (!buffer || byte + bytes > buffer->begin + buffer->bytes)
-      fail(verb(kind) + std::to_string(bytes) + " bytes " + position_of(buffer ? buffer->begin + buffer->bytes : address),
-           place_of(code));
+    if (!buffer || byte + bytes > buffer->begin + buffer->bytes) {
+      const void* const outside = buffer ? buffer->begin + buffer->bytes : address;
+      fail(verb(kind) + std::to_string(bytes) + " bytes " + position_of(outside), place_of(code));
+    }
     if (!buffer->accesses)
       buffer->accesses.reset(static_cast<Accesses*>(std::calloc(buffer->bytes, sizeof(Accesses))));
     accesses = buffer->accesses.get() + (byte - buffer->begin);
@@ -159,8 +160,10 @@ ATOMIC(atomicAdd, int, *to + value)
 ATOMIC(atomicMax, int, std::max(*to, value))
 
 // What tests set and ask, and the sanitizer's functions.
-#define SEEN(name, bytes, kind) \
-  void name(const void* address) { fgaseg::shim::saw(address, bytes, fgaseg::shim::Kind::kind, __builtin_return_address(0)); }
+#define SEEN(name, bytes, kind)                                                                    \
+  void name(const void* address) {                                                                 \
+    fgaseg::shim::saw(address, bytes, fgaseg::shim::Kind::kind, __builtin_return_address(0));      \
+  }
 #define SEEN_BYTES(bytes)                        \
   SEEN(__tsan_read##bytes, bytes, read)          \
   SEEN(__tsan_write##bytes, bytes, write)        \
