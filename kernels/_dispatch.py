@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class Backend:
     """One implementation of an op.
 
     why_not           of a call's arguments: "" if this backend can run the call, else the reason
+    limit             the part of ``why_not`` that depends on more than the tensors' devices and dtypes
     prefer_reference  of a call's arguments: why "auto" gives the call to the reference although this backend could run
                       it, or ""
     native            dtypes that it multiplies as they are where the processor can; it converts all others to float32
@@ -30,10 +31,20 @@ class Backend:
     run: Callable[..., Any]
     prefer_reference: Callable[..., str] = lambda *_: ""
     native: tuple[torch.dtype, ...] = ()
+    limit: Callable[..., str] = lambda *_: ""
+
+
+class _Able(NamedTuple):
+    """Which of an op's backends have no objection to the devices and dtypes of some tensors."""
+
+    of: tuple[Backend, ...]  # the backends that were asked
+    named: dict[str, Backend]
+    auto: tuple[Backend, ...]  # those that "auto" chooses among: on a CPU without emulated ones, which are slow
 
 
 OPS: dict[str, tuple[Backend, ...]] = {}
 _shown: set[str] = set()  # the ops whose fallback warning was shown
+_asked: dict[tuple, _Able] = {}
 
 
 def register(
@@ -54,9 +65,11 @@ def register(
     """
     prefer_reference = prefer_reference or {}
 
+    def limit(name: str) -> Callable[..., str]:
+        return limits.get(name, lambda *_: "")
+
     def why_not(name: str) -> Callable[..., str]:
-        limit = limits.get(name, lambda *_: "")
-        return lambda *args: _why_not(name, args) or limit(*args)
+        return lambda *args: _why_not(name, args) or limit(name)(*args)
 
     compiled = [
         Backend(
@@ -65,6 +78,7 @@ def register(
             overload(op, name),
             prefer_reference.get(name, lambda *_: ""),
             native if name == "cpp" else (),
+            limit(name),
         )
         for name in order
     ]
@@ -136,24 +150,50 @@ def _verdict(backend: Backend, args: tuple) -> str:
 
 def dispatch(op: str, backend: str, *args):
     """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
+    able = able_backends(op, args)
     if backend == "auto":
-        device = tensors(args)[0].device.type
-        # an emulated backend is slow: it runs only where it is asked for by name
-        usable = (b for b in OPS[op] if device != "cpu" or b.name not in emulated)
-        chosen = next(candidate for candidate in usable if not candidate.why_not(*args))
+        chosen = next(candidate for candidate in able.auto if not candidate.limit(*args))
         if chosen.prefer_reference(*args):  # a choice, not a fallback: no warning
-            return OPS[op][-1].run(*args)
-        if len(OPS[op]) > 1 and chosen.name == "reference" and device != "meta":  # on meta nothing is computed
-            reasons = ((b.name, b.why_not(*args)) for b in OPS[op])
+            return able.of[-1].run(*args)
+        if chosen.name == "reference" and len(able.of) > 1 and _to_be_told(op, args):
+            reasons = ((b.name, b.why_not(*args)) for b in able.of)
             warn_fallback(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
         return chosen.run(*args)
-    for candidate in OPS[op]:
+    candidate = able.named.get(backend)
+    if candidate is not None and not candidate.limit(*args):
+        return candidate.run(*args)
+    for candidate in able.of:
         if candidate.name == backend:
             why = candidate.why_not(*args)
-            if why:
-                raise RuntimeError(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
-            return candidate.run(*args)
-    raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in OPS[op])}")
+            raise RuntimeError(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
+    raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in able.of)}")
+
+
+def able_backends(op: str, args: tuple) -> _Able:
+    """Kept for every combination of devices and dtypes: to ask each time takes longer than to launch a kernel."""
+    if torch.compiler.is_compiling():
+        return _ask(op, args)
+    # what was loaded or is emulated, and the backends (``reference_forms``), may change
+    kinds = [(arg.device, arg.dtype) for arg in args if isinstance(arg, Tensor)]
+    key = (op, *kinds, *unavailable.values(), len(emulated))
+    found = _asked.get(key)
+    if found is None or found.of is not OPS[op]:
+        found = _asked[key] = _ask(op, args)
+    return found
+
+
+def _ask(op: str, args: tuple) -> _Able:
+    able = [b for b in OPS[op] if b.name not in unavailable or not _why_not(b.name, args)]
+    on_cpu = tensors(args)[0].device.type == "cpu"
+    auto = (b for b in able if not (on_cpu and b.name in emulated))
+    return _Able(OPS[op], {b.name: b for b in able}, tuple(auto))
+
+
+def _to_be_told(op: str, args: tuple) -> bool:
+    """Whether a fallback is news; on meta nothing is computed. What was told before is not put into words again."""
+    if tensors(args)[0].device.type == "meta":
+        return False
+    return torch.compiler.is_compiling() or op not in _shown or os.environ.get("FGASEG_STRICT") == "1"
 
 
 @torch.compiler.assume_constant_result  # so that torch.compile shows it too, once, while it traces

@@ -33,9 +33,17 @@ def define(op: str, arguments: str, fake: Callable, package: str) -> None:
         LIBRARY.define(name + arguments, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"fgaseg::{name}", fake)
 
+    launcher: Callable | None = None
+
     def launch(*args):
-        with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
-            return getattr(importlib.import_module(".triton", package), op)(*args)
+        nonlocal launcher
+        if launcher is None:
+            launcher = getattr(importlib.import_module(".triton", package), op)
+        device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
+        if device.type == "cpu" or device.index == torch.cuda.current_device():
+            return launcher(*args)
+        with torch.cuda.device(device):
+            return launcher(*args)
 
     for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
         LIBRARY.impl(f"{op}_triton", launch, key)

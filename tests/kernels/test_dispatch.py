@@ -67,6 +67,34 @@ def test_auto_leaves_small_calls_to_the_reference(monkeypatch):
     assert len(ran) == 2
 
 
+def test_a_kind_of_call_is_asked_once(monkeypatch):
+    """Not again in every call, which is as long as a launch; but again after anything that the answer depends on."""
+    asked, why_not = [], _dispatch._why_not
+    monkeypatch.setattr(_dispatch, "_why_not", lambda name, args: asked.append(name) or why_not(name, args))
+    monkeypatch.setattr(_dispatch, "_asked", {})
+    for _ in range(3):
+        kernel_softmax(LOGITS, 3)
+        kernel_softmax(LOGITS, 3, backend="reference")
+    assert asked == ["cpp", "triton", "cuda"]
+    kernel_softmax(LOGITS.half(), 3)
+    assert len(asked) == 6
+    monkeypatch.setitem(_dispatch.unavailable, "cpp", "it was taken away")
+    with pytest.raises(RuntimeError, match="it was taken away"):
+        kernel_softmax(LOGITS, 3, backend="cpp")
+    with _dispatch.reference_forms({}):
+        kernel_softmax(LOGITS, 3)
+        with pytest.raises(ValueError, match="no backend 'cpp'"):
+            kernel_softmax(LOGITS, 3, backend="cpp")
+
+
+def test_what_was_told_is_not_put_into_words_again(without_library, monkeypatch):
+    told = []
+    monkeypatch.setattr(_dispatch, "warn_fallback", lambda op, reasons: told.append(op) or _dispatch._shown.add(op))
+    for _ in range(3):
+        kernel_softmax(LOGITS, 3)
+    assert told == ["kernel_softmax"]
+
+
 def test_explain_names_every_backend():
     pixels = torch.zeros(1, 2, 4, 4, device="meta")
     text = kernels.explain("lcs_conv", pixels, torch.zeros(1, 3, 18), torch.zeros(1, 3), 3)
