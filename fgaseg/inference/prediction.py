@@ -135,7 +135,9 @@ def _final_labels(
     model: Segmenter, vocabulary: Vocabulary, labels: Tensor, scores: Tensor, threshold: float | None
 ) -> Tensor:
     """Equal classes differ by rounding only: the first of them gets the pixel. Then the threshold."""
-    labels = torch.tensor(model.first_of_equals(vocabulary), device=labels.device)[labels]
+    first = model.first_of_equals(vocabulary)
+    if first != list(range(len(first))):
+        labels = torch.tensor(first, device=labels.device)[labels]
     if threshold is None:
         return labels
     nothing = label_names(vocabulary, threshold)[1]

@@ -22,8 +22,10 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
         angle = (torch.arange(1, n + 1, device=device) / (n + 1e-6) * 2 * math.pi)[:, None] / frequency
         return torch.where(torch.arange(half, device=device) % 2 == 0, angle.sin(), angle.cos())
 
-    y = axis(height).T[:, :, None].expand(-1, -1, width)
-    x = axis(width).T[:, None, :].expand(-1, height, -1)
+    down = axis(height)
+    across = down if width == height else axis(width)
+    y = down.T[:, :, None].expand(-1, -1, width)
+    x = across.T[:, None, :].expand(-1, height, -1)
     return torch.cat([y, x])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..data import Bands, ImageSource, ValueRange, read_image
-from ..errors import CheckpointError, EncoderError, TrainingError, VocabularyError
+from ..errors import CheckpointError, EncoderError, TrainingError, UsageError, VocabularyError
 from ..inference import Result, ScoreRule, note_doubts, predict
 from ..threads import adjust_threads
 from ..vocabulary import ClassNames, Vocabulary
@@ -27,6 +27,7 @@ from ..weights import (
     write_weights,
 )
 from ..weights.sources import check_no_path
+from .cuda_graphs import RecordedCalls
 from .encoders import ImageFeatures, build_encoder
 from .head import Head, Output
 from .image_encoder import ImageEncoder
@@ -85,6 +86,7 @@ class FGASeg(nn.Module):
         if channels % config.p2t_heads and config.p2t_layers:
             raise EncoderError(f"p2t_heads: {config.p2t_heads} does not divide the encoder's {channels} channels")
         self.head = Head(config, channels, self.encoder.width)
+        self._recorded: RecordedCalls | None = None
         self.register_buffer("mean", torch.tensor(self.encoder.mean), persistent=False)
         self.register_buffer("std", torch.tensor(self.encoder.std), persistent=False)
 
@@ -133,6 +135,20 @@ class FGASeg(nn.Module):
         self.image_encoder.compile(*args, **kwargs)
         self.head.compile(*args, **kwargs)
 
+    def use_cuda_graphs(self, kept: int = 4) -> None:
+        """Record all that a view launches on a GPU as a CUDA graph, once for every shape and type, and replay it.
+
+        kept  how many graphs are kept, those that were used last; each holds the memory of a view. 0: use none any more
+
+        `stream` and `segment` use them, without gradients: small launches then cost the host next to nothing. The first
+        view of every size and number of prompts takes longer. What waits for the device in the middle runs as before:
+        fast mode, `class_maps_budget`, and windows of more classes than `class_cap`. Results are the same. Raises
+        UsageError for a model on a CPU.
+        """
+        if kept and self.device.type != "cuda":
+            raise UsageError(f"cuda graphs: the model is on {self.device}: move it to a GPU first, model.to('cuda')")
+        self._recorded = RecordedCalls(self._view, self._weights, kept) if kept else None
+
     def encode(self, names: ClassNames, background: str | Sequence[str] | None = None) -> Vocabulary:
         """Class names to a reusable vocabulary, cached until the text tower's weights change.
 
@@ -170,11 +186,34 @@ class FGASeg(nn.Module):
         """
         texts = self._check(pixels, vocabulary)
         adjust_threads()
-        # on a CPU, a batch takes more memory and no less time than its images one by one
         pixels = pixels.to(self.dtype)
-        encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]
-        parts = self.head.stream(ImageFeatures(*(torch.cat(x) for x in zip(*encoded, strict=True))), texts)
+        if self._recorded is not None and self._is_static(pixels, texts):
+            classes, logits = self._recorded(pixels, texts)
+            parts = iter([(classes, logits)])
+        else:
+            parts = self._views(pixels, texts)
         yield from parts if vocabulary.counts is None else classes_of_rows(parts, vocabulary.counts)
+
+    def _views(self, pixels: Tensor, texts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        # on a CPU, a batch takes more memory and no less time than its images one by one
+        encoded = [self.image_encoder(some) for some in pixels.split(len(pixels) if pixels.is_cuda else 1)]
+        features = encoded[0] if len(encoded) == 1 else [torch.cat(x) for x in zip(*encoded, strict=True)]
+        return self.head.stream(ImageFeatures(*features), texts)
+
+    def _view(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        ((classes, logits),) = self._views(pixels, texts)
+        return classes, logits
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        return *self.parameters(), *self.buffers()
+
+    def _is_static(self, pixels: Tensor, texts: Tensor) -> bool:
+        """Whether nothing that is launched depends on values, so that a CUDA graph of it can be replayed."""
+        config = self.config
+        if not pixels.is_cuda or torch.is_grad_enabled() or self.training:
+            return False
+        capped = config.class_cap is not None and len(texts) > config.class_cap
+        return not config.fast and config.class_maps_budget is None and not (capped and len(pixels) > 1)
 
     def _check(self, pixels: Tensor, vocabulary: Vocabulary) -> Tensor:
         """The vocabulary's embeddings on the pixels' device, in float32 or wider; an error if they do not fit."""

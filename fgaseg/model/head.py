@@ -105,7 +105,8 @@ class Head(nn.Module):
         united = self.config.fast and self.config.topk_union == "batch"
         together = united or (features.embedding.is_cuda and self.config.class_maps_budget is None)
         images = [features] if together else [features.image(i) for i in range(len(features.embedding))]
-        entered = [self.class_maps(f.embedding, *self.global_similarity(f.embedding, texts)) for f in images]
+        wide = [f.embedding.to(self.p2t.gamma.dtype) for f in images]  # once for all that decides between classes
+        entered = [self.class_maps(x, *self.global_similarity(x, texts)) for x in wide]
         if self._over_budget(entered[0]) and entered[0].packing.selection is None:
             runs = [self._propagation(f, maps, []).parts() for f, maps in zip(images, entered, strict=True)]
             for parts in zip(*runs, strict=True):

@@ -65,16 +65,22 @@ class PackedMaps(NamedTuple):
         selection = Selection(rows, counts, self.images, self.classes)
         return self._replace(counts=_counts(counts), selection=selection), positions
 
-    def chunks(self, area: int, limit: int) -> list[Chunk]:
+    def chunks(self, area: int, limit: int, whole_images: bool = False) -> list[Chunk]:
         """Chunks of at most about `limit` pixels, `area` a map: a single one if all rows fit, else chunks of one image.
+
+        whole_images  where several images fit, chunks of as many as do; not on a CPU, where small chunks are no slower
 
         Under torch.compile and torch.export there is a single one, so that T stays dynamic.
         """
+        size = max(limit // area, 1)
         if not isinstance(self.counts, tuple):
             total = self.images * self.counts
             if torch.compiler.is_compiling() or total * area <= limit:
                 return [Chunk(slice(0, self.images), slice(0, total))]
-        size = max(limit // area, 1)
+            several = size // max(self.counts, 1)
+            if whole_images and several > 1:
+                spans = (slice(i, min(i + several, self.images)) for i in range(0, self.images, several))
+                return [Chunk(one, slice(one.start * self.counts, one.stop * self.counts)) for one in spans]
         chunks, start = [], 0
         for image, count in ((image, self.rows_of(image)) for image in range(self.images)):
             for first in range(start, start + count, size):
@@ -99,6 +105,8 @@ class PackedMaps(NamedTuple):
         """The classes that any image has, int64, ascending."""
         if self.selection is None:
             return torch.arange(self.classes, device=device)
+        if self.images == 1:  # `unique` would wait for the device
+            return self.selection.rows
         return (self.selection.rows % self.classes).unique()
 
 
@@ -122,7 +130,7 @@ class ClassMaps(NamedTuple):
 
     def chunks(self) -> list[Chunk]:
         limit = PIXELS_PER_CHUNK.get(self.gcs.device.type, PIXELS_PER_CHUNK["cuda"])
-        return self.packing.chunks(self.gcs.shape[1] * self.gcs.shape[2], limit)
+        return self.packing.chunks(self.gcs.shape[1] * self.gcs.shape[2], limit, whole_images=self.gcs.is_cuda)
 
 
 class DecodedMaps(NamedTuple):
@@ -143,7 +151,7 @@ class DecodedMaps(NamedTuple):
     def expand_to(self, classes: Tensor) -> Tensor:
         """[B, c, 4H, 4W] for `classes` [c], ascending, which name those of every row."""
         images = self.packing.images
-        if self.packing.selection is None:
+        if self.packing.selection is None or (images == 1 and len(classes) == len(self.logits)):
             return self.logits.unflatten(0, (images, -1))
         out = self.logits.new_full((images * len(classes), *self.logits.shape[1:]), DROPPED)
         if self.pruned_value != DROPPED:

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -215,7 +216,29 @@ def _short(text: str, most: int = 40) -> str:
 
 def merge_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
     """The largest [B, S, ...] of the maps (or flags) [B, T, ...] of each class, which has `counts` of them."""
+    if x.is_cuda:  # one launch for all classes, not one for each
+        return merge_at_once(x, tuple(counts))
     return torch.cat([part.amax(dim=1, keepdim=True) for part in x.split(list(counts), dim=1)], dim=1)
+
+
+def merge_at_once(x: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """`merge_rows` in a number of operations that does not grow with the classes."""
+    if x.dtype == torch.bool:
+        return merge_at_once(x.to(torch.uint8), counts).bool()
+    traced = torch.compiler.is_compiling() or type(x) is not Tensor  # a tracer's tensors may not outlive the call
+    owners = (owners_of if traced else _cached_owners)(counts, x.device)
+    merged = x.new_empty(x.shape[0], len(counts), *x.shape[2:])
+    return merged.scatter_reduce(1, owners.view(-1, *[1] * (x.ndim - 2)).expand_as(x), x, "amax", include_self=False)
+
+
+def owners_of(counts: tuple[int, ...], device: torch.device) -> Tensor:
+    """The class of every prompt, int64 [T]."""
+    with torch.inference_mode(False):  # an inference tensor could not be used in training later
+        classes = torch.arange(len(counts))
+        return torch.repeat_interleave(classes, torch.tensor(counts), output_size=sum(counts)).to(device)
+
+
+_cached_owners = lru_cache(maxsize=16)(owners_of)
 
 
 def classes_of_rows(parts: Iterator[tuple[Tensor, Tensor]], counts: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -223,9 +246,12 @@ def classes_of_rows(parts: Iterator[tuple[Tensor, Tensor]], counts: Sequence[int
 
     A class whose prompts are in several parts comes once, when the last of them is there.
     """
-    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    owner = owners_of(tuple(counts), torch.device("cpu"))
     held: tuple[Tensor, Tensor] | None = None  # the last class so far, of which more prompts may come
     for rows, logits in parts:
+        if len(rows) == len(owner):  # all prompts in one part: nothing has to be asked of the device
+            yield torch.arange(len(counts), device=rows.device), merge_rows(logits, counts)
+            return
         classes, sizes = owner.to(rows.device)[rows].unique_consecutive(return_counts=True)
         merged = merge_rows(logits, sizes.tolist())
         if held is not None and held[0] == classes[0]:

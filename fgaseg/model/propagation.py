@@ -135,7 +135,7 @@ class Propagation:
     ):
         self.phases, self.maps, self.guidance = phases, maps, guidance
         self.keep, self.checkpointing = keep, checkpointing
-        self.chunks = maps.chunks()
+        self._cut()
         self._kept = KeptMaps(self.chunks)
         self._sums: list[dict[int, ClassSums]] = []  # of every class attention so far, by first image of the chunks
 
@@ -161,7 +161,7 @@ class Propagation:
         if state is None:
             lcs = self.maps.lcs
             state, first = MapState(self.maps.gcs[chunk.rows], None if lcs is None else lcs[chunk.rows]), 0
-        inputs = self._inputs(chunk)
+        inputs = self._inputs(number)
         for index in range(first, phase + 1):
             if self.checkpointing and torch.is_grad_enabled():
                 state = checkpoint(_run_stages, self.phases[index], state, inputs, use_reentrant=False)
@@ -171,11 +171,16 @@ class Propagation:
             state = self._kept.put(number, state)
         return state
 
-    def _inputs(self, chunk: Chunk) -> StageInputs:
+    def _cut(self) -> None:
+        self.chunks = self.maps.chunks()
+        self._offsets = [chunk.offsets(self.maps.gcs.device) for chunk in self.chunks]
+
+    def _inputs(self, number: int) -> StageInputs:
+        chunk = self.chunks[number]
         return StageInputs(
             self.maps.text_guidance[chunk.rows],
             self.guidance.of(chunk.images),
-            chunk.offsets(self.maps.gcs.device),
+            self._offsets[number],
             [sums[chunk.images.start] for sums in self._sums],
         )
 
@@ -183,7 +188,7 @@ class Propagation:
         totals: dict[int, ClassSums] = {}
         for number, chunk in enumerate(self.chunks):
             state, first = self._advance(phase, number), chunk.images.start
-            sums = ending.summarize(state, self._inputs(chunk))
+            sums = ending.summarize(state, self._inputs(number))
             totals[first] = totals[first].plus(sums) if first in totals else sums
         packing = self.maps.packing
         self._sums.append({first: ending.finish(sums, packing.rows_of(first)) for first, sums in totals.items()})
@@ -195,7 +200,7 @@ class Propagation:
             return
         self.maps, at = chosen
         state = self._kept.all().select(at)
-        self.chunks = self.maps.chunks()
+        self._cut()
         self._sums = []  # over classes that may be gone; no stage reads them past a choice
         self._kept = KeptMaps(self.chunks, state)
 
