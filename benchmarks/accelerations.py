@@ -227,7 +227,7 @@ def training(bench: Bench) -> Iterator[Row]:
         return lambda x: run(run(run(run(x))))
 
     def kept(x: Tensor) -> Tensor:
-        x = block.attention(x, Norm.of(block.norm1), block.attention.prepare(shared), 12, 0)
+        x = block.attention(x, Norm.of(block.norm1), block.attention.prepare(shared), 12, 0, x)
         hidden = linear(x, block.mlp[0].weight, block.mlp[0].bias, norm=Norm.of(block.norm2))
         return linear(F.gelu(hidden), block.mlp[2].weight, block.mlp[2].bias, residual=x)
 

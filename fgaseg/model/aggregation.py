@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..kernels import Int8Weight, Norm, class_lookup, class_summary, linear, mlp, window_attention
 from ..kernels.class_attention import add_pads
+from .precision import counts_launches
 
 
 class ClassSums(NamedTuple):
@@ -105,11 +106,13 @@ class WindowAttention(nn.Module):
         bias = F.pad(self.v.bias, (2 * self.v.out_features, 0))  # those of queries and keys come with the guidance
         return BlockGuidance(self.q.project(guidance), self.k.project(guidance), PackedLinear(weight, bias))
 
-    def forward(self, x: Tensor, norm: Norm, guidance: BlockGuidance, window: int, shift: int) -> Tensor:
-        """x plus the attention of its normalised maps [R, H, W, D]."""
+    def forward(
+        self, x: Tensor, norm: Norm, guidance: BlockGuidance, window: int, shift: int, residual: Tensor | None = None
+    ) -> Tensor:
+        """The attention of the normalised maps x [R, H, W, D], and the residual added."""
         q, k, v = linear(x, *guidance.qkv, norm=norm).split(x.shape[-1], -1)
         attended = window_attention(q, k, v, guidance.q, guidance.k, self.heads, window, shift)
-        return linear(attended, self.proj.weight, self.proj.bias, residual=x)
+        return linear(attended, self.proj.weight, self.proj.bias, residual=residual)
 
 
 class SwinBlock(nn.Module):
@@ -129,14 +132,20 @@ class SwinBlock(nn.Module):
         if not torch.compiler.is_exporting():  # the exported form of the op does this for any grid
             smaller = min(x.shape[1], x.shape[2])
             window, shift = (window, shift) if smaller > window else (smaller, 0)
-        x = self.attention(x, Norm.of(self.norm1), guidance, window, shift)
+        norm = Norm.of(self.norm1)
+        if counts_launches(x):
+            attended = self.attention(x, norm, guidance, window, shift)
+            return run_mlp(x, self.norm2, self.mlp, "gelu", attended)
+        x = self.attention(x, norm, guidance, window, shift, residual=x)
         return run_mlp(x, self.norm2, self.mlp, "gelu")
 
 
-def run_mlp(x: Tensor, norm: nn.LayerNorm, layers: nn.Sequential, activation: str) -> Tensor:
-    """x + layers(norm(x)) with layers [linear, activation, linear]."""
+def run_mlp(
+    x: Tensor, norm: nn.LayerNorm, layers: nn.Sequential, activation: str, added: Tensor | None = None
+) -> Tensor:
+    """x + layers(norm(x)) with layers [linear, activation, linear]; `added` is added to x before that."""
     first, last = cast("nn.Linear", layers[0]), cast("nn.Linear", layers[2])
-    return mlp(x, Norm.of(norm), first.weight, first.bias, last.weight, last.bias, activation)
+    return mlp(x, Norm.of(norm), first.weight, first.bias, last.weight, last.bias, activation, added=added)
 
 
 class ClassAttention(nn.Module):
@@ -188,8 +197,8 @@ class ClassAttention(nn.Module):
     def attend(self, x: Tensor, guidance: Tensor, offsets: Tensor, sums: ClassSums) -> Tensor:
         """[R, P, D], residuals included; `sums` over all classes, pad tokens included."""
         q = self.q(x, Norm.of(self.norm1))
-        x = x + class_lookup(q, self.q.project(guidance), *sums, offsets, self.heads, 1e-6)
-        return run_mlp(x, self.norm2, self.mlp, "relu")
+        looked_up = class_lookup(q, self.q.project(guidance), *sums, offsets, self.heads, 1e-6)
+        return run_mlp(x, self.norm2, self.mlp, "relu", looked_up)
 
 
 class AggregationLayer(nn.Module):
@@ -205,8 +214,27 @@ class AggregationLayer(nn.Module):
     def prepare(self, guidance: Tensor) -> LayerGuidance:
         """guidance of the images [B, H, W, D]."""
         guidance = self.guidance_norm(guidance)
+        if counts_launches(guidance):
+            return self._prepare_at_once(guidance)
         block1, block2 = (block.attention.prepare(guidance) for block in (self.block1, self.block2))
         return LayerGuidance(block1, block2, self.classes.packed_kv())
+
+    def _prepare_at_once(self, guidance: Tensor) -> LayerGuidance:
+        """The same with all weights in one concatenation, and all projections of the guidance in one product."""
+        one, two, classes = self.block1.attention, self.block2.attention, self.classes
+        hidden, shared = one.q.inputs, (one.q, one.k, two.q, two.k)
+        own = [x for part in (one, two) for x in (part.q.own_weight, part.k.own_weight, part.v.weight)]
+        own += [classes.k.own_weight, classes.v.weight]
+        weights = torch.cat([*(cast("Tensor", x) for x in own), *(x.linear.weight[:, hidden:] for x in shared)])
+        none = guidance.new_zeros(2 * hidden)
+        biases = torch.cat([none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias,
+                            *(x.linear.bias for x in shared)])  # fmt: skip
+        sizes = [3 * hidden, 3 * hidden, 2 * hidden, 4 * hidden]
+        *packed, (weight, bias) = (
+            PackedLinear(*x) for x in zip(weights.split(sizes), biases.split(sizes), strict=True)
+        )
+        q1, k1, q2, k2 = F.linear(guidance, weight, bias).split(hidden, -1)
+        return LayerGuidance(BlockGuidance(q1, k1, packed[0]), BlockGuidance(q2, k2, packed[1]), packed[2])
 
     def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
         return self.block2(self.block1(x, guidance.block1), guidance.block2)

@@ -1,4 +1,4 @@
-"""What stays in float32 when a model is converted to a lower precision."""
+"""What stays in float32 when a model is converted to a lower precision, and where launches are saved."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +12,16 @@ HALVES = (torch.bfloat16, torch.float16)
 def full_precision(x: Tensor) -> Tensor:
     """x in float32, or float64 if it is."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def counts_launches(x: Tensor) -> bool:
+    """Whether work on x is arranged for few launches: on a GPU, in inference, where many take longer than they compute.
+
+    Not under autocast, which casts what it is given piece by piece, nor under torch.compile, which fuses by itself.
+    """
+    if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return not torch.is_autocast_enabled("cuda")
 
 
 class KeptInFloat32(nn.Module):

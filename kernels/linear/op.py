@@ -10,14 +10,15 @@ from torch.nn import LayerNorm
 from torch.utils.checkpoint import checkpoint
 
 from .._activation import activate
-from .._dispatch import check_same, differentiated, dispatch, register
-from .._library import define, first_order_only, register_autograd
+from .._dispatch import able_backends, check_same, differentiated, dispatch, register
+from .._library import define, first_order_only, overload, register_autograd
 from ..linear_int8.op import Int8Weight, linear_int8, mlp_int8
 from .reference import linear_reference, mlp_reference
 
 Weight = Tensor | Int8Weight
 
 COMPILED = (torch.float32, torch.bfloat16)
+WIDEST = 8192  # channels of an MLP's rows, which Triton's programs keep in registers
 ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
 
 
@@ -161,6 +162,13 @@ define(
     __package__,
 )
 define(
+    "mlp_of_sum",
+    "(Tensor x, Tensor? added, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor bias1,"
+    " Tensor weight2, Tensor bias2, str activation) -> Tensor",
+    _fake_mlp,
+    __package__,
+)
+define(
     "mlp_backward",
     "(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, str activation, bool weights)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
@@ -189,14 +197,25 @@ def _matrix_instructions(x: Tensor, *_) -> str:
     return "PyTorch's product uses this processor's AMX" if AMX and x.dtype == torch.bfloat16 else ""
 
 
-for _op, _reference in (("linear", linear_reference), ("mlp", mlp_reference)):
+def _no_triton(*_) -> str:
+    return "there is no Triton kernel: on a GPU PyTorch's own product runs"
+
+
+def _no_triton_mlp(x: Tensor, *others) -> str:
+    if x.shape[-1] > WIDEST:
+        return f"x has {x.shape[-1]} channels, more than {WIDEST}"
+    own = (arg for arg in others if isinstance(arg, Tensor))
+    return "Triton's form has no gradient" if differentiated(x, *own) else ""
+
+
+for _op, _reference, _limit in (("linear", linear_reference, _no_triton), ("mlp", mlp_reference, _no_triton_mlp)):
     register(
         _op,
         _reference,
         prefer_reference={"cpp": _matrix_instructions},
         native=(torch.bfloat16,),
         cpp=_no_kernel,
-        triton=lambda *_: "there is no Triton kernel: on a GPU PyTorch's own product runs",
+        triton=_limit,
         cuda=lambda *_: "there is no CUDA kernel: on a GPU PyTorch's own product runs",
     )
 
@@ -206,6 +225,16 @@ def _left_to_pytorch(x: Tensor, backend: str) -> bool:
     if backend != "auto":
         return backend == "reference"
     return x.device.type != "cpu" or x.dtype not in COMPILED or torch.is_autocast_enabled("cpu")
+
+
+def _fused_on_gpu(x: Tensor, *others: Weight | None) -> bool:
+    """Whether Triton's form of `mlp` runs: in inference, and not where torch.compile fuses PyTorch's operations."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return False
+    if "triton" not in able_backends("mlp", (x,)).named or x.shape[-1] > WIDEST:
+        return False
+    tensors = [y for y in others if isinstance(y, Tensor)]
+    return len(tensors) == len([y for y in others if y is not None]) and not differentiated(x, *tensors)
 
 
 def linear(
@@ -274,6 +303,7 @@ def mlp(
     bias2: Tensor,
     activation: str,
     *,
+    added: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     r"""The second half of a pre-norm transformer block, in one pass:
@@ -285,11 +315,13 @@ def mlp(
     weight1, bias1   [M, D], [M]
     weight2, bias2   [D, M], [D]; both weights tensors, or both Int8Weight, as for ``linear``
     activation       "none", "relu", "gelu" or "quick_gelu", as for ``linear``
+    added            [..., D]  what the first half of the block adds to x, in x + added instead of x; on a GPU in the
+                     same pass as the norm
     returns          [..., D]  dtype of x; sums, norm and activation in float32
 
     The hidden values, M a row, stay in the cache if both weights together do. Differentiable any number of times; of
     the hidden values nothing is kept: the backward pass computes them again. Backends, choices and errors are those
-    of ``linear``.
+    of ``linear``, but for Triton's form, which has no gradient and runs on a GPU in inference, outside autocast.
     """
     _check_layer("mlp", "weight1", x, weight1, bias1)
     _check_norm("mlp", x, norm)
@@ -298,15 +330,25 @@ def mlp(
         expected = [x.shape[-1], weight1.shape[0]]
         raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
     _check_vector("mlp", "bias2", bias2, x.shape[-1])
+    if added is not None and added.shape != x.shape:
+        raise ValueError(f"mlp: added has shape {list(added.shape)}; expected that of x, {list(x.shape)}")
+    fused = backend == "auto" and _fused_on_gpu(x, added, norm.weight, norm.bias, weight1, bias1, weight2, bias2)
+    if added is not None and not fused:
+        x, added = x + added, None
     if isinstance(weight1, Int8Weight) and isinstance(weight2, Int8Weight):
         return mlp_int8(x, norm, weight1, bias1, weight2, bias2, activation, backend=backend)
     if not (isinstance(weight1, Tensor) and isinstance(weight2, Tensor)):
         raise TypeError("mlp: weight1 and weight2 must both be tensors or both Int8Weight")
-    if _left_to_pytorch(x, backend) and not differentiated(x, *norm[:2], weight1, weight2):
+    if _left_to_pytorch(x, backend) and not fused and not differentiated(x, *norm[:2], weight1, weight2):
         return mlp_reference(x, *norm, weight1, bias1, weight2, bias2, activation)
     if x.device.type not in ("cpu", "cuda") or not torch.is_autocast_enabled(x.device.type):
         named = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
         check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
+    if fused:
+        check_same("mlp", x=x, **({} if added is None else {"added": added}))
+        rows, more = (None if y is None else y.reshape(-1, y.shape[-1]) for y in (x, added))
+        run = overload("mlp_of_sum", "triton")
+        return run(rows, more, *norm, weight1, bias1, weight2, bias2, activation).view(x.shape)
     if _left_to_pytorch(x, backend):
         hidden = linear(x, weight1, bias1, norm=norm, backend=backend)
 

@@ -5,9 +5,11 @@ import sys
 import pytest
 import torch
 from accuracy import LAYOUTS, backends, check_backend, check_error, laid_out, needs_cpp, random
+from torch.library import opcheck
 from torch.nn import functional as F
 
 from fgaseg.kernels import Norm, explain, linear, mlp
+from fgaseg.kernels._library import overload
 from fgaseg.kernels.linear import ACTIVATIONS
 from fgaseg.kernels.linear.reference import linear_reference, mlp_reference
 
@@ -130,6 +132,50 @@ def test_mlp_matches_reference(activation, shape, dtype, backend):
 
     inputs = [x.to(dtype) for x in mlp_inputs(*shape)]
     check_error(op(*inputs), plain(*inputs), plain(*(x.double() for x in inputs)), dtype)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "nothing added"])
+# one value; odd widths, and rows that do not fill a program; a row that fills several
+@pytest.mark.parametrize("shape", [(1, 2, 2), (30, 31, 65), (37, 128, 512), (0, 8, 16), (3, 2500, 40)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", backends("triton"))
+def test_mlp_of_a_sum_on_a_gpu(activation, layout, shape, dtype, backend):
+    def plain(x, added, *weights):
+        return mlp_reference(x if added is None else x + added, *weights[:2], 1e-5, *weights[2:], activation)
+
+    (x, *weights), added = (y.to(dtype) for y in mlp_inputs(*shape)), random(*shape[:2], seed=9).to(dtype)
+    if layout == "nothing added":
+        added = None
+    else:
+        x, added, *weights = (laid_out(y, layout).detach() for y in (x, added, *weights))
+    args = (x, added, *weights)
+    got = overload("mlp_of_sum", backend)(x, added, *weights[:2], 1e-5, *weights[2:], activation)
+    exact = plain(*(None if y is None else y.double() for y in args))
+    check_error(got, plain(*args), exact, dtype)
+    if added is None:
+        by_name = mlp(x, Norm(*weights[:2], 1e-5), *weights[2:], activation, backend=backend)
+        assert torch.equal(by_name, got)
+
+
+@pytest.mark.parametrize("backend", backends("triton"))
+def test_mlp_on_a_gpu_passes_the_checks_of_pytorch(backend):
+    x, *weights = (y.detach() for y in mlp_inputs(3, 4, 6))
+    for added in (None, x.flip(0)):
+        opcheck(overload("mlp_of_sum", backend), (x, added, *weights[:2], 1e-5, *weights[2:], "quick_gelu"))
+    opcheck(overload("mlp", backend), (x, *weights[:2], 1e-5, *weights[2:], "gelu"))
+    with pytest.raises(RuntimeError, match="Triton's form has no gradient"):
+        mlp(x.requires_grad_(), Norm(*weights[:2], 1e-5), *weights[2:], "gelu", backend=backend)
+
+
+@pytest.mark.parametrize("backend", backends("auto", "cpp", "reference"))
+def test_what_is_added_before_an_mlp(backend):
+    x, *weights = (y.detach() for y in mlp_inputs(6, 8, 16))
+    added = x.flip(0)
+    got = mlp(x, Norm(*weights[:2], 1e-5), *weights[2:], "gelu", added=added, backend=backend)
+    assert torch.equal(got, mlp(x + added, Norm(*weights[:2], 1e-5), *weights[2:], "gelu", backend=backend))
+    with pytest.raises(ValueError, match=r"mlp: added has shape \[8\]; expected that of x, \[6, 8\]"):
+        mlp(x, Norm(*weights[:2], 1e-5), *weights[2:], "gelu", added=added[0], backend=backend)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,6 +1,7 @@
 """Self-attention with separate q, k and v, so that q and v can train while k stays frozen, and its dense forms."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ...kernels import attention, linear
+from ..precision import counts_launches
 
 TERMS = {"qq": (0,), "csa": (0, 1)}  # which of (q, k) a self-correlation compares with itself
 
@@ -53,7 +55,12 @@ def rotate(x: Tensor, rotation: Tensor | None) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """nn.MultiheadAttention with separate q, k and v weights. The layout is (N, L, D), whatever open_clip uses."""
+    """nn.MultiheadAttention with separate q, k and v weights. The layout is (N, L, D), whatever open_clip uses.
+
+    packed  the three weights below each other, while `packed_projections` has them
+    """
+
+    packed: Tensor | None = None
 
     def __init__(self, source: nn.MultiheadAttention):
         super().__init__()
@@ -84,11 +91,29 @@ class SelfAttention(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        if counts_launches(x):
+            packed = self.packed  # read once: another thread may end its call
+            y = linear(x, torch.cat(weights) if packed is None else packed, self.in_proj_bias)
+            q, k, v = y.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            return q, k, v
         q, k, v = (
             linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for w, b in zip(weights, self.in_proj_bias.chunk(3), strict=True)
         )
         return q, k, v
+
+
+@contextmanager
+def packed_projections(layers: Sequence[SelfAttention]) -> Iterator[None]:
+    """Inside the block the q, k and v weights of each layer are one tensor, all of them made by one concatenation."""
+    weights = [w for one in layers for w in (one.q_proj_weight, one.k_proj_weight, one.v_proj_weight)]
+    for layer, packed in zip(layers, torch.cat(weights).chunk(len(layers)), strict=True):
+        layer.packed = packed
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.packed = None
 
 
 def linears(weight: Tensor, biases: Sequence[Tensor | None]) -> list[nn.Linear]:

@@ -7,13 +7,18 @@ from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
 from ...kernels import Norm, mlp
-from .attention import SelfAttention
+from ..precision import counts_launches
+from .attention import SelfAttention, packed_projections
 from .image_tower import ImageTower, Unsupported, resized_positions
+from .interface import ImageFeatures
 
 
 def run_block(block: Any, x: Tensor, causal: bool = False) -> Tensor:
     """One pre-norm transformer block of open_clip, (N, L, D)."""
-    if isinstance(block.ls_1, nn.Identity):
+    plain = isinstance(block.ls_1, nn.Identity)
+    if plain and is_fused(block) and counts_launches(x):
+        return cast("Tensor", block.mlp(x, Norm.of(block.ln_2), block.attn(block.ln_1(x), causal)))
+    if plain:
         x = block.attn(block.ln_1(x), causal, residual=x)
     else:
         x = x + block.ls_1(block.attn(block.ln_1(x), causal))
@@ -33,11 +38,12 @@ class MLP(nn.Sequential):
     A module's own call, because sharded weights are gathered there.
     """
 
-    def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm: Norm | None = None, added: Tensor | None = None) -> Tensor:
         if norm is None:
             return cast("Tensor", super().forward(x))
         first, activation, last = cast("Any", self)
-        return mlp(x, norm, first.weight, first.bias, last.weight, last.bias, activation_of(activation))
+        rule = activation_of(activation)
+        return mlp(x, norm, first.weight, first.bias, last.weight, last.bias, rule, added=added)
 
 
 def adapt_block(block: Any) -> None:
@@ -47,9 +53,14 @@ def adapt_block(block: Any) -> None:
         block.mlp.__class__ = MLP
 
 
+def is_fused(block: Any) -> bool:
+    """Whether a block's MLP is one op with its norm and residual."""
+    return isinstance(block.mlp, MLP) and isinstance(block.ls_2, nn.Identity)
+
+
 def run_mlp(block: Any, x: Tensor) -> Tensor:
     """x and what the MLP of a block adds to it."""
-    if isinstance(block.mlp, MLP) and isinstance(block.ls_2, nn.Identity):
+    if is_fused(block):
         return cast("Tensor", block.mlp(x, Norm.of(block.ln_2)))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
@@ -101,6 +112,12 @@ class ClipViT(ImageTower):
 
     def attention(self) -> list[Any]:
         return [block.attn for block in self.blocks]
+
+    def features(self, pixels: Tensor) -> ImageFeatures:
+        if not counts_launches(pixels):
+            return super().features(pixels)
+        with packed_projections([block.attn for block in self.blocks[: self.last]]):
+            return super().features(pixels)
 
     def embed(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
         visual = self.visual
