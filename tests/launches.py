@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from fgaseg import kernels
 from fgaseg.kernels import _dispatch
 from fgaseg.kernels._triton import recorded
+from fgaseg.model.precision import KeptInFloat32
 
 # neither views nor launches
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift_fresh"}
@@ -26,7 +27,8 @@ WAIT = {"_local_scalar_dense", "nonzero", "unique_dim", "unique_consecutive", "_
         "equal", "is_nonzero"}  # fmt: skip
 
 
-ATTENTION = "scaled_dot_product_attention"  # which kernel it is depends on the GPU; it is one
+# which kernel it is depends on the GPU; each is one launch, and writes the heads of a token side by side
+ATTENTION = "scaled_dot_product_attention"
 
 
 class Launches(TorchDispatchMode):
@@ -53,7 +55,13 @@ class Launches(TorchDispatchMode):
             return self._ours(name, args)
         if function.namespace != "aten":
             return function(*args, **kwargs)
-        if name != ATTENTION and function.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        if name == ATTENTION:
+            self.by_name[name] += 1
+            batch, heads, length, _ = args[0].shape
+            return args[2].new_empty(batch, length, heads, args[2].shape[3]).transpose(1, 2)
+        if not name.startswith("upsample_") and function.has_kernel_for_dispatch_key(
+            DispatchKey.CompositeImplicitAutograd
+        ):
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -99,13 +107,19 @@ def pretended_gpu() -> Iterator[None]:
 
 
 def on_pretended_gpu(module: nn.Module, dtype: torch.dtype) -> Any:
-    """A module that was made under `pretended_gpu`, converted and moved there."""
-    module.to(dtype)
+    """A module that was made under `pretended_gpu`, moved there and converted, as `.to` would do with real tensors."""
+    parts = [part for part in module.modules() if isinstance(part, KeptInFloat32)]
+    kept = {id(x) for part in parts for x in (*part.parameters(), *part.buffers())}
+
+    def moved(x: Tensor) -> Tensor:
+        wanted = dtype if x.is_floating_point() and id(x) not in kept else x.dtype
+        return x.detach().to("cuda", wanted)
+
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
-                part._parameters[name] = nn.Parameter(weight.detach().to("cuda"), requires_grad=False)
+                part._parameters[name] = nn.Parameter(moved(weight), requires_grad=False)
         for name, value in part._buffers.items():
             if value is not None:
-                part._buffers[name] = value.to("cuda")
+                part._buffers[name] = moved(value)
     return module

@@ -220,21 +220,19 @@ class AggregationLayer(nn.Module):
         return LayerGuidance(block1, block2, self.classes.packed_kv())
 
     def _prepare_at_once(self, guidance: Tensor) -> LayerGuidance:
-        """The same with all weights in one concatenation, and all projections of the guidance in one product."""
+        """The same with all weights in one concatenation."""
         one, two, classes = self.block1.attention, self.block2.attention, self.classes
-        hidden, shared = one.q.inputs, (one.q, one.k, two.q, two.k)
+        hidden = one.q.inputs
         own = [x for part in (one, two) for x in (part.q.own_weight, part.k.own_weight, part.v.weight)]
         own += [classes.k.own_weight, classes.v.weight]
-        weights = torch.cat([*(cast("Tensor", x) for x in own), *(x.linear.weight[:, hidden:] for x in shared)])
+        weights = torch.cat([cast("Tensor", x) for x in own])
         none = guidance.new_zeros(2 * hidden)
-        biases = torch.cat([none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias,
-                            *(x.linear.bias for x in shared)])  # fmt: skip
-        sizes = [3 * hidden, 3 * hidden, 2 * hidden, 4 * hidden]
-        *packed, (weight, bias) = (
-            PackedLinear(*x) for x in zip(weights.split(sizes), biases.split(sizes), strict=True)
-        )
-        q1, k1, q2, k2 = F.linear(guidance, weight, bias).split(hidden, -1)
-        return LayerGuidance(BlockGuidance(q1, k1, packed[0]), BlockGuidance(q2, k2, packed[1]), packed[2])
+        biases = torch.cat([none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias])
+        sizes = [3 * hidden, 3 * hidden, 2 * hidden]
+        packed = [PackedLinear(*x) for x in zip(weights.split(sizes), biases.split(sizes), strict=True)]
+        blocks = (BlockGuidance(part.q.project(guidance), part.k.project(guidance), qkv)
+                  for part, qkv in zip((one, two), packed, strict=False))  # fmt: skip
+        return LayerGuidance(*blocks, packed[2])
 
     def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
         return self.block2(self.block1(x, guidance.block1), guidance.block2)
