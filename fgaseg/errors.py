@@ -1,11 +1,17 @@
 """The exceptions of fgaseg. Each message names the input, what is wrong with it or what was expected, and a remedy."""
 
+from .visible import visible
+
 
 class FGASegError(Exception):
     """The base class of all exceptions that fgaseg raises itself; the command line prints them without a traceback.
 
-    Most also derive from ValueError (the input is wrong) or RuntimeError (the work cannot go on).
+    Most also derive from ValueError (the input is wrong) or RuntimeError (the work cannot go on). Control characters
+    of names that a message quotes are escaped, so that no file can paint the terminal it is printed on.
     """
+
+    def __init__(self, *arguments: object):
+        super().__init__(*(visible(one, lines=True) if isinstance(one, str) else one for one in arguments))
 
 
 class CheckpointError(FGASegError, RuntimeError):
@@ -44,6 +50,10 @@ class Interrupted(FGASegError, RuntimeError):
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
+
+
+class PredictionError(FGASegError, FloatingPointError):
+    """Raised when a model has no answer for a photo: its scores are NaN, by its weights, its encoder or float16."""
 
 
 class ProcessLostError(FGASegError, RuntimeError):

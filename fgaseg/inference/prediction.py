@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..data import Normalization, to_pixels
-from ..errors import VocabularyError
+from ..errors import PredictionError, VocabularyError
 from ..kernels import upsample_argmax, upsample_argmax_windows
 from ..kernels.upsample_argmax.reference import averaged_scores
 from ..notes import note_once
@@ -107,7 +107,7 @@ def predict(
             seen = by_windows(model, photo, vocabulary, size, probabilities)
         else:
             seen = by_tiles(model, image, vocabulary, probabilities)
-    labels = _final_labels(model, vocabulary, seen.labels, seen.scores, threshold)
+    labels = _final_labels(model, vocabulary, seen.labels, seen.scores, threshold, source)
     maps = Probabilities(vocabulary.names, size, seen.probability) if seen.probability else None
     scores = seen.scores.float().cpu().numpy()
     return Result(labels.cpu().numpy(), classes, scores, image, nothing, source, maps)
@@ -132,9 +132,19 @@ def label_names(vocabulary: Vocabulary, threshold: float | None = None) -> tuple
 
 
 def _final_labels(
-    model: Segmenter, vocabulary: Vocabulary, labels: Tensor, scores: Tensor, threshold: float | None
+    model: Segmenter, vocabulary: Vocabulary, labels: Tensor, scores: Tensor, threshold: float | None, source: str = ""
 ) -> Tensor:
-    """Equal classes differ by rounding only: the first of them gets the pixel. Then the threshold."""
+    """Equal classes differ by rounding only: the first of them gets the pixel. Then the threshold.
+
+    Raises PredictionError for scores that are NaN, which follow from NaN anywhere in the model: looked for here alone,
+    where the host waits for the device anyway, and not at every layer.
+    """
+    if bool(scores.isnan().any()):
+        remedy = "; give bfloat16 or float32" if model.mean.dtype == torch.float16 else ""
+        raise PredictionError(
+            f"{source or 'photo'}: the model has no answer: its scores are NaN, by its weights or its encoder, in "
+            f"{str(model.mean.dtype).removeprefix('torch.')}{remedy}"
+        )
     first = model.first_of_equals(vocabulary)
     if first != list(range(len(first))):
         labels = torch.tensor(first, device=labels.device)[labels]

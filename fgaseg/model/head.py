@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..errors import PredictionError
 from ..kernels import cosine_cost_volume
 from .aggregation import AggregationLayer, ClassSums
 from .alignment import P2Tformer, T2PProjector
@@ -265,7 +266,7 @@ class Head(nn.Module):
             maps.packing.scatter(scores, float("-inf")), self.config.top_k, self.config.topk_union
         )
         if not len(chosen.rows):
-            raise FloatingPointError("no class has a finite score: the image or the weights hold NaN")
+            raise PredictionError("no class has a finite score: the image or the weights hold NaN")
         return maps.select(chosen)
 
 

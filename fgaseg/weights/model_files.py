@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..files import atomic_write
+
+REPEATED = 4  # how often a file may use what it stores: weights of two towers may be shared
 
 
 def write_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -38,27 +41,74 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot read weights: {error.strerror}; give a file, or a folder "
-                              "with model.safetensors") from None  # fmt: skip
+    start = _beginning(path)
     if not start:
         raise CheckpointError(f"{path}: the file is empty; copy or download it again")
     # safetensors: eight bytes of header length, then JSON. torch.save: a zip archive, or (before 1.6) a pickle
     if start[4:] == b"\0\0\0\0{":
         return find_state_dict(_read_safetensors(path), path)
     if start.startswith((b"PK\3\4", b"\x80")):
-        return find_state_dict(read_torch(path), path)
+        tensors = find_state_dict(read_torch(path), path)
+        _check_stored(tensors, path)
+        return tensors
     raise CheckpointError(f"{path}: neither a safetensors nor a torch.save file (it starts with {start!r})")
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path}: is no file (a pipe or a device); give a file of weights")
+        with path.open("rb") as file:
+            return file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read weights: {error.strerror}; give a file, or a folder "
+                              "with model.safetensors") from None  # fmt: skip
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file, from its header alone. Raises CheckpointError as `read_weights`."""
+    if _beginning(path)[4:] != b"\0\0\0\0{":
+        return {key: tuple(value.shape) for key, value in read_weights(path).items()}
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+    _check_names(shapes, path)
+    return shapes
+
+
+def _check_names(names: Iterable[Any], source: str | Path) -> None:
+    for name in names:
+        if not str(name).isprintable():
+            raise CheckpointError(f"{source}: the name {str(name)[:80]!r} of a tensor has control characters: refused")
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged or truncated safetensors file ({error}); fetch it again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged or truncated safetensors file ({error}); fetch it again") from None
+        raise _damaged(path, error) from None
+
+
+def _check_stored(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors of torch.save that are much larger than what the file stores of them: a few bytes of a pickle can
+    describe a view that repeats one value any number of times."""
+    for key, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            kind = "quantized" if value.is_quantized else f"{value.layout} on {value.device}".removeprefix("torch.")
+            raise CheckpointError(f"{path}: {key!r} is {kind}; plain dense tensors are needed")
+    stored = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in tensors.values()}
+    described = sum(value.numel() * value.element_size() for value in tensors.values())
+    if described > REPEATED * sum(stored.values()):
+        raise CheckpointError(
+            f"{path}: its tensors are views of {described:,} bytes on the {sum(stored.values()):,} that it stores: "
+            "refused; save contiguous tensors"
+        )
 
 
 class _Dtype:
@@ -108,6 +158,7 @@ NUMPY_STAND_INS: list[Any] = [
 def read_torch(path: str | Path) -> Any:
     """torch.load with weights_only=True on the CPU; CheckpointError naming the file and the reason when it fails."""
     try:
+        _check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_STAND_INS):
             warnings.simplefilter("ignore")  # torch warns about files that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -125,6 +176,16 @@ def read_torch(path: str | Path) -> Any:
         else:
             reason = f"damaged, truncated or not a torch.save file ({type(error).__name__})"
         raise CheckpointError(f"{path}: {reason}; use a file of plain tensors, preferably safetensors") from None
+
+
+def _check_archive(path: str | Path) -> None:
+    """Refuse a zip archive whose entries are larger than the file: torch.save compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, size = sum(entry.file_size for entry in archive.infolist()), Path(path).stat().st_size
+    if unpacked > size:
+        raise CheckpointError(f"its entries unpack to {unpacked:,} bytes, and the file has {size:,}: refused")
 
 
 def find_state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
@@ -145,6 +206,7 @@ def find_state_dict(data: Any, source: str | Path) -> dict[str, Tensor]:
             f"{source}: the state of an optimizer, without the weights of a model; give the file that holds the weights"
         )
     tensors = {key: _as_tensor(value) for key, value in data.items()}
+    _check_names(tensors, source)
     for key, value in tensors.items():
         if not isinstance(value, Tensor):
             kind = type(value).__name__
@@ -159,22 +221,51 @@ def _as_tensor(value: Any) -> Any:
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy tensors into the model, converted to its dtypes. All keys and shapes must match: otherwise CheckpointError,
-    naming `source`, lists those that do not and the model is unchanged."""
+    """Copy tensors into the model, converted to its dtypes.
+
+    All keys and shapes must match, floating weights must be floating in the file too, and finite in the dtype of the
+    model: otherwise CheckpointError, naming `source`, lists those that do not and the model is unchanged.
+    """
     own = model.state_dict()
+    check_shapes({key: value.shape for key, value in own.items()},
+                 {key: value.shape for key, value in tensors.items()}, source)  # fmt: skip
+    other = [
+        f"{key} {str(tensors[key].dtype).removeprefix('torch.')}"
+        for key in own
+        if own[key].is_floating_point() != tensors[key].is_floating_point() or tensors[key].is_complex()
+    ]
+    if other:
+        raise CheckpointError(f"{source}: {len(other)} weights are of another kind of number than the model's: "
+                              f"{_shortened(other)}; give the file of the floating weights")  # fmt: skip
+    if broken := [key for key in own if not _finite(tensors[key], own[key].dtype)]:
+        raise CheckpointError(f"{source}: {len(broken)} weights have NaN or infinite values: {_shortened(broken)}; "
+                              "fetch it again, or take an earlier checkpoint")  # fmt: skip
+    model.load_state_dict(dict(tensors))
+
+
+def check_shapes(own: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]], source: str | Path) -> None:
+    """Raise the CheckpointError of `load_weights` for keys and shapes of a file that are not those of a model."""
     misfits = {
-        "missing from the file": [key for key in own if key not in tensors],
-        "not in the model": [key for key in tensors if key not in own],
+        "missing from the file": [key for key in own if key not in given],
+        "not in the model": [key for key in given if key not in own],
         "of another shape": [
-            f"{key} {list(tensors[key].shape)}, not {list(own[key].shape)}"
+            f"{key} {list(given[key])}, not {list(own[key])}"
             for key in own
-            if key in tensors and tensors[key].shape != own[key].shape
+            if key in given and tuple(given[key]) != tuple(own[key])
         ],
     }
     if any(misfits.values()):
         lines = [f"  {len(keys)} {kind}: {_shortened(keys)}" for kind, keys in misfits.items() if keys]
         raise CheckpointError("\n".join([f"{source}: these weights do not fit this model configuration", *lines]))
-    model.load_state_dict(dict(tensors))
+
+
+def _finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every value is finite once it has the dtype; in one pass, which NaN and infinity survive."""
+    if not tensor.numel() or not dtype.is_floating_point:
+        return True
+    narrower = tensor.dtype in (torch.float16, torch.bfloat16) and dtype == torch.float32  # as finite as it is
+    low, high = (tensor if narrower else tensor.detach().to(dtype)).aminmax()
+    return bool(low.isfinite() and high.isfinite())
 
 
 def _shortened(keys: list[str], most: int = 8) -> str:

@@ -134,3 +134,76 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied():
 def test_long_lists_of_keys_are_shortened():
     with pytest.raises(CheckpointError, match="and 12 more"):
         load_weights(nn.Sequential(*[nn.Linear(1, 1) for _ in range(10)]), {}, "file")
+
+
+# ---- values that no model has
+
+
+def linear():
+    return nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+
+BROKEN = {
+    "nan": torch.tensor([1.0, float("nan")]),
+    "infinity": torch.tensor([-float("inf"), 0.0]),
+    "infinity in float16": torch.tensor([float("inf"), 0.0]).half(),
+    "too large for float32": torch.tensor([1e300, 0.0], dtype=torch.float64),
+    "nan in eight bits": torch.tensor([1.0, float("nan")]).to(torch.float8_e5m2),
+}
+
+
+@pytest.mark.parametrize("value", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_that_are_not_finite_are_refused_and_named(tmp_path, value, suffix):
+    model, path = linear(), tmp_path / f"weights{suffix}"
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = {key: tensor + 1 for key, tensor in before.items()} | {"0.bias": value}
+    (write_weights if suffix == ".safetensors" else lambda file, tensors: torch.save(tensors, file))(path, state)
+    with pytest.raises(CheckpointError, match=r"1 weights have NaN or infinite values: 0\.bias; fetch") as caught:
+        load_weights(model, read_weights(path), path)
+    assert str(path) in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_other_kinds_of_numbers_are_refused_and_narrower_floats_are_not():
+    model = linear()
+    state = dict(model.state_dict())
+    for kind in (torch.int8, torch.int64, torch.bool, torch.complex64):
+        with pytest.raises(CheckpointError, match=rf"1 weights are of another kind.*: 0\.weight {str(kind)[6:]}; give"):
+            load_weights(model, state | {"0.weight": torch.ones(2, 2, dtype=kind)}, "file")
+    with pytest.raises(CheckpointError, match="num_batches_tracked float32"):
+        load_weights(model, state | {"1.num_batches_tracked": torch.tensor(1.0)}, "file")
+    for kind in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn):
+        load_weights(model, state | {"0.weight": torch.full((2, 2), 0.5).to(kind)}, "file")
+        assert model[0].weight.dtype == torch.float32 and (model[0].weight == 0.5).all()
+
+
+def test_files_that_describe_more_than_they_hold(tmp_path):
+    """A kilobyte of a pickle or of a compressed archive can ask for any amount of memory."""
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "view.pt")
+    torch.save(dict.fromkeys(map(str, range(40)), torch.zeros(100)), tmp_path / "shared.pt")
+    torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pt")
+    with (zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+          zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed):  # fmt: skip
+        for entry in plain.namelist():
+            packed.writestr(entry, plain.read(entry))
+    torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "sparse.pt")
+    torch.save({"a": torch.zeros(2, 2, device="meta")}, tmp_path / "meta.pt")
+    os.mkfifo(tmp_path / "pipe.pt")
+    words = {"view.pt": "views of 4,000,000,000,000 bytes on the 4 that",
+             "shared.pt": "views of 16,000 bytes on the 400",
+             "packed.pt": "unpack to 4,00.* bytes, and the file has", "sparse.pt": "'a' is sparse_coo",
+             "meta.pt": "'a' is strided on meta", "pipe.pt": "is no file .a pipe"}  # fmt: skip
+    for name, word in words.items():
+        with pytest.raises(CheckpointError, match=word) as caught:
+            read_weights(tmp_path / name)
+        assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    assert read_weights(tmp_path / "plain.pt")["a"].shape == (10**6,)
+
+
+def test_names_of_tensors_that_would_paint_the_terminal(tmp_path):
+    for name in ("a\x1b[2J", "a\nb: all is well", "a\u202eb"):
+        write_weights(tmp_path / "names.safetensors", {name: torch.zeros(1)})
+        with pytest.raises(CheckpointError, match="of a tensor has control characters: refused") as caught:
+            read_weights(tmp_path / "names.safetensors")
+        assert str(caught.value).isprintable()
