@@ -135,7 +135,7 @@ def test_misspelt_key_in_a_file_names_the_file(tmp_path):
 
 @pytest.mark.parametrize(
     "override, words",
-    [("model.kernel_size=4", "model.kernel_size: must be odd"), ("model.kernel_size=-1", "greater than 0"),
+    [("model.kernel_size=4", "model.kernel_size: must be odd"), ("model.kernel_size=-1", "greater than or equal to 1"),
      ("model.t2p_kernel_size=2", "odd"), ("model.fusion=concat", "'cat' or 'add'"),
      ("model.kernel_norm=softmax", "'taps'"),
      ("model.top_k=4", "needs fast: true"), ("model.released_fast_scores=true", "needs fast: true"),

@@ -1,12 +1,12 @@
 """`fgaseg convert`."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UsageError
 from .options import add_json, add_words, load_model, model_and_overrides
+from .printing import say, say_json
 
 HELP = """\
 Convert a checkpoint of the released FGAseg code, of CAT-Seg, of Pi-Seg or of DeCLIP's CAT-Seg to a folder that
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from ..files import atomic_directory
-    from ..model import FGASeg
+    from ..model import FGASeg, shapes_of
     from ..weights import read_released
 
     source, overrides = model_and_overrides(options.model, options.words)
@@ -49,14 +49,15 @@ def run(options: argparse.Namespace) -> None:
     else:
         _check_replaceable(options.out)
         checkpoint = read_released(source, *overrides)
+        checkpoint.check_shapes(shapes_of(checkpoint.config), options.allow_foreign)
         model = FGASeg(checkpoint.config)
         report = checkpoint.load_into(model, options.allow_foreign)
         with atomic_directory(options.out) as folder:
             model.save_pretrained(folder)
     if options.json:
-        print(json.dumps({"checkpoint": source, "out": str(options.out), **asdict(report)}))
+        say_json({"checkpoint": source, "out": str(options.out), **asdict(report)})
     else:
-        print("\n".join([*report.lines(), f"written: {options.out}"]))
+        say(*report.lines(), f"written: {options.out}")
 
 
 def _copy(source: str, overrides: list[str], options: argparse.Namespace) -> None:
@@ -68,7 +69,10 @@ def _copy(source: str, overrides: list[str], options: argparse.Namespace) -> Non
     model = load_model(source, overrides, "cpu")
     with atomic_directory(options.out) as folder:
         model.save_pretrained(folder)
-    print(json.dumps({"checkpoint": source, "out": str(options.out)}) if options.json else f"written: {options.out}")
+    if options.json:
+        say_json({"checkpoint": source, "out": str(options.out)})
+    else:
+        say(f"written: {options.out}")
 
 
 def _check_replaceable(folder: Path) -> None:

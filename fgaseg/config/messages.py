@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 Path = tuple[str, ...]  # a dotted key in parts
+MOST = 20  # lines
+SHOWN = 200  # characters of a value
 
 
 def explain(cls: type[BaseModel], error: ValidationError, source: str, written: Mapping[Path, str]) -> str:
@@ -20,8 +22,9 @@ def explain(cls: type[BaseModel], error: ValidationError, source: str, written: 
     """
     # a default that depends on a mistaken field is not computed: the mistake is reported by itself
     found = [item for item in error.errors() if item["type"] != "default_factory_not_called"]
-    lines = [_line(cls, dict(item), source, written) for item in found]
-    return "\n".join(dict.fromkeys(lines))
+    lines = list(dict.fromkeys(_line(cls, dict(item), source, written) for item in found[: 10 * MOST]))
+    more = [f"{source}: and {len(lines) - MOST} more"] if len(lines) > MOST else []
+    return "\n".join(lines[:MOST] + more)
 
 
 def _line(cls: type[BaseModel], item: dict[str, Any], source: str, written: Mapping[Path, str]) -> str:
@@ -29,13 +32,19 @@ def _line(cls: type[BaseModel], item: dict[str, Any], source: str, written: Mapp
     path = _keys_of(cls, item["loc"])
     override = next((text for parts, text in written.items() if parts[: len(path)] == path[: len(parts)]), None)
     where = f"override {override!r}" if override else source
-    key = ".".join(path) or "(top level)"
+    key = shortened(".".join(path)) or "(top level)"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; did you mean {_nearest(cls, path)!r}?"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] == "value_error":
-        return f"{where}: {key}{'.' if message.split(':')[0].isidentifier() else ': '}{message}"
-    return f"{where}: {key}: {message[0].lower()}{message[1:]}; got {item['input']!r}"
+        deeper = all(part.isidentifier() for part in message.split(":")[0].split("."))
+        return f"{where}: {key}{'.' if deeper else ': '}{message}"
+    return f"{where}: {key}: {message[0].lower()}{message[1:]}; got {shortened(repr(item['input']))}"
+
+
+def shortened(text: str) -> str:
+    """The beginning of a long text, and how long it is."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
 
 
 def _keys_of(cls: type[BaseModel], location: tuple[int | str, ...]) -> Path:
@@ -50,8 +59,12 @@ def _keys_of(cls: type[BaseModel], location: tuple[int | str, ...]) -> Path:
 
 
 def _sections(cls: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    types = {name: field.annotation for name, field in cls.model_fields.items()}
-    return {name: kind for name, kind in types.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    found = {}
+    for name, field in cls.model_fields.items():
+        for kind in get_args(field.annotation) or (field.annotation,):  # those that may be null, too
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found[name] = kind
+    return found
 
 
 def _all_keys(cls: type[BaseModel], prefix: Path = ()) -> list[Path]:

@@ -11,14 +11,14 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveInt,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from .architecture import check_architecture
 from .reading import read_yaml
-from .section import Section
+from .section import Section, is_saved
 
 # open_clip's ViTs with OpenAI's weights; the list is here because a configuration is read without open_clip
 OPENAI_NAMES: tuple[str, ...] = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")
@@ -32,12 +32,15 @@ def _odd(value: int) -> int:
     return value
 
 
-def _one_placeholder(templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    for template in [templates] if isinstance(templates, str) else templates:
+def _templates(templates: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    several = [templates] if isinstance(templates, str) else templates
+    if not several or len(several) > 1000:
+        raise ValueError(f"must be a template or a list of 1 to 1000 of them; got {len(several) or 'none'}")
+    for template in several:
+        if len(template) > 1000:
+            raise ValueError(f"must have 1000 characters at most; got {len(template)}")
         if template.count("{}") != 1 or template.count("{") != 1 or template.count("}") != 1:
             raise ValueError(f"must contain {{}} exactly once, where the class name goes; got {template!r}")
-    if not templates:
-        raise ValueError("must be a template or a list of them; got none")
     return templates
 
 
@@ -64,9 +67,9 @@ def _positive(values: tuple[float, float, float]) -> tuple[float, float, float]:
     return values
 
 
-def _read_weights(value: Any) -> Any:
-    """A file as what is written in it, so that a saved configuration depends on no file."""
-    if isinstance(value, str | Path):
+def _read_weights(value: Any, info: ValidationInfo) -> Any:
+    """A file as what is written in it, so that a saved configuration depends on no file, and can name none."""
+    if isinstance(value, str | Path) and not is_saved(info):
         value = read_yaml(Path(value), "class names with their weights (car: 2.0)")
     if isinstance(value, dict):
         if wrong := [key for key in value if not isinstance(key, str)]:
@@ -74,9 +77,13 @@ def _read_weights(value: Any) -> Any:
     return value
 
 
-OddInt = Annotated[PositiveInt, AfterValidator(_odd)]
-
-
+# bounds far above what anybody trains, since a saved model's configuration need not be trusted
+Layers = Annotated[int, Field(ge=0, le=64)]
+Channels = Annotated[int, Field(ge=1, le=8192)]
+Heads = Annotated[int, Field(ge=1, le=1024)]
+Side = Annotated[int, Field(ge=1, le=1024)]  # of a window or a pool, in tokens
+Classes = Annotated[int, Field(ge=1, le=2**20)]
+OddInt = Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)]
 Colour = tuple[float, float, float]
 
 
@@ -85,7 +92,7 @@ class EncoderConfig(Section):
 
     name: str = "ViT-B-16"
     """open_clip model name, or that of a registered encoder; only a label when `architecture` is given."""
-    architecture: dict[str, Any] | None = None
+    architecture: Annotated[dict[str, Any], AfterValidator(check_architecture)] | None = None
     """An open_clip model configuration, inline: embed_dim, vision_cfg, text_cfg; null: that of `name`."""
     pretrained: str | None = Field(default_factory=_default_pretrained)
     """An open_clip tag, a local file, or a saved fgaseg model, whose encoder is taken; null: random weights; auto:
@@ -105,7 +112,7 @@ class EncoderConfig(Section):
     finetune: Literal["attention", "prompt", "full", "none", "scratch"] = "attention"
     """Which parameters of the encoder train (Table VII): the q and v of attention, prompt tokens, all blocks, none, or
     (scratch) everything."""
-    prompt_tokens: PositiveInt = 16
+    prompt_tokens: Annotated[int, Field(ge=1, le=4096)] = 16
     """Learned tokens per visual block, with finetune: prompt."""
 
     @model_validator(mode="before")
@@ -115,10 +122,6 @@ class EncoderConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.architecture is not None:
-            missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in self.architecture]
-            if missing:
-                raise ValueError(f"architecture: an open_clip model config is needed; missing {', '.join(missing)}")
         if self.guidance_blocks is not None and self.guidance_blocks[0] >= self.guidance_blocks[1]:
             raise ValueError(f"guidance_blocks: two ascending indices are needed; got {list(self.guidance_blocks)}")
         return self
@@ -154,9 +157,9 @@ class ModelConfig(Section):
     """Defaults of all fields here: the paper's, or the released code's."""
     encoder: EncoderConfig = EncoderConfig()
     """The image and text towers."""
-    image_size: PositiveInt = 384
+    image_size: Annotated[int, Field(ge=1, le=8192)] = 384
     """Inference resizes a photo's short side (whole) or each window (windows) to this many pixels."""
-    template: Annotated[str | tuple[str, ...], AfterValidator(_one_placeholder)] = _by_preset(
+    template: Annotated[str | tuple[str, ...], AfterValidator(_templates)] = _by_preset(
         "a photo of a {}", "A photo of a {} in the scene"
     )
     """Text around a class name; the embeddings of several templates are averaged."""
@@ -167,9 +170,9 @@ class ModelConfig(Section):
     are averaged."""
 
     # pixel-level alignment (section III-B)
-    p2t_layers: NonNegativeInt = 1
+    p2t_layers: Layers = 1
     """Depth of P2Tformer; 0: off."""
-    p2t_heads: PositiveInt = 8
+    p2t_heads: Heads = 8
     """Attention heads of P2Tformer."""
     p2t_value_positions: bool = _by_preset(True, False)
     """Position embeddings on keys and values (eq. 5); false: on the keys only."""
@@ -202,7 +205,7 @@ class ModelConfig(Section):
     # class selection (section III-D, Fig. 5)
     fast: bool = False
     """Drop classes on the way through the decoder, by the scores of the auxiliary heads."""
-    top_k: PositiveInt | None = Field(default_factory=_default_top_k)
+    top_k: Classes | None = Field(default_factory=_default_top_k)
     """Classes kept per pixel; null: all. Default with fast: 8 (released: 16)."""
     topk_union: Literal["image", "batch"] = _by_preset("image", "batch")
     """Keep the classes that any pixel of an image, or of the batch, keeps."""
@@ -210,29 +213,29 @@ class ModelConfig(Section):
         default_factory=lambda above: above.get("preset") == "released" and bool(above.get("fast"))
     )
     """With fast: the decoder ends in a sigmoid, and dropped classes score 0 (released: true)."""
-    class_cap: PositiveInt | None = _by_preset(None, 256)
+    class_cap: Classes | None = _by_preset(None, 256)
     """Only the so many classes with the largest S_g enter aggregation; null: all."""
-    pad_classes: NonNegativeInt = _by_preset(0, 256)
+    pad_classes: Annotated[int, Field(ge=0, le=65536)] = _by_preset(0, 256)
     """Class attention over fewer classes than this is padded with a learned token; 0: no padding."""
 
     # aggregation and decoder
-    hidden: PositiveInt = 128
+    hidden: Channels = 128
     """Channels of a class map in aggregation."""
-    heads: PositiveInt = 4
+    heads: Heads = 4
     """Attention heads of aggregation."""
-    aggregation_layers: PositiveInt = 2
+    aggregation_layers: Annotated[int, Field(ge=1, le=64)] = 2
     """Layers of spatial and class attention."""
-    window: PositiveInt = 12
+    window: Side = 12
     """Side of an attention window, in tokens."""
-    class_pooling: PositiveInt = 2
+    class_pooling: Side = 2
     """Pooling before class attention, in training."""
-    class_pooling_eval: PositiveInt = 1
+    class_pooling_eval: Side = 1
     """Pooling before class attention, in evaluation."""
-    guidance_channels: tuple[PositiveInt, PositiveInt] = (256, 128)
+    guidance_channels: tuple[Channels, Channels] = (256, 128)
     """Channels of the upsampled image guidance of the two decoder stages."""
-    guidance_hidden: tuple[PositiveInt, PositiveInt] = (32, 16)
+    guidance_hidden: tuple[Channels, Channels] = (32, 16)
     """Channels of the image guidance that enters the two decoder stages."""
-    decoder_channels: tuple[PositiveInt, PositiveInt] = (64, 32)
+    decoder_channels: tuple[Channels, Channels] = (64, 32)
     """Channels of the two decoder stages."""
     inference: Literal["whole", "windows"] = _by_preset("whole", "windows")
     """Segment the photo as a whole, or as the released evaluation: four overlapping windows and the whole, averaged."""

@@ -3,6 +3,7 @@
 from .class_selection import ClassSelector
 from .encoders import PROMPTS_PER_BATCH, register_encoder, run_block
 from .fgaseg import FGASeg
+from .fitting import shapes_of
 from .head import Output
 from .loading import check_source, fetch_named, load, local_weights, usable_device
 from .precision_choice import PRECISIONS, set_precision
@@ -30,5 +31,6 @@ __all__ = [
     "register_encoder",
     "run_block",
     "set_precision",
+    "shapes_of",
     "usable_device",
 ]

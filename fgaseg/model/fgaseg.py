@@ -1,6 +1,5 @@
 """FGASeg, what users hold: encoders and head, prediction, loading and saving."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any, Self, overload
 import torch
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import EncoderConfig, ModelConfig
 from ..data import Bands, ImageSource, ValueRange, read_image
-from ..errors import CheckpointError, EncoderError, TrainingError, UsageError, VocabularyError
+from ..errors import CheckpointError, ConfigError, EncoderError, TrainingError, UsageError, VocabularyError
 from ..inference import Result, ScoreRule, note_doubts, predict
 from ..threads import adjust_threads
 from ..vocabulary import ClassNames, Vocabulary
@@ -26,9 +25,12 @@ from ..weights import (
     write_released,
     write_weights,
 )
+from ..weights.model_files import read_shapes
+from ..weights.saved_config import read_config
 from ..weights.sources import check_no_path
 from .cuda_graphs import RecordedCalls
-from .encoders import ImageFeatures, build_encoder
+from .encoders import ImageFeatures, build_encoder, is_open_clip, own_encoder
+from .fitting import check_fits, shapes_of
 from .head import Head, Output
 from .image_encoder import ImageEncoder
 from .prompts import classes_of_rows
@@ -403,9 +405,22 @@ class FGASeg(nn.Module):
         elif revision is not None:
             raise CheckpointError(f"{source}: is on this disk, where there are no revisions; leave revision out")
         config, facts = read_config(directory / "config.json", source)
-        tokenizer = directory / "tokenizer"
-        model = cls(config.override(*words, **values), tokenizer=tokenizer if tokenizer.is_dir() else None)
-        model.load_weights(directory / "model.safetensors")
+        config = config.override(*words, **values)
+        if config.encoder.pretrained not in (None, "auto"):
+            raise ConfigError("override encoder.pretrained: a saved model has all its weights already; leave it out")
+        config = config.override(**{"encoder.pretrained": None})
+        weights, tokenizer = directory / "model.safetensors", directory / "tokenizer"
+        if needs_files(config.encoder) and not tokenizer.is_dir():
+            raise CheckpointError(f"{tokenizer}: is missing: this model's tokenizer comes with its weights; fetch both")
+        own = own_encoder(config.encoder)
+        if config.encoder.architecture is None and is_open_clip(config.encoder.name):
+            raise CheckpointError(
+                f"{directory / 'config.json'}: encoder.architecture: is missing: a saved model describes its towers, "
+                f"whatever {config.encoder.name} may become; save it again"
+            )
+        check_fits(config, own, read_shapes(weights), weights)
+        model = cls(config, own, tokenizer=tokenizer if tokenizer.is_dir() else None)
+        model.load_weights(weights)
         model.facts = facts
         return model.eval()
 
@@ -421,6 +436,7 @@ class FGASeg(nn.Module):
         reports what was assumed.
         """
         checkpoint = read_released(source, *words, **values)
+        checkpoint.check_shapes(shapes_of(checkpoint.config))
         model = cls(checkpoint.config)
         checkpoint.load_into(model)
         return model.eval()
@@ -441,23 +457,9 @@ def _named_after(encoder: nn.Module, config: ModelConfig) -> ModelConfig:
     return config.override(**{"encoder.name": name, "encoder.pretrained": None})
 
 
-def read_config(path: Path, source: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The configuration and the facts that `save_pretrained` wrote; errors name `source`."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: is missing: give the folder of a saved model (of a training, <out>/model)")
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a configuration that save_pretrained wrote: {error}") from None
-    kind = data.pop("model_type", None) if isinstance(data, dict) else None
-    if kind != "fgaseg":
-        found = "it says no model_type" if kind is None else f"its model_type is {kind!r}"
-        raise CheckpointError(
-            f"{source}: not an fgaseg model ({found}); a model that save_pretrained wrote is needed. `fgaseg models` "
-            "lists models to begin with; CLIP weights alone are for encoder.pretrained"
-        )
-    facts = data.pop("facts", {})
-    return ModelConfig.from_json(json.dumps(data), str(path)), facts
+def needs_files(encoder: EncoderConfig) -> bool:
+    """Whether the tokenizer of a saved model is not open_clip's, so that its files are in the folder `tokenizer`."""
+    return bool((encoder.architecture or {}).get("text_cfg", {}).get("hf_tokenizer_name"))
 
 
 def fetch_saved(repo: str, revision: str | None) -> Path:
@@ -469,7 +471,7 @@ def fetch_saved(repo: str, revision: str | None) -> Path:
     folder, commit = path.parent, path.parent.name
     config, _ = read_config(path, repo)
     fetch_file(repo, "model.safetensors", revision=commit)
-    if ((config.encoder.architecture or {}).get("text_cfg") or {}).get("hf_tokenizer_name"):
+    if needs_files(config.encoder):
         try:
             names = list_files(repo, revision=commit)
         except CheckpointError:

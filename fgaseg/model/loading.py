@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -13,8 +12,9 @@ import torch
 from ..config import ModelConfig
 from ..errors import CheckpointError, UsageError
 from ..weights.named_models import NamedModel, find_named
+from ..weights.saved_config import is_saved_model, read_config
 from ..weights.sources import CHECKPOINTS, parse_source
-from .fgaseg import FGASeg, fetch_saved, read_config
+from .fgaseg import FGASeg, fetch_saved
 from .published import converted_folder
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _load_path(path: Path, revision: str | None, words: tuple[str, ...], values:
         log.warning("%s: the one in this folder is used, not the published model of that name", path)
     if path.is_dir():
         return FGASeg.from_pretrained(_model_folder(path), *words, **values)
-    if path.name in ("config.json", "model.safetensors") and _is_saved_model(path.parent):
+    if path.name in ("config.json", "model.safetensors") and is_saved_model(path.parent):
         return FGASeg.from_pretrained(path.parent, *words, **values)
     if path.suffix in (".yaml", ".yml", ".json"):
         raise CheckpointError(f"{path}: is no model; give the folder of a saved model, or a file of weights")
@@ -114,7 +114,7 @@ def _model_folder(path: Path) -> Path:
     """The folder itself, or `model` in that of a training. An error that names what a folder without one holds."""
     if (path / "config.json").exists():
         return path
-    if _is_saved_model(path / "model"):
+    if is_saved_model(path / "model"):
         return path / "model"
     if found := sorted(file for file in path.iterdir() if file.suffix in CHECKPOINTS):
         raise CheckpointError(
@@ -122,13 +122,6 @@ def _model_folder(path: Path) -> Path:
             f"checkpoint's file, such as {found[0]}"
         )
     return path  # from_pretrained says what it needs
-
-
-def _is_saved_model(folder: Path) -> bool:
-    try:
-        return json.loads((folder / "config.json").read_text()).get("model_type") == "fgaseg"
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _load_published(model: NamedModel, revision: str | None, words: tuple[str, ...], values: dict[str, Any]) -> FGASeg:

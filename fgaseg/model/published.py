@@ -19,6 +19,7 @@ from ..weights.hub import LIBRARY, Fetched, current_commit, fetch_to, list_files
 from ..weights.named_models import NamedModel
 from ..weights.sources import CHECKPOINTS
 from .fgaseg import FGASeg
+from .fitting import shapes_of
 from .saving import save_model
 
 RECORD = "source.json"  # beside the converted weights: where they are from, and the sums of both
@@ -132,6 +133,7 @@ def _announcement(model: NamedModel, size: int | None) -> str:
 def _convert(model: NamedModel, fetched: Fetched, folder: Path) -> None:
     """Write config.json, model.safetensors, README.md and the record."""
     checkpoint = read_released(fetched.path)
+    checkpoint.check_shapes(shapes_of(checkpoint.config))
     network = FGASeg(checkpoint.config)
     checkpoint.load_into(network)
     del checkpoint  # memory

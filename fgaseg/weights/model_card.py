@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import yaml
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from ..visible import visible
 from .hub import sha256_of
 from .named_models import NamedModel
 
@@ -28,6 +30,50 @@ ENCODER_LICENCES = {
     "metaclip": "CC-BY-NC-4.0",
 }
 ON_DISK = "path/to/this/folder"
+
+
+# what each fact is; a saved model, which nobody has to trust, brings them along
+TEXTS = (
+    "name",
+    "description",
+    "source",
+    "licence",
+    "licence_id",
+    "trained_on",
+    "base_model",
+    "published_in",
+    "verified",
+)
+TABLES: dict[str, dict[str, type]] = {  # facts with parts, and what these are
+    "encoder": {"name": str, "pretrained": str},
+    "training": {"recipe": dict, "data": str, "steps": int, "batch": int, "processes": int},
+    "published": {},
+    "results": {},
+}
+
+
+def known_facts(facts: Any) -> dict[str, Any]:
+    """Those facts of a saved model of which a card can be made; others say nothing and are left out."""
+    return {key: value for key, value in facts.items() if _is_fact(key, value)} if isinstance(facts, dict) else {}
+
+
+def _is_fact(key: str, value: Any) -> bool:
+    if key not in TABLES:
+        return key in TEXTS and isinstance(value, str)
+    if not isinstance(value, dict) or not all(isinstance(value.get(k), kind) for k, kind in TABLES[key].items()):
+        return False
+    rows = value.values() if key == "results" else ()
+    return all(isinstance(row, dict) and all(isinstance(row.get(figure, 0.0), float | int) for figure in FIGURES)
+               for row in rows)  # fmt: skip
+
+
+def _as_text(value: Any) -> Any:
+    """Facts as text of a card: no line breaks, no HTML, and no end of a block of code."""
+    if isinstance(value, Mapping):
+        return {_as_text(key): _as_text(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(one) for one in value]
+    return html.escape(visible(value), quote=False).replace("```", "'''") if isinstance(value, str) else value
 
 
 def facts_of(model: NamedModel, commit: str, sha256: str) -> dict[str, Any]:
@@ -53,6 +99,7 @@ def model_card(config: ModelConfig, facts: Mapping[str, Any], load_from: str = O
                "results" {set: figures, "images", "record"}. What is missing is said to be unknown
     load_from  what `fgaseg.load` is given
     """
+    facts = _as_text(facts)
     sections = (
         _header(facts),
         f"{MARK}\n\n# {facts.get('name') or 'A segmentation model'}",
@@ -155,7 +202,8 @@ def _metrics(facts: Mapping[str, Any]) -> str:
         parts.append("\n".join(rows))
     if published := facts.get("published"):
         listed = ", ".join(f"{name} {value}" for name, value in published.items())
-        parts.append(f"Published mIoU in %: {listed} ({facts['published_in']}); not computed with this copy.")
+        where = facts.get("published_in") or "unknown where"
+        parts.append(f"Published mIoU in %: {listed} ({where}); not computed with this copy.")
     return "\n\n".join(parts) or "None recorded."
 
 

@@ -93,24 +93,9 @@ class ReleasedCheckpoint:
         Raises CheckpointError naming the keys that are missing, unknown or of another shape; the model is unchanged.
         """
         own, given = model.state_dict(), self.weights
+        self.check_shapes({key: tuple(value.shape) for key, value in own.items()}, allow_foreign)
         kind = _kind(self.config, self.project)
         fitting = {ours: tensor for ours, tensor in given.tensors.items() if ours in own}
-        foreign = list(dict.fromkeys([*given.unknown, *(key for ours, key in given.origin.items() if ours not in own)]))
-        absent = {ours: self.project.keys.to_theirs(ours) or ours for ours in own if ours not in fitting}
-        misfits = {
-            "missing from the file": [key for ours, key in absent.items() if not ours.endswith(COUNTER)],
-            f"unknown to {kind}": [] if allow_foreign else foreign,
-            "of another shape": [
-                f"{given.origin[ours]} {list(tensor.shape)}, not {list(own[ours].shape)}"
-                for ours, tensor in fitting.items()
-                if tensor.shape != own[ours].shape
-            ],
-        }
-        if any(misfits.values()):
-            title = f"{self.source}: keys that do not fit a model of {kind}"
-            misfits = {what: list(dict.fromkeys(keys)) for what, keys in misfits.items() if keys}
-            lines = [f"  {len(keys)} {what}: {', '.join(_families(keys))}" for what, keys in misfits.items()]
-            raise CheckpointError("\n".join([title, *lines]))
         load_weights(model, {**own, **fitting}, self.source)
         return ConversionReport(
             kind,
@@ -118,10 +103,38 @@ class ReleasedCheckpoint:
             mapped=list(dict.fromkeys(given.origin[ours] for ours in fitting)),
             ignored=list(given.structural),
             training_only=given.training_only,
-            foreign=foreign,
-            absent=list(absent.values()),
+            foreign=self._foreign(own),
+            absent=list(self._absent(own).values()),
             assumed=_assumed(self.config, self.project),
         )
+
+    def check_shapes(self, own: Mapping[str, tuple[int, ...]], allow_foreign: bool = False) -> None:
+        """Raise the CheckpointError of `load_into` for a model whose weights have these shapes."""
+        given, kind = self.weights, _kind(self.config, self.project)
+        misfits = {
+            "missing from the file": [key for ours, key in self._absent(own).items() if not ours.endswith(COUNTER)],
+            f"unknown to {kind}": [] if allow_foreign else self._foreign(own),
+            "of another shape": [
+                f"{given.origin[ours]} {list(tensor.shape)}, not {list(own[ours])}"
+                for ours, tensor in given.tensors.items()
+                if ours in own and tuple(tensor.shape) != own[ours]
+            ],
+        }
+        if any(misfits.values()):
+            title = f"{self.source}: keys that do not fit a model of {kind}"
+            misfits = {what: list(dict.fromkeys(keys)) for what, keys in misfits.items() if keys}
+            lines = [f"  {len(keys)} {what}: {', '.join(_families(keys))}" for what, keys in misfits.items()]
+            raise CheckpointError("\n".join([title, *lines]))
+
+    def _foreign(self, own: Mapping[str, Any]) -> list[str]:
+        """Keys of the file that the model does not have."""
+        given = self.weights
+        return list(dict.fromkeys([*given.unknown, *(key for ours, key in given.origin.items() if ours not in own)]))
+
+    def _absent(self, own: Mapping[str, Any]) -> dict[str, str]:
+        """Keys of the model that the file lacks, and what they are called there."""
+        lacking = (ours for ours in own if ours not in self.weights.tensors)
+        return {ours: self.project.keys.to_theirs(ours) or ours for ours in lacking}
 
 
 def read_released(source: Mapping[str, Any] | str | Path, *words: str, **values: Any) -> ReleasedCheckpoint:

@@ -16,6 +16,7 @@ from .key_maps import PAD_TOKENS, Translation
 from .model_files import load_weights, read_weights
 from .recognition import recognise
 from .released_config import EVA
+from .saved_config import is_saved_model, read_config
 
 # P2Tformer, T2P branch, LCS with its embedding and fusions, auxiliary heads: what FGAseg adds to CAT-Seg
 ADDED = re.compile(r"head\.(p2t|t2p|lcs|embed_local|fuse|aux_heads|decoder\.(fuse\d|local_up))\.")
@@ -93,9 +94,8 @@ def _released_encoder(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _saved_encoder(folder: Path) -> dict[str, Any]:
     """What the encoder of a saved model does beside its weights; nothing is known of a file without its folder."""
-    try:
-        encoder = json.loads((folder / "config.json").read_text())["encoder"]
-        found = {"quick_gelu": bool((encoder["architecture"] or {}).get("quick_gelu"))}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    if not is_saved_model(folder):
         return {}
-    return found | {key: encoder[key] for key in ("dense", "mean", "std") if encoder.get(key) is not None}
+    encoder = read_config(folder / "config.json", folder)[0].dump()["encoder"]
+    found = {"quick_gelu": bool((encoder["architecture"] or {}).get("quick_gelu"))}
+    return found | {key: encoder[key] for key in ("dense", "mean", "std") if encoder[key] is not None}

@@ -21,6 +21,8 @@ __all__ = [
     "TextTower",
     "Tokenizer",
     "build_encoder",
+    "is_open_clip",
+    "own_encoder",
     "register_encoder",
     "run_block",
 ]
@@ -34,8 +36,12 @@ def build_encoder(config: EncoderConfig, own: nn.Module | None = None, tokenizer
 
     Raises EncoderError, and CheckpointError for a file of weights that does not fit.
     """
-    if own is None and config.architecture is None and not is_open_clip(config.name):
-        own = registered(config.name)
+    own = own_encoder(config) if own is None else own
     if own is not None:
         return OwnEncoder(own, config, config.name)
     return OpenClipEncoder(config, tokenizer)
+
+
+def own_encoder(config: EncoderConfig) -> nn.Module | None:
+    """A new encoder of one's own, if a configuration names one that is registered."""
+    return None if config.architecture is not None or is_open_clip(config.name) else registered(config.name)

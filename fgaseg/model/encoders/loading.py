@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ...data import CLIP_MEAN, CLIP_STD
 from ...errors import CheckpointError, EncoderError
 from ...weights import fetch_first, load_weights, read_weights
+from ...weights.saved_config import is_saved_model, read_config
 from .architecture import tags_of
 from .image_tower import Colour
 
@@ -90,14 +90,10 @@ def _fetched(tag: dict[str, Any]) -> Path:
 def saved_normalization(path: Path) -> tuple[Colour | None, Colour | None]:
     """Mean and standard deviation of a saved fgaseg model's pixels, given its folder or weights; None: it is none."""
     folder = path.parent if path.name == "model.safetensors" else path
-    try:
-        saved = json.loads((folder / "config.json").read_text())
-        encoder = saved["encoder"] if saved["model_type"] == "fgaseg" else None
-    except (OSError, ValueError, KeyError, TypeError):
-        encoder = None
-    if not isinstance(encoder, dict):
+    if not is_saved_model(folder):
         return None, None
-    return tuple(encoder.get("mean") or CLIP_MEAN), tuple(encoder.get("std") or CLIP_STD)
+    encoder = read_config(folder / "config.json", folder)[0].encoder
+    return encoder.mean or CLIP_MEAN, encoder.std or CLIP_STD
 
 
 def load_towers(clip: nn.Module, path: Path) -> None:

@@ -32,18 +32,23 @@ class OpenClipEncoder(Encoder):
     """Image and text tower of an open_clip model of one of the families.
 
     image_tower, text_tower  what runs them
+
+    tokenizer  a folder with its files, in place of those that open_clip names
+    skeleton   without weights and tokenizer: to see shapes on the meta device
     """
 
-    def __init__(self, config: EncoderConfig, tokenizer: str | Path | None = None):
+    def __init__(self, config: EncoderConfig, tokenizer: str | Path | None = None, *, skeleton: bool = False):
         request = resolve(config)
         self.name, self.weights, self.architecture = config.name, request.weights, request.architecture
         family = family_of(request.architecture, config.name)
         self.module = instantiate(request.architecture, config.name)
-        path = weights_path(config.name, request.weights, request.tag) if request.weights else None
+        path = None
+        if request.weights and not skeleton:
+            path = weights_path(config.name, request.weights, request.tag)
         if tokenizer is None and path is not None and (path / "tokenizer").is_dir():
             tokenizer = path / "tokenizer"  # of a saved model
         text_config = request.architecture["text_cfg"]
-        self.tokenizer = Tokenizer(config.name, text_config, tokenizer)
+        self.tokenizer = None if skeleton else Tokenizer(config.name, text_config, tokenizer)
         self.text_tower = TextTower(self.module, self.tokenizer)
         self.image_tower: ImageTower = family(self.module.visual)
         self.image_tower.separate()

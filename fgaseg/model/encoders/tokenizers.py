@@ -1,6 +1,7 @@
 """The tokenizer that a text tower was trained with: open_clip's own, or one of Hugging Face's."""
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from ...errors import EncoderError, VocabularyError
 from ...files import atomic_directory
+from ...weights.saved_config import read_object
 
+OTHER_FILES = re.compile(r"auto_map|init_inputs|(?<!special_tokens_map)_files?$|_name_or_path$")  # keys of its settings
 SLACK = 0.01  # of the vocabulary: special tokens that a tokenizer counts and a text tower does not, or the reverse
 
 
@@ -39,6 +42,9 @@ class Tokenizer:
             self._check_size(self._tokenizer.vocab_size, slack=0)
             return
         mode = text_config.get("tokenizer_mode")
+        if files is not None:
+            _check_files(Path(files))
+            options = {**options, "local_files_only": True}
         self._tokenizer = _hugging_face(name, str(files or source), length, tokenizer_mode=mode, **options)
         self._check_size(len(self._tokenizer.tokenizer), slack=int(SLACK * self.vocabulary))
         self.unknown = self._tokenizer.tokenizer.unk_token_id
@@ -103,6 +109,16 @@ class Tokenizer:
             )
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse what would make transformers open a file that is not in the folder, or run code of somebody's."""
+    for file in sorted(folder.glob("*config.json")):
+        found = [key for key, value in read_object(file).items() if OTHER_FILES.search(key) and value is not None]
+        if found:
+            raise EncoderError(
+                f"{file}: {found[0]!r} names other files or code; a saved tokenizer has its own, and it is refused"
+            )
+
+
 def _hugging_face(name: str, source: str, length: int, **options: Any) -> HFTokenizer:
     if importlib.util.find_spec("transformers") is None:
         raise EncoderError(
@@ -110,7 +126,7 @@ def _hugging_face(name: str, source: str, length: int, **options: Any) -> HFToke
             "'fgaseg[tokenizers]'"
         )
     try:
-        return HFTokenizer(source, context_length=length, **options)
+        return HFTokenizer(source, context_length=length, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises a dozen types for missing files, networks and packages
         reason = " ".join(str(error).split()) or type(error).__name__
         raise EncoderError(

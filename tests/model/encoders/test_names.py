@@ -207,10 +207,19 @@ def test_towers_of_two_spaces_are_refused(monkeypatch):
         OpenClipEncoder(EncoderConfig(name="mine", architecture=given))
 
 
-def test_an_architecture_that_open_clip_refuses():
+def test_an_architecture_that_open_clip_does_not_know():
     given = {"embed_dim": 24, "vision_cfg": {**VISION, "depth": 3}, "text_cfg": TEXT}
+    with pytest.raises(ConfigError, match=r"encoder\.architecture: unknown key 'vision_cfg\.depth'; did you mean"):
+        ModelConfig().override(**{"encoder.architecture": given})
     with pytest.raises(EncoderError, match=r"encoder\.architecture: open_clip refuses it: .*depth"):
-        OpenClipEncoder(EncoderConfig(name="mine", architecture=given))
+        instantiate(given, "mine")
+
+
+def test_published_architectures_are_within_the_bounds():
+    """What is described by name may be described inline, as a saved model does."""
+    for name in FAMILY:
+        described = resolve(EncoderConfig(name=name, pretrained=None)).architecture
+        assert EncoderConfig(architecture=described).architecture == described, name
 
 
 @pytest.mark.parametrize("name, nearest", [("ViT-B-16-SigLIP2-85", "ViT-B-16-SigLIP2"), ("EVA02-B16", "EVA02-B-16")])
