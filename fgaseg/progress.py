@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import TypeVar
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+from .visible import visible
 
 T = TypeVar("T")
 
@@ -58,12 +59,12 @@ def track(
     start = last = time.monotonic()
     # what is printed meanwhile appears above the bar, unless it goes elsewhere: then it must not end up here
     above = sys.stdout is not None and sys.stdout.isatty()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(unit),
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Speed(unit),
                TimeRemainingColumn())  # fmt: skip
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal, redirect_stdout=above
     ) as bar:
-        task = bar.add_task(escape(title), total=total, completed=done)
+        task = bar.add_task(visible(title), total=total, completed=done)
         for count, item in enumerate(items, done + 1):
             yield item
             bar.update(task, completed=count)

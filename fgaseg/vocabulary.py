@@ -1,5 +1,6 @@
 """A vocabulary: classes, each with one or several prompts, and their text embeddings."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .errors import VocabularyError
+from .visible import HIDDEN
 
 
 class ClassPrompts(NamedTuple):
@@ -20,6 +22,7 @@ class ClassPrompts(NamedTuple):
 ClassNames = Sequence[str | Sequence[str] | ClassPrompts] | Mapping[str, str | Sequence[str]]
 
 
+BREAKS = re.compile(r"[\n\r\t\v\f]+")
 NOTHING = "nothing"  # the label of pixels below a threshold, without a background class
 
 
@@ -51,6 +54,17 @@ def split_synonyms(name: str) -> tuple[str, ...]:
     return tuple(filter(None, (" ".join(part.split()) for part in name.split("|"))))
 
 
+def one_line(name: str) -> str:
+    """The name with line breaks and tabs as spaces, and without those at its ends, as lines of a file have them."""
+    return BREAKS.sub(" ", name.strip("\n\r\t\v\f"))
+
+
+def hidden_in(name: str) -> str | None:
+    """What is wrong with a name, already in one line, that cannot be shown as it is; None: it can."""
+    found = HIDDEN.search(name)
+    return None if found is None else f"holds the control character {found[0]!a}: write the name as plain text"
+
+
 def as_text(entry: str | ClassPrompts) -> str:
     """A class in one text, for messages and records."""
     return entry if isinstance(entry, str) else f"{entry.name}: {' | '.join(entry.prompts)}"
@@ -64,8 +78,10 @@ def check_names(names: ClassNames | Iterable[str]) -> tuple[ClassPrompts, ...]:
     names  a list, each entry a name, a text of synonyms with | between them (the first is the name), a list of these,
            or a ClassPrompts; or a mapping from names to prompts, in the same forms
 
-    Raises VocabularyError for an empty list, an entry that is empty or not a string, a string in place of a list, or
-    one name for two classes with different prompts.
+    Line breaks and tabs in a name are spaces, and are left out at its ends.
+
+    Raises VocabularyError for an empty list, an entry that is empty or not a string, a name with control characters, a
+    string in place of a list, or one name for two classes with different prompts.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")
@@ -94,6 +110,10 @@ def _checked(i: int, entry: Any) -> ClassPrompts:
     for part in [*parts, *([] if name is None else [name])]:
         if not isinstance(part, str):
             raise VocabularyError(f"class names: entry {i} is {part!r} of type {type(part).__name__}, not a string")
+    parts, name = [one_line(part) for part in parts], None if name is None else one_line(name)
+    for part in [*parts, *([] if name is None else [name])]:
+        if (why := hidden_in(part)) is not None:
+            raise VocabularyError(f"class names: entry {i}, {part[:80]!r}, {why}")
     # a name without synonyms stays as it is written
     prompts = tuple(one for part in parts for one in (split_synonyms(part) if "|" in part else [part]) if one.strip())
     if not prompts or (name is not None and not name.strip()):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from ..errors import UsageError
 from .options import add_json, add_words, split_words, whole_numbers
+from .printing import say, say_json
 
 HELP = """\
 Train and score the configurations of the paper's Tables II to VII and print the tables in the paper's form, each with
@@ -37,19 +37,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from ..reproduce import run_ablations
     from ..reproduce.ablations import markdown
+    from .tables import console
 
     if options.steps < 1:
         raise UsageError(f"--steps {options.steps}: give 1 or more")
     tables, overrides = split_words(options.words)
     results = run_ablations(tables, options.on, options.steps, options.seed, options.out, overrides)
     if options.json:
-        print(json.dumps(results))
+        say_json(results)
     elif sys.stdout.isatty():
-        Console().print(Markdown(markdown(results)))
+        console().print(Markdown(markdown(results)))
     else:
-        sys.stdout.write(markdown(results))
+        say(*markdown(results).rstrip("\n").split("\n"))

@@ -2,10 +2,10 @@
 
 import argparse
 import re
-import sys
 
 from ..errors import UsageError
 from .options import DEFAULT_MODEL, MODEL_HELP, add_model_options, add_words, only_overrides
+from .printing import say
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,9 +54,9 @@ def run(options: argparse.Namespace) -> None:
 
     def ready(address: str) -> None:
         if options.host not in LOOPBACK:
-            print(f"note: everyone who can reach this machine at {options.host} can use the page", file=sys.stderr)
+            say(f"note: everyone who can reach this machine at {options.host} can use the page", error=True)
         behind = f", for a proxy that shows it below {options.root_path}" if options.root_path else ""
-        print(f"{address}{behind} (Ctrl-C stops it)", flush=True)
+        say(f"{address}{behind} (Ctrl-C stops it)")
         if options.open:
             webbrowser.open(address)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .options import add_json
+from .printing import say_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,9 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from ..reproduce import benchmark_against, benchmark_model, benchmark_ops
+    from .tables import console
 
     show = show_model if options.ops == ["model"] else show_ops
     if options.against:
@@ -66,12 +64,12 @@ def run(options: argparse.Namespace) -> None:
     else:
         rows = benchmark_ops(options.ops, options.out, options.shapes, options.dtype)
     if options.json:
-        print(json.dumps(rows, indent=1))
+        say_json(rows, indent=1)
         return
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    terminal = console(180)
     first = rows[0]
-    console.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
-    show(rows, console)
+    terminal.print(f"{first['device']}, {first['threads']} threads, torch {first['torch']}, commit {first['commit']}")
+    show(rows, terminal)
 
 
 def _against(options: argparse.Namespace, measure: Callable[..., Rows]) -> Rows:
@@ -136,7 +134,7 @@ def show_against(rows: Rows, console: Console) -> None:
     console.print(table)
     reasons = {f"{row['program']} {row['precision']}, {row['part']}: {row['reason']}" for row in parts if row["reason"]}
     for reason in sorted(reasons):
-        console.print(f"not there: {reason}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"not there: {reason}", highlight=False, soft_wrap=True)
     stages = Table("our stages", "T", "precision", "s", "GFLOP", "% of roof")
     for row in (row for row in rows if row["stage"] and row["part"] != "roof"):
         share = f"{100 * float(row['share_of_roof'] or 0):.0f}"

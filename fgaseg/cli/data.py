@@ -2,9 +2,7 @@
 
 import argparse
 import itertools
-import json
 import os
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .options import add_command, add_json, add_label_options, add_view_options, check_out, label_values, view_values
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..config import DataConfig
@@ -96,12 +95,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def run_list(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from .tables import console
 
     rows = _list_rows()
     if options.json:
-        print(json.dumps(rows))
+        say_json(rows)
         return
     table = Table(title="benchmark sets")
     for heading in ("set", "split", "images", "classes", "ignore", "needs, below --root, and where it comes from"):
@@ -110,7 +110,7 @@ def run_list(options: argparse.Namespace) -> None:
         needs = "\n".join(f"{path}\n    {archive}" for path, archive in row["needs"].items())
         cells = [str(row[key]) for key in ("set", "split", "images", "classes", "ignore")]
         table.add_row(*cells, needs, end_section=True)
-    Console().print(table)
+    console().print(table)
 
 
 def _list_rows() -> list[dict[str, Any]]:
@@ -149,11 +149,11 @@ def run_check(options: argparse.Namespace) -> int:
             options.sets, root, split=options.split, quick=options.quick, workers=options.workers, progress=True
         )
     if options.json:
-        print(json.dumps([asdict(report) for report in reports]))
+        say_json([asdict(report) for report in reports])
     else:
         _print_check(reports, options.images or root)
         if options.picture:
-            print(f"picture: {options.picture}")
+            say(f"picture: {options.picture}")
     bad = ("wrong", "incomplete")
     return int(any(one.state in bad or (one.state == "absent" and one.set in options.sets) for one in reports))
 
@@ -251,10 +251,10 @@ def run_prepare(options: argparse.Namespace) -> int:
             reports = prepare(options.sets, root, split=options.split, out=options.out, images=options.images,
                               labels=options.labels, **given)  # fmt: skip
     except KeyboardInterrupt:
-        print("stopped: run the same command again to resume", file=sys.stderr)
+        say("stopped: run the same command again to resume", error=True)
         return 130
     if options.json:
-        print(json.dumps([asdict(report) for report in reports]))
+        say_json([asdict(report) for report in reports])
     else:
         print_prepared(reports, options.out or root)
     return int(any(report.failed for report in reports))
@@ -293,17 +293,16 @@ def print_prepared(reports: list["PrepareReport"], root: Path) -> None:
 
 
 def _print_check(reports: list["CheckReport"], root: Path) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(str(root)))
+    table = Table(title=str(root))
     for heading in ("set", "split", "whole set", "photos", "labels", "pairs", "values", "prepared", "state"):
         table.add_column(heading)
     for report in reports:
         counts = (report.expected, report.photos, report.labels, report.pairs)
         values = "-" if report.values is None else f"{report.values[0]} to {report.values[1]}"
         prepared = f"{report.prepared}, {report.empty} empty" if report.empty else str(report.prepared)
-        table.add_row(escape(report.set), report.split, *map(str, counts), values, prepared, report.state)
+        table.add_row(report.set, report.split, *map(str, counts), values, prepared, report.state)
     _print(table, [f"{one.set} {one.split}: {line}" for one in reports for line in _explanations(one, root)])
     for report in reports:
         if report.shares:
@@ -312,7 +311,6 @@ def _print_check(reports: list["CheckReport"], root: Path) -> None:
 
 def _shares_table(report: "CheckReport") -> Any:
     """The share of the pixels of each class, of void, and of the values without a name."""
-    from rich.markup import escape
     from rich.table import Table
 
     from ..data import percent
@@ -320,7 +318,7 @@ def _shares_table(report: "CheckReport") -> Any:
     table = Table(title="share of the pixels", show_header=False)
     rows = sorted(report.shares.items(), key=lambda item: -item[1])
     for name, share in rows[:CLASSES_SHOWN]:
-        table.add_row(escape(name), percent(share) if share else "never")
+        table.add_row(name, percent(share) if share else "never")
     if len(rows) > CLASSES_SHOWN:
         never = sum(not share for _, share in rows[CLASSES_SHOWN:])
         table.add_row(f"{len(rows) - CLASSES_SHOWN} more", f"{never} of them never (--json has all)")
@@ -349,10 +347,10 @@ def _explanations(report: "CheckReport", root: Path) -> list[str]:
 
 
 def _print(table: Any, lines: list[str]) -> None:
-    """A table and, below it, lines that are neither wrapped nor read as markup."""
-    from rich.console import Console
+    """A table and, below it, lines that are not wrapped."""
+    from .tables import console
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    terminal = console(120)
+    terminal.print(table)
     for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
+        terminal.print(line, soft_wrap=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from .options import add_json, add_words, only_overrides, whole_numbers
+from .printing import say_json
 
 HELP = """\
 Train a small FGAseg on procedurally drawn scenes, score it on colour-shape pairs that it has never seen, and draw
@@ -36,17 +36,18 @@ def run(options: argparse.Namespace) -> None:
 
     results = run_demo(options.out, options.seed, only_overrides(options.words), options.restart)
     if options.json:
-        print(json.dumps(results))
+        say_json(results)
     else:
         show(results)
 
 
 def show(results: dict[str, Any]) -> None:
     """Print the figures of `run_demo`."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from .tables import console
+
+    terminal = console()
     seeds = len(results["seeds"])
     mean = f", mean of {seeds} seeds" if seeds > 1 else ""
     table = Table(title=f"mIoU on drawn scenes, every pair and ground in the vocabulary{mean}")
@@ -54,9 +55,9 @@ def show(results: dict[str, Any]) -> None:
         table.add_column(column, justify="right" if column else "left")
     order = [(when, split) for split in ("seen", "unseen") for when in ("before", "after")]
     table.add_row("FGAseg", *(f"{results['mean'][when][split]:.3f}" for when, split in order))
-    console.print(table)
+    terminal.print(table)
     first = results["runs"][0]
     changed = ", ".join(f"{name} {share:.1%}" for name, share in first["changed_by_zero"].items())
-    console.print(f"labels that change when a part is replaced by zero: {changed}")
-    console.print(f"{first['parameters']:,} parameters, {first['training_seconds']:.0f} s of training per run")
-    console.print(f"picture: {results['picture']}    model: {first['model']}", soft_wrap=True)
+    terminal.print(f"labels that change when a part is replaced by zero: {changed}")
+    terminal.print(f"{first['parameters']:,} parameters, {first['training_seconds']:.0f} s of training per run")
+    terminal.print(f"picture: {results['picture']}    model: {first['model']}", soft_wrap=True)

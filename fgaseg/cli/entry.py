@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import signal
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,6 +30,7 @@ from . import (
     video,
 )
 from .options import add_command
+from .printing import say
 
 DESCRIPTION = "FGAseg: open-vocabulary semantic segmentation. Give it photos and any list of class names."
 
@@ -76,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Interrupted as error:
         if _is_main():
-            print(error, file=sys.stderr)
+            say(*str(error).split("\n"), error=True)
         return 128 + error.signal
     except (FGASegError, OSError, FloatingPointError) as error:
-        print(f"fgaseg {options.command}: {error}", file=sys.stderr)
+        say(*f"fgaseg {options.command}: {error}".split("\n"), error=True)
         return 1
 
 
@@ -123,13 +123,13 @@ def _messages_to_stderr() -> Iterator[None]:
 
 class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)  # looked up now: a progress bar stands in for it
+        say(*self.format(record).split("\n"), error=True)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
                   line: str | None = None) -> None:  # fmt: skip
     if _is_main():
-        print(f"note: {message}", file=sys.stderr)
+        say(*f"note: {message}".split("\n"), error=True)
 
 
 def _is_main() -> bool:

@@ -23,6 +23,7 @@ from .options import (
     model_and_overrides,
     view_values,
 )
+from .printing import say_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -265,34 +266,32 @@ def _print_json(options: argparse.Namespace, source: str, results: "Results") ->
 
     dumps = {name: result.dump() for name, result in results.items()}
     table = {"columns": list(COLUMNS.values()), "rows": table_one(results)} if _published(options, results) else None
-    print(json.dumps({
+    say_json({
         "model": source,
         "scores": {name: dump["scores"] for name, dump in dumps.items()},
         "records": {name: {key: dump[key] for key in ("hash", "record", "free")} for name, dump in dumps.items()},
         "table": table,
         "details": {name: result.scores.details() for name, result in results.items()},
         "cautions": _cautions(options, results),
-    }))  # fmt: skip
+    })  # fmt: skip
 
 
 def _print_tables(options: argparse.Namespace, results: "Results") -> None:
-    from rich.console import Console
+    from .tables import console, scores_table
 
-    from .tables import scores_table
-
-    console, lines = Console(), []
+    terminal, lines = console(), []
     if options.data:
-        console.print(_figures(results))
+        terminal.print(_figures(results))
         if _published(options, results):
-            console.print(_table_one(results))
+            terminal.print(_table_one(results))
         lines.append(LEGEND)
     else:
         for name, result in results.items():
-            console.print(scores_table(result.scores, f"{name}, record {result.hash}"))
+            terminal.print(scores_table(result.scores, f"{name}, record {result.hash}"))
     lines += [f"not comparable: {line}" for line in _cautions(options, results)]
     lines += [f"results: {options.out}"] if options.out else []
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(line, highlight=False, soft_wrap=True)
 
 
 def _figures(results: "Results") -> "Table":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from .options import (
     whole_numbers,
 )
 from .photos import STDIN, find_photos
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..export import ExportOptions
@@ -82,14 +82,14 @@ def run(options: argparse.Namespace) -> int:
     chosen = export_options(options, model, source)
     manifest = export_model(model, options.out, chosen)
     if not options.json:
-        print("\n".join(lines(manifest, options.out)), flush=True)
+        say(*lines(manifest, options.out))
     rows = []
     if options.check:
         given = {"classes": options.check_classes} if options.check_classes else {}
         rows = check_export(model, options.out, **given)
         manifest["check"] = rows
     if options.json:
-        print(json.dumps(manifest))
+        say_json(manifest)
     elif options.check:
         print_check(rows)
     return 1 if any(row["failed"] for row in rows) else 0
@@ -172,8 +172,9 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
 
 def print_check(rows: list[dict[str, Any]]) -> None:
     """A table of the comparisons, and one line for each that does not pass."""
-    from rich.console import Console
     from rich.table import Table
+
+    from .tables import console
 
     table = Table(
         "part", "runtime", "precision", "T", "B", "image", "error", "labels changed", "classes differ", box=None
@@ -183,12 +184,12 @@ def print_check(rows: list[dict[str, Any]]) -> None:
         numbers = (_number(row["error"], ".1e"), _number(row["labels_changed"], ".4%"), str(row["classes_differ"]))
         table.add_row(row["part"], row["runtime"], row["precision"], _number(row["classes"], "d"),
                       _number(row["batch"], "d"), size, *numbers)  # fmt: skip
-    console = Console()
-    console.print(table, width=max(console.width, 110))  # a file, too, gets whole words
+    terminal = console()
+    terminal.print(table, width=max(terminal.width, 110))  # a file, too, gets whole words
     for row in rows:
         if row["failed"]:
             where = f"{row['part']} in {row['runtime']}, T = {row['classes']}"
-            console.print(f"failed: {where}: {row['failed']}", highlight=False, markup=False, soft_wrap=True)
+            terminal.print(f"failed: {where}: {row['failed']}", highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None, form: str) -> str:

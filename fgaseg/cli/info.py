@@ -1,10 +1,10 @@
 """`fgaseg info`: what is installed, what was built, and which backend would run each op here, in which arithmetic."""
 
 import argparse
-import json
 from typing import Any
 
 from .options import add_json
+from .printing import say_json
 
 HELP = """\
 Show versions, the machine and its vector instructions, what was built, and which backend runs each op, in which
@@ -24,28 +24,29 @@ def run(options: argparse.Namespace) -> None:
 
     environment = collect()
     if options.json:
-        print(json.dumps(environment, indent=2))
+        say_json(environment, indent=2)
     else:
         _print_tables(environment)
 
 
 def _print_tables(environment: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    from .tables import console
+
+    terminal = console()
     for title in ("versions", "machine", "built", "loaded"):
         table = Table(title=title, title_justify="left", show_header=False)
         for key, value in environment[title].items():
             table.add_row(key, str(value))
-        console.print(table)
+        terminal.print(table)
     columns = ("op", "device", "dtypes", "runs", "multiplies in", "why not the others")
     table = Table(*columns, title="backends", title_justify="left")
     for op, devices in environment["ops"].items():
         for device, choices in devices.items():
             for (runs, multiplies, why), dtypes in _by_backend(choices).items():
                 table.add_row(op, device, ", ".join(dtypes), runs, multiplies, why or "(slower)")
-    console.print(table)
+    terminal.print(table)
 
 
 def _by_backend(choices: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[str]]:

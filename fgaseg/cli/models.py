@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .options import add_json
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..weights import NamedModel
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
         fetch_named(model)
     rows = [_row(model) for model in chosen]
     if options.json:
-        print(json.dumps(rows))
+        say_json(rows)
     elif options.names:
         _print_fields(rows)
     else:
@@ -88,30 +88,30 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def _print_fields(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        print(row["name"])
+        say(row["name"])
         for key, title in FIELDS.items():
             if row[key] != "":
-                print(f"  {title}: {_text(row, key)}")
+                say(f"  {title}: {_text(row, key)}")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     """One line a model, with the published figures; then where these are from, and the licences."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..evaluation import COLUMNS
     from ..weights import megabytes
+    from .tables import console
 
-    console = Console()
+    terminal = console()
     table = Table("name", "to fetch", "here", *COLUMNS.values(), box=None)
     for row in rows:
         figures = [str(row["published"].get(name, "-")) for name in COLUMNS]
         size = megabytes(row["size"]) if row["size"] else "-"
         table.add_row(row["name"], size, "yes" if row["here"] else "no", *figures)
-    console.print(table)
+    terminal.print(table)
     lines = ["Published mIoU in %; not computed here. `fgaseg eval --model NAME --data a150` computes it."]
     for row in rows:
         lines += ["", f"{row['name']}: {row['description']}", f"  weights: {row['source']}; licence: {row['licence']}"]
         lines += [f"  figures: {row['published_in']}"] if row["published"] else []
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(line, highlight=False, soft_wrap=True)

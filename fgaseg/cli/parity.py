@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import add_json
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..reproduce.parity import CaseResult
@@ -43,22 +43,22 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         limits = {"worst": STAGE_LIMIT, "worst_gradient": GRADIENT_LIMIT, "median": MEDIAN_LIMIT}
         results = [case.dump() for case in cases]
-        print(json.dumps({"passed": passed, "limits": limits, "dtype": options.dtype, "cases": results}))
+        say_json({"passed": passed, "limits": limits, "dtype": options.dtype, "cases": results})
     else:
-        print(f"{sum(case.passed for case in cases)} of {len(cases)} cases pass")
+        say(f"{sum(case.passed for case in cases)} of {len(cases)} cases pass")
     return 0 if passed else 1
 
 
 def show(case: CaseResult) -> None:
     """Print the errors of a case's stages and the verdict."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..reproduce.parity import verdict
+    from .tables import console
 
     table = Table("stage", "error / largest value", "", title=case.name, title_justify="left")
     for stage in case.stages:
         error = "-" if stage.error is None else f"{stage.error:.1e}"
         table.add_row(stage.name, error, stage.note, style=None if stage.passed else "red")
-    Console().print(table)
-    print(verdict(case), flush=True)
+    console().print(table)
+    say(verdict(case))

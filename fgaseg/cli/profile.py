@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .options import MODEL_HELP, add_json, add_model_options, add_words, class_values, only_overrides
+from .printing import say_json
 
 if TYPE_CHECKING:
     from ..reproduce import ViewProfile
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
         set_precision(model, options.precision)
     found = profile_view(model, names, rounds=options.rounds, ops=options.ops)
     if options.json:
-        print(json.dumps(found.dump(), indent=1))
+        say_json(found.dump(), indent=1)
     else:
         show(found, options.model or "ViT-B/16 with random weights, released preset")
 
@@ -81,17 +80,18 @@ def _names(options: argparse.Namespace) -> tuple[ClassPrompts, ...] | list[str]:
 
 def show(found: ViewProfile, model: str) -> None:
     """One line a stage, the whole view below them, then the names and the ops."""
-    from rich.console import Console
     from rich.table import Table
 
-    console, machine = Console(width=None if sys.stdout.isatty() else 100), found.machine
+    from .tables import console
+
+    terminal, machine = console(100), found.machine
     for line in (
         f"{model}, {found.classes} classes, one view of {found.pixels[2]}x{found.pixels[3]}, {machine['precision']}",
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
         f"roof: {machine['roof_gflop_per_second']:.0f} GFLOP/s ({machine['roof_product']} in {machine['precision']}), "
         f"copy {machine['copy_gb_per_second']:.0f} GB/s",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(line, highlight=False, soft_wrap=True)
     table = Table()
     table.add_column("stage", no_wrap=True)
     for heading in ("s", "% of time", "GFLOP", "GFLOP/s", "% of roof", "peak MB"):
@@ -101,15 +101,15 @@ def show(found: ViewProfile, model: str) -> None:
     table.add_section()
     table.add_row(*_cells(found.whole, found.whole.seconds))
     table.add_row(*_cells(found.text, None))
-    console.print(table)
-    console.print("The text tower embeds the names once for all views.", highlight=False)
+    terminal.print(table)
+    terminal.print("The text tower embeds the names once for all views.", highlight=False)
     if found.ops:
         slowest = Table()
         for heading in ("op", "calls", "s", "% of time"):
             slowest.add_column(heading, justify="left" if heading == "op" else "right", no_wrap=True)
         for op in found.ops:
             slowest.add_row(op.op, str(op.calls), f"{op.seconds:.3f}", f"{100 * op.seconds / found.whole.seconds:.1f}")
-        console.print(slowest)
+        terminal.print(slowest)
 
 
 def _cells(stage: StageUse, view: float | None) -> list[str]:

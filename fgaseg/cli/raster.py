@@ -1,7 +1,6 @@
 """`fgaseg raster`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from .options import (
     split_words,
     view_values,
 )
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..inference import RasterLabels
@@ -92,7 +92,10 @@ def run(options: argparse.Namespace) -> int:
     except (torch.OutOfMemoryError, MemoryError):
         raise UsageError(f"{words[0]}: there is not enough memory for a tile: give a smaller image_size=") from None
     row = _row(words[0], done)
-    print(json.dumps(row) if options.json else _line(words[0], done))
+    if options.json:
+        say_json(row)
+    else:
+        say(_line(words[0], done))
     return 0
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from .labelled_folder import Job, LabelledFolder
 from .labeller import Labeller
 from .options import check_out
 from .photos import FILES, PICTURES, Photo, file_names, refuse_photos, result_names
+from .printing import say, say_json
 from .processes import process, share
 from .result_files import SUFFIXES, read_kinds, write_picture
 from .stages import Failure, report, run_stages
@@ -93,7 +92,7 @@ class _Run:
                 self._print(job, record)
         before = len(own) - len(todo)
         if before and not self.rank and not self.options.json:
-            print(f"{self.labelled.folder}: {before} of {len(own)} photos were labelled by an earlier run", flush=True)
+            say(f"{self.labelled.folder}: {before} of {len(own)} photos were labelled by an earlier run")
         self.labelled.clean(todo)
         title = f"labelling, process 0 of {self.world}" if self.world > 1 else "labelling"
         self._label(todo, signals, title, before)
@@ -128,7 +127,7 @@ class _Run:
         queues = [deque(share(self.jobs, rank, self.world)) for rank in range(1, self.world)]
         last = time.monotonic()
         if any(queues):
-            print(f"{self.labelled.folder}: the other {self.world - 1} processes are waited for", file=sys.stderr)
+            say(f"{self.labelled.folder}: the other {self.world - 1} processes are waited for", error=True)
         while any(queues):
             self._stop_if(signals)
             if any([self._settled(queue, signals) for queue in queues if queue]):
@@ -170,19 +169,19 @@ class _Run:
         if isinstance(outcome, Failure):
             self.failed[job.photo.name] = outcome.reason
             if self.count > 1:
-                print(outcome.reason, file=sys.stderr)
+                say(outcome.reason, error=True)
             if self.options.json:
-                print(json.dumps({"image": job.photo.name, "error": outcome.reason}), flush=True)
+                say_json({"image": job.photo.name, "error": outcome.reason})
         else:
             print_row(self.labelled.row(outcome), self.options.json)
 
     def _print_end(self, files: dict[str, str]) -> None:
         if self.options.json:
             counts = {"labelled": self.count - len(self.failed), "failed": len(self.failed)}
-            print(json.dumps({"folder": str(self.labelled.folder), **counts, "files": files}), flush=True)
+            say_json({"folder": str(self.labelled.folder), **counts, "files": files})
         else:
             for kind, path in files.items():
-                print(f"{kind}: {path}")
+                say(f"{kind}: {path}")
 
     def _about(self) -> dict[str, Any]:
         """What is told about the labels of a data set."""
@@ -192,11 +191,11 @@ class _Run:
 
 def print_row(row: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(row), flush=True)  # at once: what is done survives whatever comes
+        say_json(row)
     else:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
         files = f" -> {', '.join(row['files'].values())}" if row["files"] else ""
-        print(f"{row['image']}: {shares}{files}", flush=True)
+        say(f"{row['image']}: {shares}{files}")
 
 
 def _name(job: Job) -> str:

@@ -1,8 +1,6 @@
 """`fgaseg segment`."""
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from .options import (
     split_words,
 )
 from .photos import Photo, find_photos, picture_paths
+from .printing import say, say_json
 from .processes import process
 from .result_files import write_picture
 from .saving import run_saving
@@ -101,13 +100,13 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(row, Failure):
             failed[photo.name] = row.reason
             if len(photos) > 1:
-                print(row.reason, file=sys.stderr)
+                say(row.reason, error=True)
             row = {"image": photo.name, "error": row.reason}
         if options.json:
-            print(json.dumps(row), flush=True)  # at once: what is done survives whatever comes
+            say_json(row)
         elif "error" not in row:
             shares = ", ".join(f"{name} {share:.1%}" for name, share in row["classes"].items())
-            print(f"{row['image']}: {shares} -> {row['picture']}", flush=True)
+            say(f"{row['image']}: {shares} -> {row['picture']}")
     return report(failed, len(photos))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..errors import ImageError
+from .printing import say
 
 READ_AHEAD = 4  # photos that threads decode while one is labelled
 WRITE_BEHIND = 2  # photos that threads write meanwhile
@@ -92,5 +92,5 @@ def report(failed: Mapping[str, str], count: int) -> int:
     if count == 1:
         raise ImageError(next(iter(failed.values())))
     listed = ", ".join(list(failed)[:LISTED]) + (", ..." if len(failed) > LISTED else "")
-    print(f"fgaseg segment: {len(failed)} of {count} photos were not labelled: {listed}", file=sys.stderr)
+    say(f"fgaseg segment: {len(failed)} of {count} photos were not labelled: {listed}", error=True)
     return 1

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from .options import add_json, add_words, only_overrides
+from .printing import say, say_json
 
 HELP = """\
 Train FGAseg. A data set is a folder of photos, a folder of label PNGs and a names file (one name per line).
@@ -29,22 +30,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from ..config import load_config
     from ..distributed import rank
     from ..training import train
-    from .tables import scores_table
+    from .tables import console, scores_table
 
     overrides = only_overrides(options.words)
     overrides += [f"train.out={json.dumps(str(options.out))}"] if options.out else []
     summary = train(load_config(options.config, *overrides), resume=not options.restart)
     if rank() == 0:
         if options.json:
-            print(json.dumps(summary.dump()))
+            say_json(summary.dump())
         else:
             for name, scores in summary.scores.items():
-                Console().print(scores_table(scores, name))
-            print(f"model: {summary.model}")
+                console().print(scores_table(scores, name))
+            say(f"model: {summary.model}")
             if best := summary.best:
-                print(f"best: {best['model']} ({best['metric']} {best['score']:.4f} at step {best['step']})")
+                say(f"best: {best['model']} ({best['metric']} {best['score']:.4f} at step {best['step']})")

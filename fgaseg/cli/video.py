@@ -1,7 +1,6 @@
 """`fgaseg video`."""
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from .options import (
     load_model,
     split_words,
 )
+from .printing import say, say_json
 
 if TYPE_CHECKING:
     from ..inference import VideoSummary
@@ -95,9 +95,9 @@ def run(options: argparse.Namespace) -> int:
             cancel=lambda: signals.number > 0,
         )
     if options.json:
-        print(json.dumps(_row(summary)))
+        say_json(_row(summary))
     elif summary.complete:
-        print(_line(summary))
+        say(_line(summary))
     if not summary.complete:
         kept = ", ".join(map(str, summary.files)) or "nothing"
         raise Interrupted(f"interrupted after {summary.frames} frames; kept: {kept}", signals.number)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
-from ..vocabulary import ClassPrompts, split_synonyms
+from ..vocabulary import ClassPrompts, hidden_in, one_line, split_synonyms
 from .label_formats import COLOURS, UNPAINTED, colour, describe
 
 # names that mean "no class": pixels that are neither trained on nor scored
@@ -266,6 +266,9 @@ class Collector:
             return name  # type: ignore[no-any-return]
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{self.origin}: {where}: {name!r} is no name: give text, or null for void")
+        name = one_line(name)
+        if (why := hidden_in(name)) is not None:
+            raise DataError(f"{self.origin}: {where}: {name[:80]!r} {why}")
         if "|" not in name:
             return name.strip()
         prompts = split_synonyms(name)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ResultError
 from ..files import atomic_write
 from ..inference import confusion_picture
+from ..visible import visible
 
 
 class ConfusionMatrix:
@@ -244,12 +245,18 @@ FIGURES = {
 
 
 def _write_table(path: str | Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV, atomically; NaN is an empty cell."""
+    """Write CSV, atomically; NaN is an empty cell, and text that a spreadsheet would compute has a ' in front."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     for row in rows:
-        writer.writerow(["" if isinstance(value, float) and math.isnan(value) else value for value in row])
+        writer.writerow([_cell(value) for value in row])
     atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@")) else visible(value)
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def _ratio(part: float, whole: float) -> float:

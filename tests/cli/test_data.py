@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from rich.console import Console
 from sample_data import copy_samples, needs_samples
 
 from fgaseg.cli import main
 from fgaseg.cli.data import print_prepared
-from fgaseg.cli.tables import scores_table
+from fgaseg.cli.tables import console, scores_table
 from fgaseg.data.benchmark_sets import BENCHMARK_SETS
 from fgaseg.data.preparation import prepare
 from fgaseg.evaluation.scores import ClassScore, Scores
@@ -51,7 +50,7 @@ def test_brackets_in_names_and_paths_are_no_markup(tree, tmp_path, capsys):
     own = ["--images", str(odd), "--labels", str(labels), "--names", str(names), "--workers", "0"]
     assert main(["data", "check", *own]) == 0
     table = ClassScore("car [/parked]", 1, 1, 1), ClassScore("[bold]", 1, 1, 1)
-    Console().print(scores_table(Scores(1, list(table)), "of [/x]"))
+    console().print(scores_table(Scores(1, list(table)), "of [/x]"))
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("car [/parked]", "[bold]", "of [/x]"))
 

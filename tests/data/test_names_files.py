@@ -263,7 +263,7 @@ def test_comments_between_names_are_told(tmp_path, caplog):
         ["# sharp", 'say "hi"', "don't"],
         ["id,name", "x"],
         ["name", "class"],
-        ["two\nlines", "a // b"],
+        ["two lines", "a // b"],
     ],
     ids=str,
 )
