@@ -185,7 +185,7 @@ def _leading_to(tail: int, head: int, before: list[set[int]]) -> set[int]:
 
 
 def _nested(loops: list[Loop], kinds: Sequence[str]) -> list[Loop]:
-    outermost = []
+    outermost: list[Loop] = []
     for one in sorted(loops, key=lambda one: one.first):
         around = [other for other in loops if other is not one and one.first in other.body and one.body < other.body]
         (min(around, key=lambda other: len(other.body)).inner if around else outermost).append(one)
@@ -287,13 +287,14 @@ class _Thread:
             sources[2] = self.registers.get(one.operands[3])
         if name == "shfl" and ("idx" not in modifiers or sources[1] != 0):
             return None  # another thread's
-        if any(x is None for x in sources):
+        known = [x for x in sources if x is not None]
+        if len(known) < len(sources):
             return _with_unknowns(name, kind, sources)
         bits = _bits(kind) * wide
         if "hi" in modifiers and name in ("mul", "mad"):
-            high = (sources[0] * sources[1]) >> _bits(kind)
-            return [(high + sum(sources[2:])) & ((1 << bits) - 1)]
-        return [_OPERATIONS[name](*sources, bits=_bits(kind)) & ((1 << bits) - 1)]
+            high = (known[0] * known[1]) >> _bits(kind)
+            return [(high + sum(known[2:])) & ((1 << bits) - 1)]
+        return [_OPERATIONS[name](*known, bits=_bits(kind)) & ((1 << bits) - 1)]
 
     def _compared(self, one: Instruction, modifiers: list[str]) -> list[int | None] | None:
         kind = modifiers[-1]

@@ -87,7 +87,7 @@ def packages_with_triton() -> list[str]:
 @cache
 def launched(everything: bool) -> list[Configuration]:
     """What is compiled: the launches of all calls in bfloat16, and with ``everything`` those of ``configurations``."""
-    found = {}
+    found: dict[tuple[str, str, int], Configuration] = {}
     for call in calls(torch.bfloat16):
         for one in call.triton()[0]:
             label = f"{FLOATS[torch.bfloat16]} {call.row[1]}{' backward' if call.backward else ''}"
@@ -118,21 +118,22 @@ class Binary:
     def row(self, programs: int = 0, wants_matrix: bool = False) -> Row:
         blocks = blocks_per_processor(self.registers, self.shared, self.threads, self.arch)
         waves = round(programs / (blocks * PROCESSORS[self.arch]), 2)
-        same = {name: getattr(self, name) for name in (*KEY, "registers", "shared", "spilled")}
-        counted = _contents(self.entry, self.ptx, self.sass, self.arch)
-        return Row(**same, **counted, blocks=blocks, waves=waves, wants_matrix=wants_matrix)
+        loop, matrix, wide, copies = _contents(self.entry, self.ptx, self.sass, self.arch)
+        return Row(
+            self.kernel, self.backend, self.configuration, self.arch, self.registers, self.shared, self.spilled,
+            loop, matrix, wide, copies, blocks, waves, wants_matrix,
+        )  # fmt: skip
 
 
 @cache
-def _contents(entry: str, ptx: str, sass: str, arch: str) -> dict[str, int]:
-    """The columns of a row that are counted in a kernel's machine code."""
+def _contents(entry: str, ptx: str, sass: str, arch: str) -> tuple[int, int, int, int]:
+    """The columns `loop`, `matrix`, `wide` and `copies`, counted in a kernel's machine code."""
     code, loop = Code(sass), 0
     if arch != "sm_100":  # its waits for tensor cores look like loops
         program = Program(ptx, entry)
         runs = code.matched(program, [1] * len(program.instructions))
         loop = max((-(-len(run.loop.own) // run.unrolled) for run in runs), default=0)
-    patterns = {"matrix": MATRIX, "wide": WIDE, "copies": COPIES}
-    return {"loop": loop, **{name: code.count(pattern) for name, pattern in patterns.items()}}
+    return loop, code.count(MATRIX), code.count(WIDE), code.count(COPIES)
 
 
 def blocks_per_processor(registers: int, shared: int, threads: int, arch: str) -> int:
@@ -200,12 +201,12 @@ def cuda_binaries(package: str, arch: str) -> Iterator[Binary]:
     for block in re.split(r"Compiling entry function '", done.stderr)[1:]:
         name = block.split("'", 1)[0]
         patterns = (r"Used (\d+) registers", r"(\d+) bytes smem", r"(\d+) bytes spill stores")
-        counts = (int(n[1]) if n else 0 for n in (re.search(p, block) for p in patterns))
+        registers, shared, spilled = (int(n[1]) if n else 0 for n in (re.search(p, block) for p in patterns))
         threads = re.search(rf"\.entry {re.escape(name)}\([^)]*\)\s*\.maxntid (\d+)", ptx)
         kernel, *parameters = demangled(name).split("<", 1)
         label = "".join(parameters).rstrip(">")
         most = int(threads[1]) if threads else 1024
-        yield Binary(kernel, "cuda", label, arch, name, ptx, sass[name], *counts, threads=most)
+        yield Binary(kernel, "cuda", label, arch, name, ptx, sass[name], registers, shared, spilled, most)
 
 
 def demangled(name: str) -> str:

@@ -230,9 +230,9 @@ class AggregationLayer(nn.Module):
         biases = torch.cat([none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias])
         sizes = [3 * hidden, 3 * hidden, 2 * hidden]
         packed = [PackedLinear(*x) for x in zip(weights.split(sizes), biases.split(sizes), strict=True)]
-        blocks = (BlockGuidance(part.q.project(guidance), part.k.project(guidance), qkv)
-                  for part, qkv in zip((one, two), packed, strict=False))  # fmt: skip
-        return LayerGuidance(*blocks, packed[2])
+        first, second = (BlockGuidance(part.q.project(guidance), part.k.project(guidance), qkv)
+                         for part, qkv in zip((one, two), packed[:2], strict=True))  # fmt: skip
+        return LayerGuidance(first, second, packed[2])
 
     def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
         return self.block2(self.block1(x, guidance.block1), guidance.block2)

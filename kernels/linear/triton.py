@@ -88,8 +88,8 @@ def mlp_of_sum(
 ) -> Tensor:  # fmt: skip
     if not x.numel():
         return x.new_empty(x.shape)
-    vectors = (vector.contiguous() for vector in (norm_weight, norm_bias, bias2))
-    normal, out = _enter(_dense(x), None if added is None else _dense(added), *vectors, eps)
+    scale, shift, bias = (vector.contiguous() for vector in (norm_weight, norm_bias, bias2))
+    normal, out = _enter(_dense(x), None if added is None else _dense(added), scale, shift, bias, eps)
     hidden = _activated(torch.addmm(bias1, normal, weight1.t()), activation)
     return out.addmm_(hidden, weight2.t())
 

@@ -106,7 +106,7 @@ class SelfAttention(nn.Module):
 @contextmanager
 def packed_projections(layers: Sequence[SelfAttention]) -> Iterator[None]:
     """Inside the block the q, k and v weights of each layer are one tensor, all of them made by one concatenation."""
-    weights = [w for one in layers for w in (one.q_proj_weight, one.k_proj_weight, one.v_proj_weight)]
+    weights: list[Tensor] = [w for one in layers for w in (one.q_proj_weight, one.k_proj_weight, one.v_proj_weight)]
     for layer, packed in zip(layers, torch.cat(weights).chunk(len(layers)), strict=True):
         layer.packed = packed
     try:
