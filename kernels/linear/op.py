@@ -294,6 +294,21 @@ def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
+def _check_mlp(
+    x: Tensor, norm: Norm, weight1: Weight, bias1: Tensor, weight2: Weight, bias2: Tensor, activation: str,
+    added: Tensor | None,
+) -> None:  # fmt: skip
+    _check_layer("mlp", "weight1", x, weight1, bias1)
+    _check_norm("mlp", x, norm)
+    _check_activation("mlp", activation)
+    if list(weight2.shape) != [x.shape[-1], weight1.shape[0]]:
+        expected = [x.shape[-1], weight1.shape[0]]
+        raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
+    _check_vector("mlp", "bias2", bias2, x.shape[-1])
+    if added is not None and added.shape != x.shape:
+        raise ValueError(f"mlp: added has shape {list(added.shape)}; expected that of x, {list(x.shape)}")
+
+
 def mlp(
     x: Tensor,
     norm: Norm,
@@ -323,15 +338,7 @@ def mlp(
     the hidden values nothing is kept: the backward pass computes them again. Backends, choices and errors are those
     of ``linear``, but for Triton's form, which has no gradient and runs on a GPU in inference, outside autocast.
     """
-    _check_layer("mlp", "weight1", x, weight1, bias1)
-    _check_norm("mlp", x, norm)
-    _check_activation("mlp", activation)
-    if list(weight2.shape) != [x.shape[-1], weight1.shape[0]]:
-        expected = [x.shape[-1], weight1.shape[0]]
-        raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
-    _check_vector("mlp", "bias2", bias2, x.shape[-1])
-    if added is not None and added.shape != x.shape:
-        raise ValueError(f"mlp: added has shape {list(added.shape)}; expected that of x, {list(x.shape)}")
+    _check_mlp(x, norm, weight1, bias1, weight2, bias2, activation, added)
     fused = backend == "auto" and _fused_on_gpu(x, added, norm.weight, norm.bias, weight1, bias1, weight2, bias2)
     if added is not None and not fused:
         x, added = x + added, None
