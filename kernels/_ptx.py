@@ -84,7 +84,9 @@ class Program:
     """The instructions and loops of the one kernel in a PTX text."""
 
     def __init__(self, ptx: str, name: str) -> None:
-        body = re.search(rf"\.entry {re.escape(name)}\((.*?)\)[^{{]*\{{(.*?)\n\}}", ptx, re.DOTALL)
+        next_one = r"^\s*\.(?:visible|weak|entry|func|section)\b"  # not the next "}": assembly within it has some too
+        pattern = rf"\.entry {re.escape(name)}\((.*?)\)[^{{]*\{{(.*?)\n\}}\s*(?://[^\n]*\s*)*(?={next_one}|\Z)"
+        body = re.search(pattern, ptx, re.DOTALL | re.MULTILINE)
         if body is None:
             raise ValueError(f"PTX: no kernel '{name}'")
         self.parameters = re.findall(r"\.param [^\n]*?(\w+)(?:\[\d+\])?(?:,|\s*$)", body[1], re.MULTILINE)

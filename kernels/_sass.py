@@ -96,17 +96,12 @@ def _match(loops: list[Loop], sources: list[Loop], executed: list[int], runs: li
     at, last, left = 0, 0, 0  # the source of the loop before, how far that is unrolled, and what it leaves to the next
     for loop in loops:
         order = [*range(at, len(sources)), *range(at)]
-        for likeness in (_ratio, _likely_ratio):
-            found = (
-                (i, unrolled)
-                for i in order
-                if (unrolled := likeness(loop.kinds, _content(sources[i], executed, flat=not loop.inner)))
-                and (i != at or not last or unrolled < last)
-            )
-            if pair := next(found, None):
-                break
-        else:
+        contents = {i: _content(sources[i], executed, flat=not loop.inner) for i in order}
+        alike = [(i, *_alike(loop.kinds, content)) for i, content in contents.items()]
+        fitting = [one for one in alike if one[1] and (one[0] != at or not last or one[1] < last)]
+        if not fitting:
             raise ValueError(f"machine code: no loop of the PTX has {dict(loop.kinds)}")
+        pair = max(fitting, key=lambda one: one[2])  # the first of the best
         left = left if last and pair[0] == at else executed[sources[pair[0]].first]
         at, last = pair[0], 1 if loop.inner else pair[1]  # one with a loop inside is not unrolled
         runs.append(Run(loop, sources[at], last, left // last))
@@ -124,16 +119,14 @@ def _content(source: Loop, executed: list[int], flat: bool) -> Counter[str]:
     return total
 
 
-def _ratio(a: Counter[str], b: Counter[str]) -> int:
-    """The integer n with a = n b, or 0; 1 if both are empty."""
-    if not a and not b:
-        return 1
-    ratios = {a[kind] / b[kind] if b[kind] else 0.0 for kind in a.keys() | b.keys()}
-    ratio = ratios.pop()
-    return int(ratio) if not ratios and ratio == int(ratio) else 0
-
-
-def _likely_ratio(a: Counter[str], b: Counter[str]) -> int:
-    """The same where ptxas has merged or moved some: the ratio of most kinds, the largest of several."""
+def _alike(a: Counter[str], b: Counter[str]) -> tuple[int, float]:
+    """The integer n for which a is most nearly n b, 0 for none, and the share of the kinds of which a has n times as
+    many. ptxas may have merged or moved some instructions, so kinds disagree: the ratio of most counts, the largest of
+    several."""
+    kinds = a.keys() | b.keys()
+    if not kinds:
+        return 1, 1.0
     ratios = Counter(-(-a[kind] // b[kind]) for kind in a.keys() & b.keys())
-    return max(ratios, key=lambda ratio: (ratios[ratio], ratio), default=0)
+    ratio = max(ratios, key=lambda ratio: (ratios[ratio], ratio), default=0)
+    exact = [kind for kind in kinds if a[kind] == ratio * b[kind]]
+    return ratio, (ratios[ratio] + len(exact)) / (2 * len(kinds))
