@@ -52,7 +52,7 @@ missing = " ".join(name for name in needed if importlib.util.find_spec(name) is 
 print("Python", sys.version.split()[0], "torch", torch.__version__, "Triton", triton.__version__,
     torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU", "MISSING: " + missing if missing else "")
 sys.exit(bool(missing))'
-ours="regex:^_(lcs|cosine|kernel_softmax|topk|upsample|window|class)|^(convolve|kernel_grad|product|project|inverse_lengths"
+ours="regex:^_(lcs|cosine|kernel_softmax|topk|upsample|window|class|mlp)|^(attend|upsample|convolve|kernel_grad|product|project|inverse_lengths"
 ours+="|softmax_(taps|columns)|mark_(best|ranked)|compact|gather|scatter)"
 
 # step PHASE NAME SECONDS [-t TOOL...] -- COMMAND...

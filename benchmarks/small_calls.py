@@ -16,6 +16,7 @@ from shapes import DEVICE, SHAPES, Shape, backends
 from torch import Tensor
 
 from fgaseg import kernels
+from fgaseg.kernels._dispatch import CannotRun
 
 SMALL = Shape(2, 37, 5, 7, 9, 3)
 # Takes a backend and the inputs; returns the outputs.
@@ -142,6 +143,11 @@ def main() -> int:
                     if DEVICE == "cuda":
                         torch.cuda.synchronize()
                     why = differences(call, backend, inputs, got) if options.check else ""
+                except CannotRun as error:  # by design, as window_attention's CUDA form in float32
+                    print(
+                        f"{name:<32}{backend:<8}{str(dtype)[6:]:<10}left out: {str(error).splitlines()[0]}", flush=True
+                    )
+                    continue
                 except Exception as error:  # the other ops still run
                     why = f"{type(error).__name__}: {error}".splitlines()[0]
                 wrong += bool(why)

@@ -34,6 +34,10 @@ class Backend:
     limit: Callable[..., str] = lambda *_: ""
 
 
+class CannotRun(RuntimeError):
+    """The backend that was asked for by name cannot run the call."""
+
+
 class _Able(NamedTuple):
     """Which of an op's backends have no objection to the devices and dtypes of some tensors."""
 
@@ -165,7 +169,7 @@ def dispatch(op: str, backend: str, *args):
     for candidate in able.of:
         if candidate.name == backend:
             why = candidate.why_not(*args)
-            raise RuntimeError(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
+            raise CannotRun(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
     raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in able.of)}")
 
 
