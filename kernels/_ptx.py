@@ -84,15 +84,18 @@ class Program:
     """The instructions and loops of the one kernel in a PTX text."""
 
     def __init__(self, ptx: str, name: str) -> None:
-        next_one = r"^\s*\.(?:visible|weak|entry|func|section)\b"  # not the next "}": assembly within it has some too
-        pattern = rf"\.entry {re.escape(name)}\((.*?)\)[^{{]*\{{(.*?)\n\}}\s*(?://[^\n]*\s*)*(?={next_one}|\Z)"
-        body = re.search(pattern, ptx, re.DOTALL | re.MULTILINE)
-        if body is None:
+        head = re.search(rf"\.entry {re.escape(name)}\((.*?)\)[^{{]*\{{", ptx, re.DOTALL)
+        if head is None:
             raise ValueError(f"PTX: no kernel '{name}'")
-        self.parameters = re.findall(r"\.param [^\n]*?(\w+)(?:\[\d+\])?(?:,|\s*$)", body[1], re.MULTILINE)
+        self.parameters = re.findall(r"\.param [^\n]*?(\w+)(?:\[\d+\])?(?:,|\s*$)", head[1], re.MULTILINE)
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
-        text = re.sub(r"//[^\n]*|^\s*\.(?:loc|pragma|file|reg|shared|local)[^\n]*", "", body[2], flags=re.MULTILINE)
+        text = re.sub(
+            r"//[^\n]*|^\s*\.(?:loc|pragma|file|reg|shared|local)[^\n]*",
+            "",
+            _until_closed(ptx[head.end() :]),
+            flags=re.MULTILINE,
+        )
         text = re.sub(r"(\$?\w+):(?=\s)", r"\1:;", text)
         for statement in map(str.strip, text.split(";")):
             statement = statement.lstrip("{} \t\n")
@@ -194,6 +197,16 @@ def _nested(loops: list[Loop], kinds: Sequence[str]) -> list[Loop]:
     for one in loops:
         one.kinds = Counter(kinds[i] for i in one.own if kinds[i])
     return outermost
+
+
+def _until_closed(text: str) -> str:
+    """The text up to the brace that closes one before it; assembly within PTX has braces too."""
+    depth = 1
+    for found in re.finditer(r"[{}]", text):
+        depth += 1 if found[0] == "{" else -1
+        if not depth:
+            return text[: found.start()]
+    raise ValueError("PTX: a kernel without an end")
 
 
 class _Thread:

@@ -126,7 +126,7 @@ def _alike(a: Counter[str], b: Counter[str]) -> tuple[int, float]:
     kinds = a.keys() | b.keys()
     if not kinds:
         return 1, 1.0
-    ratios = Counter(-(-a[kind] // b[kind]) for kind in a.keys() & b.keys())
+    ratios = Counter(-(-a[kind] // b[kind]) for kind in kinds if a[kind] and b[kind])
     ratio = max(ratios, key=lambda ratio: (ratios[ratio], ratio), default=0)
     exact = [kind for kind in kinds if a[kind] == ratio * b[kind]]
     return ratio, (ratios[ratio] + len(exact)) / (2 * len(kinds))

@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,7 @@ def test_matches_reference(dtype, layout, backend):
 @pytest.mark.parametrize("backend", backends("triton", "cuda"))
 def test_more_than_one_tile(backend, dtype, monkeypatch):
     """Texts and pixels beyond a tile, in the larger of Triton's two."""
-    monkeypatch.setattr("fgaseg.kernels.cosine_cost_volume.triton.PROCESSORS", 1)
+    monkeypatch.setattr(importlib.import_module("fgaseg.kernels.cosine_cost_volume.triton"), "PROCESSORS", 1)
     args = inputs(2, 70, 67, 2, 9, 11)
     check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, dtype, "contiguous")
 

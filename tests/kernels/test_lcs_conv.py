@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -53,7 +55,8 @@ def test_is_the_convolution_of_equation_10(backend):
 def test_more_than_one_tile(sizes, dtype, backend, monkeypatch):
     """Blocks of 32 or 64 classes, tiles of pixels, and chunks of kernels: several of each, the last ones partial."""
     if backend == "triton":  # two images at a time and then one, 32 channels at a time
-        monkeypatch.setattr("fgaseg.kernels.lcs_conv.triton.SCRATCH", 2 * sizes[2] * sizes[5] ** 2 * 32)
+        module = importlib.import_module("fgaseg.kernels.lcs_conv.triton")
+        monkeypatch.setattr(module, "SCRATCH", 2 * sizes[2] * sizes[5] ** 2 * 32)
     check_backend(
         lambda *a: lcs_conv(*a, sizes[5], backend=backend), lambda *a: lcs_conv_reference(*a, sizes[5], "taps"),
         inputs(*sizes), dtype, "contiguous",
