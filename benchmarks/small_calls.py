@@ -62,6 +62,11 @@ def calls(shape: Shape) -> dict[str, tuple[str, Call, list[tuple[int, ...]]]]:
     def of_views(backend: str, scores: Tensor) -> tuple[Tensor, ...]:
         return kernels.upsample_argmax_windows(scores.detach(), 12, 8, (4 * h, 5 * w), backend=backend)
 
+    def mlp(backend: str, x: Tensor, weight1: Tensor, weight2: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
+        scale, shift, bias1, bias2 = (vector.detach() for vector in vectors)  # its Triton form has no gradient
+        layers = weight1.detach(), bias1, weight2.detach(), bias2
+        return (kernels.mlp(x.detach(), kernels.Norm(scale, shift, 1e-5), *layers, "quick_gelu", backend=backend),)
+
     convolved = [(b, c, h, w), (b, t, c * k * k), (b, t)]
     return {
         "kernel_softmax": ("kernel_softmax", partial(softmax, norm="taps"), convolved[1:2]),
@@ -72,6 +77,7 @@ def calls(shape: Shape) -> dict[str, tuple[str, Call, list[tuple[int, ...]]]]:
             "lcs_conv_from_text", from_text, [(b, t, c), (c * k * k + 1, c), (c * k * k + 1,), (b, c, h, w)]
         ),
         "cosine_cost_volume": ("cosine_cost_volume", cosine, [(b, c, h, w), (b, t, 2, c)]),
+        "mlp": ("linear", mlp, [(t * h * w, 64), (128, 64), (64, 128), (64,), (64,), (128,), (64,)]),
         "topk_classes": ("topk_classes", selected, [scores]),
         "topk_classes batch": ("topk_classes", partial(selected, union="batch"), [scores]),
         "gather_classes, scatter_classes": ("topk_classes", packed, [scores]),

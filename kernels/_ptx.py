@@ -30,6 +30,7 @@ KINDS = {
     "atomic": r"atom\.|red\.global",
 }
 _KINDS = re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in KINDS.items()))
+_INTEGER = re.compile(r"[sub]\d+|pred")  # types; bf16 is none
 _STATEMENT = re.compile(r"(?:@(!?)(%\w+)\s+)?([a-z][\w:]*(?:\.[\w:]+)*)\s*(.*)", re.DOTALL)
 _BYTES = re.compile(r"(?:\.v(\d))?\.[bfsu](\d+)$")
 
@@ -288,14 +289,14 @@ class _Thread:
         kind = modifiers[-1] if modifiers else ""
         if name == "mov" and "{" in "".join(one.operands):
             return _repacked(one, [self._value(x, "b64") for x in re.findall(r"[%\w.-]+", one.operands[1])], kind)
-        if kind[:1] not in ("s", "u", "b", "p") or name not in _OPERATIONS:
+        if not _INTEGER.fullmatch(kind) or name not in _OPERATIONS:
             return None
         wide = 2 if "wide" in modifiers else 1
         sources = [self._value(x, "s64" if x.lstrip("-").isdigit() else kind) for x in one.operands[1:]]
         if wide == 2 and name == "mad":
             sources[2] = self._value(one.operands[3], "s64")
         if name == "cvt":
-            if modifiers[-2][:1] not in "sub":
+            if not _INTEGER.fullmatch(modifiers[-2]):
                 return None
             kind = modifiers[-2]
         if name == "selp":

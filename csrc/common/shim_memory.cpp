@@ -175,16 +175,22 @@ extern "C" bool fgaseg_guard(bool on) {
   return true;
 }
 
-// What was wrong since the last call; "" if nothing was.
+// What was wrong since the last call; "" if nothing was. Pages that an access has opened are closed again, unless a
+// tensor lies there by now.
 extern "C" const char* fgaseg_guard_faults() {
   using namespace fgaseg::shim;
   static std::string all;
   const std::lock_guard lock(memory.mutex);
   all = std::exchange(memory.damage, "");
   const int count = fault_count.exchange(0);
-  for (int i = 0; i < std::min(count, MOST_FAULTS); ++i)
-    all += (all.empty() ? "" : "; ") + std::string(faults[i].wrote ? "a write " : "a read ") +
-           position(reinterpret_cast<const unsigned char*>(faults[i].address));
+  for (int i = 0; i < std::min(count, MOST_FAULTS); ++i) {
+    const auto* address = reinterpret_cast<const unsigned char*>(faults[i].address);
+    all += (all.empty() ? "" : "; ") + std::string(faults[i].wrote ? "a write " : "a read ") + position(address);
+    unsigned char* const page = page_of(address);
+    const auto next = memory.buffers.upper_bound(page + PAGE - 1);
+    const Buffer* before = next == memory.buffers.begin() ? nullptr : &std::prev(next)->second;
+    if (!before || before->freed || before->begin + before->bytes <= page) mprotect(page, PAGE, PROT_NONE);
+  }
   std::erase_if(memory.buffers, [](const auto& entry) { return entry.second.freed; });
   std::fill(std::begin(memory.recent), std::end(memory.recent), nullptr);
   return all.c_str();
