@@ -27,7 +27,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-COMPILE = ["-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+COMPILE = ["-O3", "-g0", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 STABLE = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]  # torch >= 2.11
 
 
@@ -153,10 +153,12 @@ def plan(torch) -> dict[str, str]:
     if host.startswith("built") and (no_pybind11 := why_no_pybind11()):
         host = f"skipped: {no_pybind11}"  # a convenience: numpy can do the same, so FGASEG_CPU=1 does not stop here
     archs = ", ".join(f"sm_{arch}" for arch in cuda_archs())
+    _, (major, minor) = find_nvcc() or ("", (0, 0))
+    cuda = f"nvcc {major}.{minor}, {archs} and PTX"
     return {
         "cpp": decide("FGASEG_CPU", no_compiler, f"{compiler}, stable ABI for torch >= 2.11"),
         "host": host,
-        "cuda": decide("FGASEG_CUDA", no_compiler or why_no_cuda(torch), f"nvcc, {archs} and PTX"),
+        "cuda": decide("FGASEG_CUDA", no_compiler or why_no_cuda(torch), cuda),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -187,7 +189,7 @@ def extensions(parts: dict[str, str], torch) -> list[Extension]:
                 "fgaseg.kernels._host",
                 ["csrc/labels/host.cpp"],
                 include_dirs=[pybind11.get_include()],
-                extra_compile_args={"cxx": [*COMPILE, "-fvisibility=hidden"]},
+                extra_compile_args={"cxx": COMPILE},
                 language="c++",
             )
         )

@@ -138,7 +138,7 @@ def explain(op: str, *args) -> str:
     Raises ValueError for an unknown op.
     """
     if op not in OPS:
-        raise ValueError(f"no op '{op}' in fgaseg.kernels; there are {', '.join(OPS)}")
+        raise ValueError(f"no op '{op}'; there are {', '.join(OPS)}")
     args = tuple(getattr(arg, "rows", arg) for arg in args)  # a Selection is passed to the op as its rows
     call = ", ".join(f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)} on {t.device}" for t in tensors(args))
     lines = [f"  {backend.name:<10}{_verdict(backend, args)}" for backend in OPS[op]]

@@ -1,10 +1,11 @@
-"""The torch.library handle of fgaseg's ops, and the backends that implement them.
+"""The torch.library handle of the ops, and the backends that implement them.
 
 Python owns the schemas, so the ops exist with nothing built; the compiled libraries and Triton add implementations.
 Every op is defined once per backend (lcs_conv_cpp, lcs_conv_triton, lcs_conv_cuda), because the backend is chosen
 before the op is called: torch.compile then sees one opaque op, whichever backend it is.
 """
 
+import ctypes
 import importlib
 import importlib.util
 import json
@@ -14,15 +15,16 @@ from typing import Any
 
 import torch
 
+from ._ops import add_op_namespace_prefix, ops
 from ._triton import INTERPRETED
 
 HERE = Path(__file__).parent
 BACKENDS = ("cpp", "triton", "cuda")
-LIBRARY = torch.library.Library("fgaseg", "DEF")
+LIBRARY = torch.library.Library(ops.name, "DEF")
 
 
 def define(op: str, arguments: str, fake: Callable, package: str) -> None:
-    """Defines fgaseg::<op>_<backend> for every backend.
+    """Defines the op <op>_<backend> for every backend.
 
     arguments  the schema without the op's name
     fake       takes the op's arguments and returns empty results, by which PyTorch learns their shapes and dtypes
@@ -31,7 +33,7 @@ def define(op: str, arguments: str, fake: Callable, package: str) -> None:
     for backend in BACKENDS:
         name = f"{op}_{backend}"
         LIBRARY.define(name + arguments, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"fgaseg::{name}", fake)
+        torch.library.register_fake(add_op_namespace_prefix(name), fake)
 
     launcher: Callable | None = None
 
@@ -61,7 +63,8 @@ def register_autograd(op: str, save: Callable, backward: Callable) -> None:
         return lambda ctx, *grads: backward(ctx, lambda name: overload(name, backend), *grads)
 
     for backend in BACKENDS:
-        torch.library.register_autograd(f"fgaseg::{op}_{backend}", formula(backend), setup_context=save)
+        name = add_op_namespace_prefix(f"{op}_{backend}")
+        torch.library.register_autograd(name, formula(backend), setup_context=save)
 
 
 def first_order_only(op: str) -> None:
@@ -71,7 +74,7 @@ def first_order_only(op: str) -> None:
         raise RuntimeError(f"{op} cannot be differentiated again; use backend='reference' for second derivatives")
 
     for backend in BACKENDS:
-        torch.library.register_autograd(f"fgaseg::{op}_{backend}", backward)
+        torch.library.register_autograd(add_op_namespace_prefix(f"{op}_{backend}"), backward)
 
 
 def empty_like(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -80,16 +83,21 @@ def empty_like(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def overload(op: str, backend: str) -> Any:
-    return getattr(torch.ops.fgaseg, f"{op}_{backend}").default
+    return getattr(ops, f"{op}_{backend}").default
 
 
 def build_info() -> dict[str, str]:
     """What setup.py built, or skipped and why: {"cpp", "host", "cuda", "torch", "python"}."""
     path = HERE / "_build_info.json"
     if not path.exists():
-        missing = "not built: fgaseg was not installed here (pip install -e .)"
+        missing = "not built here; in a checkout of fgaseg, pip install -e . builds it"
         return {"cpp": missing, "host": missing, "cuda": missing}
     return json.loads(path.read_text())
+
+
+def _register(library: Path) -> None:
+    """Loads a compiled library, which implements the ops in our namespace (csrc/common/library.h)."""
+    ctypes.CDLL(str(library)).fgaseg_register(ops.name.encode())
 
 
 def _load(part: str, pattern: str) -> str:
@@ -98,7 +106,7 @@ def _load(part: str, pattern: str) -> str:
     if not found:
         return f"its library is missing ({build_info()[part]})"
     try:
-        torch.ops.load_library(found[0])
+        _register(found[0])
     except OSError as error:
         return f"{found[0].name} did not load: {error}"
     return ""
@@ -106,7 +114,7 @@ def _load(part: str, pattern: str) -> str:
 
 def emulate(library: Path) -> None:
     """Loads CUDA kernels that were compiled for the CPU: from then on backend="cuda" takes CPU tensors."""
-    torch.ops.load_library(library)
+    _register(library)
     unavailable["cuda"] = ""
     emulated.add("cuda")
 

@@ -82,6 +82,17 @@ def test_library_uses_the_stable_abi_only():
     assert not re.search(r"\b(at|c10|torch|pybind11)::|\bPy[A-Z_]", symbols)
 
 
+@pytest.mark.skipif(LIBRARY is None, reason="the C++ library is not built")
+@pytest.mark.skipif(not shutil.which("nm"), reason="nm is not installed")
+def test_libraries_share_no_state_with_other_copies_of_them():
+    """Of unique symbols, such as statics of inline functions, the loader keeps one for all libraries of a process."""
+    for library in sorted((ROOT / "kernels").glob("_C*.so")):
+        run = ["nm", "-DC", "--defined-only", library]
+        symbols = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+        assert " T fgaseg_register" in symbols or " W fgaseg_register" in symbols
+        assert not re.search(r" u .*fgaseg", symbols), library
+
+
 def test_constraints_pin_every_dependency():
     """Every package that pyproject.toml names has one exact version in constraints.txt."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

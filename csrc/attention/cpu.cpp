@@ -114,4 +114,4 @@ Tensor attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, bool caus
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) { m.impl("attention_cpp", TORCH_BOX(&fgaseg::attention)); }
+FGASEG_LIBRARY(CPU, m) { m.impl("attention_cpp", TORCH_BOX(&fgaseg::attention)); }

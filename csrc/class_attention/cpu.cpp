@@ -463,7 +463,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_lookup_backward(const Tensor& g
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("class_summary_cpp", TORCH_BOX(&fgaseg::class_summary));
   m.impl("class_summary_backward_cpp", TORCH_BOX(&fgaseg::class_summary_backward));
   m.impl("class_lookup_cpp", TORCH_BOX(&fgaseg::class_lookup));

@@ -1,7 +1,6 @@
 // Shared by all CPU kernels. Only torch's stable ABI and no ATen, so that one build serves torch >= 2.11.
 #pragma once
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -10,6 +9,8 @@
 #include <cstdint>
 #include <new>
 #include <vector>
+
+#include "common/library.h"
 
 // Compiles a function once per instruction set; the loader picks the best that the processor has.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)

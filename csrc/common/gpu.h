@@ -2,17 +2,18 @@
 // take a stream as void* and return a cudaError_t as int. With -DFGASEG_SHIM it serves CPU tensors.
 #pragma once
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 
+#include "common/library.h"
+
 #ifdef FGASEG_SHIM
-#define FGASEG_GPU_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m)
+#define FGASEG_GPU_LIBRARY(m) FGASEG_LIBRARY(CPU, m)
 #else
-#define FGASEG_GPU_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(fgaseg, CUDA, m)
+#define FGASEG_GPU_LIBRARY(m) FGASEG_LIBRARY(CUDA, m)
 // torch declares it only under USE_CUDA
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif

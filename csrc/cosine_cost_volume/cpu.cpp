@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("cosine_cost_volume_cpp", TORCH_BOX(&fgaseg::cosine_cost_volume));
   m.impl("cosine_cost_volume_backward_cpp", TORCH_BOX(&fgaseg::cosine_cost_volume_backward));
 }

@@ -270,7 +270,7 @@ Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::s
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("kernel_softmax_cpp", TORCH_BOX(&fgaseg::kernel_softmax));
   m.impl("kernel_softmax_backward_cpp", TORCH_BOX(&fgaseg::kernel_softmax_backward));
 }

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "common/gpu.h"
+#include "kernel_softmax/cuda.h"
 
 using Forward = int(const void*, void*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, void*);
 using Backward = int(const void*, const void*, void*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
@@ -38,6 +39,8 @@ struct Classes {
   Classes(int64_t rows, int64_t length)
       : images(1), classes(rows), channels(length), taps(1), stride_b(0), stride_t(length), over_channels(1) {}
 };
+
+}  // namespace
 
 Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::string norm) {
   const int64_t batch = kernel_logits.size(0), classes = kernel_logits.size(1), taps = kernel_size * kernel_size;
@@ -81,7 +84,6 @@ Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::s
   return y;
 }
 
-}  // namespace
 }  // namespace fgaseg
 
 FGASEG_GPU_LIBRARY(m) {

@@ -349,7 +349,7 @@ std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const T
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("lcs_conv_cpp", TORCH_BOX(&fgaseg::lcs_conv));
   m.impl("lcs_conv_backward_cpp", TORCH_BOX(&fgaseg::lcs_conv_backward));
 }

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "common/gpu.h"
+#include "kernel_softmax/cuda.h"
 
 using Forward = int(const void*, const int64_t*, const void*, const int64_t*, const void*, const int64_t*, void*,
                     float*, const int64_t*, bool, void*);
@@ -24,24 +25,6 @@ namespace {
 constexpr char OP[] = "lcs_conv";
 constexpr int64_t SCRATCH = 32 << 20;  // float32 elements of kernel gradients before their softmax: 128 MB
 
-using torch::stable::detail::from;
-using torch::stable::detail::to;
-
-// "channels" normalises over all channels of a class, of which a block of lcs_conv's kernels has only some:
-// kernel_softmax does that, and lcs_conv takes its result as it is ("none").
-Tensor normalised_over_channels(const Tensor& logits, int64_t kernel_size, const std::string& norm) {
-  std::array<StableIValue, 3> stack{from(logits), from(kernel_size), from(norm)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fgaseg::kernel_softmax_cuda", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
-Tensor normalised_over_channels_backward(const Tensor& grad, const Tensor& kernels, const std::string& norm) {
-  std::array<StableIValue, 3> stack{from(grad), from(kernels), from(norm)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("fgaseg::kernel_softmax_backward_cuda", "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
 std::array<int64_t, 6> sizes_of(const Tensor& pixels, const Tensor& logits, int64_t kernel_size) {
   return {pixels.size(0), pixels.size(1), logits.size(1), pixels.size(2), pixels.size(3), kernel_size};
 }
@@ -55,8 +38,10 @@ float* pointer(Tensor& x) { return x.numel() ? static_cast<float*>(x.mutable_dat
 
 Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor& bias, int64_t kernel_size,
                 std::string norm) {
+  // "channels" normalises over all channels of a class, of which a block of lcs_conv's kernels has only some:
+  // kernel_softmax does that, and lcs_conv takes its result as it is ("none").
   if (norm == "channels") {
-    const Tensor kernels = normalised_over_channels(kernel_logits, kernel_size, norm);
+    const Tensor kernels = kernel_softmax(kernel_logits, kernel_size, norm);
     const Tensor flat = torch::stable::view(kernels, {kernels.size(0), kernels.size(1), kernel_logits.size(2)});
     return lcs_conv(pixels, flat, bias, kernel_size, "none");
   }
@@ -119,11 +104,11 @@ std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const T
                                                      const Tensor& kernel_logits, int64_t kernel_size,
                                                      std::string norm) {
   if (norm == "channels") {
-    const Tensor kernels = normalised_over_channels(kernel_logits, kernel_size, norm);
+    const Tensor kernels = kernel_softmax(kernel_logits, kernel_size, norm);
     const Tensor flat = torch::stable::view(kernels, {kernels.size(0), kernels.size(1), kernel_logits.size(2)});
     const auto [dx, dk, db] = lcs_conv_backward(grad, pixels, flat, kernel_size, "none");
     const Tensor kernels_grad = torch::stable::view(dk, kernels.sizes());
-    return {dx, normalised_over_channels_backward(kernels_grad, kernels, norm), db};
+    return {dx, kernel_softmax_backward(kernels_grad, kernels, norm), db};
   }
   const OnDevice device(pixels);
   const bool softmax = norm == "taps";

@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lcs_conv_from_text_backward(const Ten
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("lcs_conv_from_text_cpp", TORCH_BOX(&fgaseg::lcs_conv_from_text));
   m.impl("lcs_conv_from_text_backward_cpp", TORCH_BOX(&fgaseg::lcs_conv_from_text_backward));
 }

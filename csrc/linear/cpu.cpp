@@ -305,7 +305,7 @@ Tensor mlp(const Tensor& x_, const Tensor& norm_weight, const Tensor& norm_bias,
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("linear_cpp", TORCH_BOX(&fgaseg::linear));
   m.impl("mlp_cpp", TORCH_BOX(&fgaseg::mlp));
 }

@@ -277,7 +277,7 @@ Tensor mlp_int8(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_b
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("linear_int8_cpp", TORCH_BOX(&fgaseg::linear_int8));
   m.impl("mlp_int8_cpp", TORCH_BOX(&fgaseg::mlp_int8));
 }

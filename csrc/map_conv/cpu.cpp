@@ -185,7 +185,7 @@ Tensor score_maps(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) 
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("embed_maps_cpp", TORCH_BOX(&fgaseg::embed_maps));
   m.impl("score_maps_cpp", TORCH_BOX(&fgaseg::score_maps));
 }

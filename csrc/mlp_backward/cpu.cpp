@@ -100,4 +100,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_backward(Tensor grad, Tensor x, c
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) { m.impl("mlp_backward_cpp", TORCH_BOX(&fgaseg::mlp_backward)); }
+FGASEG_LIBRARY(CPU, m) { m.impl("mlp_backward_cpp", TORCH_BOX(&fgaseg::mlp_backward)); }

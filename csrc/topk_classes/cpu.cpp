@@ -244,7 +244,7 @@ Tensor scatter_classes(const Tensor& y_, const Tensor& rows_, int64_t batch, int
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("topk_classes_cpp", TORCH_BOX(&fgaseg::topk_classes));
   m.impl("gather_classes_cpp", TORCH_BOX(&fgaseg::gather_classes));
   m.impl("scatter_classes_cpp", TORCH_BOX(&fgaseg::scatter_classes));

@@ -340,6 +340,6 @@ Tensor up_stage(const Tensor& x_, std::optional<Tensor> guidance_, const Tensor&
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("up_stage_cpp", TORCH_BOX(&fgaseg::up_stage));
 }

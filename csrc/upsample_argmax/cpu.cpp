@@ -389,7 +389,7 @@ std::tuple<Tensor, Tensor> upsample_argmax_windows(const Tensor& logits, int64_t
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("upsample_argmax_cpp", TORCH_BOX(&fgaseg::upsample_argmax));
   m.impl("upsample_argmax_windows_cpp", TORCH_BOX(&fgaseg::upsample_argmax_windows));
 }

@@ -395,7 +395,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("window_attention_cpp", TORCH_BOX(&fgaseg::window_attention));
   m.impl("window_attention_backward_cpp", TORCH_BOX(&fgaseg::window_attention_backward));
 }

@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Self
+from typing import Any
 
 import torch
 import triton
@@ -237,7 +237,7 @@ class _Call:
         heads: int,
         window: int,
         shift: int,
-    ) -> Self:
+    ) -> "_Call":
         q, k, v = map(_with_dense_channels, (q, k, v))
         # the guidance, which is small, is copied rather than given strides of its own
         return cls(q, k, v, q_guidance.contiguous(), k_guidance.contiguous(), heads, window, shift)

@@ -101,7 +101,7 @@ def test_explain_names_every_backend():
     assert "float32[1, 2, 4, 4] on meta" in text and "cpp       tensors are on meta" in text
     assert "triton    tensors are on meta" in text and "cuda      tensors are on meta" in text
     assert "reference can run" in text
-    with pytest.raises(ValueError, match="no op 'lcs' in fgaseg.kernels; there are (?s:.*)lcs_conv"):
+    with pytest.raises(ValueError, match="no op 'lcs'; there are (?s:.*)lcs_conv"):
         kernels.explain("lcs")
 
 
