@@ -268,7 +268,7 @@ def test_blocks_that_do_not_run_are_few_and_say_why(record_property, capsys):
 @functools.cache
 def sources() -> str:
     """All text in which a name that a page mentions can be defined."""
-    folders = ("fgaseg", "kernels", "csrc", "tests", "benchmarks", "configs", ".ci")
+    folders = ("fgaseg", "kernels", "csrc", "hub", "tests", "benchmarks", "configs", ".ci")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in READ]
     files += [ROOT / "pyproject.toml", ROOT / "setup.py", ROOT / "mkdocs.yml", *(ROOT / ".ci").glob("*")]
     return "\n".join(file.read_text(encoding="utf-8") for file in files if file != Path(__file__))
