@@ -334,10 +334,11 @@ __global__ void __launch_bounds__(WARP* WARPS, RUNS ? 4 : 2)
   const int column = min(x + lane, f.side - 1), row = min(y + lane % ROWS, f.side - 1);
   const int left = f.crops.first(column), right = f.crops.last(column);
   const int top = f.crops.first(row), bottom = f.crops.last(row);
-  const int left_most = __shfl_sync(~0u, left, 0), right_most = __shfl_sync(~0u, right, WARP - 1);
-  const int lowest = __shfl_sync(~0u, bottom, ROWS - 1);
+  // and those that cover any of the warp's, without shuffles: so benchmarks/predicted.py can count how often the loops run
+  const int left_most = f.crops.first(x), right_most = f.crops.last(min(x + WARP - 1, f.side - 1));
+  const int highest = f.crops.first(y), lowest = f.crops.last(min(y + ROWS - 1, f.side - 1));
   Sums sums = {};
-  for (int i = __shfl_sync(~0u, top, 0); i <= lowest; ++i) {
+  for (int i = highest; i <= lowest; ++i) {
     const unsigned rows = __ballot_sync(~0u, top <= i && i <= bottom);  // bit r: row r
     const int crop_y = y - i * f.crops.stride;
     Run<ROWS> run;
