@@ -56,6 +56,9 @@ def calls(shape: Shape) -> dict[str, tuple[str, Call, list[tuple[int, ...]]]]:
     def windows(backend: str, *inputs: Tensor) -> Tensor:
         return kernels.window_attention(*inputs, 2, 4, 2, backend=backend)
 
+    def normalised(backend: str, *inputs: Tensor) -> Tensor:
+        return kernels.group_norm_relu(*inputs, 4, backend=backend)
+
     def largest(backend: str, scores: Tensor) -> tuple[Tensor, ...]:
         return kernels.upsample_argmax(scores.detach(), (4 * h, 5 * w), total=True, backend=backend)
 
@@ -84,6 +87,7 @@ def calls(shape: Shape) -> dict[str, tuple[str, Call, list[tuple[int, ...]]]]:
         "class_attention": ("class_attention", attend, [rows, rows, rows, (t, 64), (t, 64)]),
         "upsample_argmax": ("upsample_argmax", largest, [scores]),
         "upsample_argmax_windows": ("upsample_argmax", of_views, [(5, t, h, w)]),
+        "group_norm_relu": ("group_norm_relu", normalised, [maps, (64,), (64,)]),
         "window_attention": ("window_attention", windows, [maps, maps, maps, guide, guide]),
     }  # fmt: skip
 

@@ -67,6 +67,7 @@ CALLS: dict[str, Callable[[Callable[..., Tensor], str], tuple]] = {
     "class_summary": _class_summary_args,
     "class_lookup": _class_lookup_args,
     "scatter_classes": lambda new, device: (new(2, 2), _selection(device), 0.0),
+    "group_norm_relu": lambda new, device: (new(2, 3, 4, 6), new(6), new(6), 2),
     "embed_maps": lambda new, device: (new(2, 3, 4), new(5, 1, 3, 3), new(5)),
     "score_maps": lambda new, device: (new(2, 3, 4, 5), new(1, 5, 3, 3), new(1)),
     "up_stage": _up_stage_args,

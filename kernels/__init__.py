@@ -7,6 +7,7 @@ from ._dispatch import explain
 from .attention import attention
 from .class_attention import class_attention, class_lookup, class_summary
 from .cosine_cost_volume import cosine_cost_volume
+from .group_norm_relu import group_norm_relu
 from .kernel_softmax import kernel_softmax
 from .labels import decode_runs, encode_runs, remap_labels
 from .lcs_conv import lcs_conv
@@ -34,6 +35,7 @@ __all__ = [
     "encode_runs",
     "explain",
     "gather_classes",
+    "group_norm_relu",
     "kernel_softmax",
     "lcs_conv",
     "lcs_conv_from_text",

@@ -43,6 +43,8 @@ SHAPES = {
 }
 CLASSES = {f"T={t}": t for t in (20, 150, 847)}  # of one image, for the ops on maps of classes
 HEADS, SIZE, WINDOW, GRID = 4, 32, 12, 24  # the released model's attention
+# of the released model's decoder: side, channels and groups of the maps of both stages
+DECODER = {"48x48x64": (48, 64, 4), "96x96x32": (96, 32, 2)}
 MAP, PHOTO, CROP, CROP_STRIDE = 96, (480, 640), 384, 256  # the maps of a view, and the released evaluation's windows
 
 
@@ -110,6 +112,7 @@ def calls(dtype: torch.dtype, device: str = "meta") -> Iterator[Call]:
             yield from _similarities(name, shape, new)
     for name, classes in CLASSES.items():
         yield from _attention(name, classes, new)
+        yield from _norms(name, classes, new)
         yield from _upsampling(name, classes, new)
 
 
@@ -173,6 +176,15 @@ def _attention(name: str, classes: int, new: Callable[..., Tensor]) -> Iterator[
     yield Call(row, "class_summary_backward", (*sums_grad, *keys), 4 * once + small, 2 * flops)
     yield Call(row, "class_lookup", queries, 2 * once + small, flops)
     yield Call(row, "class_lookup_backward", (grad, *queries), 3 * once + 2 * small, 3 * flops)
+
+
+def _norms(name: str, classes: int, new: Callable[..., Tensor]) -> Iterator[Call]:
+    for stage, (side, channels, groups) in DECODER.items():
+        row, x, weight = ("group_norm_relu", f"{name} {stage}"), new(classes, side, side, channels), new(channels)
+        moments = new(classes, groups, 2).float()
+        yield Call(row, "group_norm_relu", (x, weight, weight, groups, 1e-5, True), 2 * _bytes(x), 0)
+        args = (x, x, weight, weight, moments, groups, True)
+        yield Call(row, "group_norm_relu_backward", args, 3 * _bytes(x), 0)
 
 
 def _upsampling(name: str, classes: int, new: Callable[..., Tensor]) -> Iterator[Call]:

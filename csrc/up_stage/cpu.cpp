@@ -10,15 +10,11 @@
 #include <cmath>
 #include <optional>
 
+#include "common/moments.h"
 #include "winograd.h"
 
 namespace fgaseg {
 namespace {
-
-// Mean and sum of squared differences from it, of all values of a group in two rows.
-struct Moments {
-  double mean, squares;
-};
 
 // T: of x, guidance and the result, and of what is multiplied.
 template <class T>
@@ -31,48 +27,6 @@ struct Stage {
   int64_t row_size() const { return 2 * width * outputs; }
 };
 
-// f(value) summed over the pixels of the `count` channels from `first` on, y [pixels][channels], pixels a multiple of 4.
-template <class F>
-FGASEG_INLINE void over_pixels(const float* y, int64_t pixels, int64_t channels, int64_t first, int64_t count,
-                               float* sums, const F& f) {
-  constexpr int64_t L = LANES<float>;
-  if (count < L) {
-    for (int64_t c = first; c < first + count; ++c) {
-      sums[c] = 0;
-      for (int64_t i = 0; i < pixels; ++i) sums[c] += f(y[i * channels + c], c);
-    }
-    return;
-  }
-  float parts[4][L] = {};  // four chains of additions, kept in registers
-  for (int64_t i = 0; i < pixels; i += 4)
-    _Pragma("GCC unroll 4") for (int64_t k = 0; k < 4; ++k)
-      _Pragma("omp simd") for (int64_t j = 0; j < L; ++j)
-        parts[k][j] += f(y[(i + k) * channels + first + j], first + j);
-  _Pragma("omp simd") for (int64_t j = 0; j < L; ++j)
-    sums[first + j] = (parts[0][j] + parts[1][j]) + (parts[2][j] + parts[3][j]);
-}
-
-// Of every group over two rows: first the means, then the squared differences from them, which cannot cancel.
-FGASEG_INLINE void moments(const float* y, int64_t pixels, int64_t channels, int64_t groups, float* sums, Moments* to) {
-  float *means = sums, *squares = sums + channels;
-  for (int64_t c = 0; c < channels; c += LANES<float>) {
-    const int64_t count = std::min(LANES<float>, channels - c);
-    over_pixels(y, pixels, channels, c, count, means, [](float x, int64_t) FGASEG_LAMBDA { return x; });
-    for (int64_t j = c; j < c + count; ++j) means[j] /= pixels;
-    over_pixels(y, pixels, channels, c, count, squares, [means](float x, int64_t j) FGASEG_LAMBDA {
-      return (x - means[j]) * (x - means[j]);
-    });
-  }
-  const int64_t size = channels / groups;
-  for (int64_t g = 0; g < groups; ++g) {
-    double mean = 0, sum = 0;
-    for (int64_t c = g * size; c < (g + 1) * size; ++c) mean += means[c];
-    mean /= size;
-    for (int64_t c = g * size; c < (g + 1) * size; ++c) sum += squares[c] + pixels * (means[c] - mean) * (means[c] - mean);
-    to[g] = {mean, sum};
-  }
-}
-
 // GroupNorm of a map from the moments of its pairs of rows, as y -> scale * y + shift for every channel.
 template <class T>
 void affine(const Moments* parts, const Stage<T>& s, const float* weight, const float* bias, double eps, float* scale,
@@ -80,13 +34,7 @@ void affine(const Moments* parts, const Stage<T>& s, const float* weight, const 
   const int64_t size = s.outputs / s.groups, count = s.pairs();
   const double values = 4.0 * s.width * size;  // of a group in two rows
   for (int64_t g = 0; g < s.groups; ++g) {
-    double mean = 0, squares = 0;
-    for (int64_t i = 0; i < count; ++i) mean += parts[i * s.groups + g].mean;
-    mean /= count;
-    for (int64_t i = 0; i < count; ++i) {
-      const double d = parts[i * s.groups + g].mean - mean;
-      squares += parts[i * s.groups + g].squares + values * d * d;
-    }
+    const auto [mean, squares] = together(parts + g, count, s.groups, [=](int64_t) { return values; });
     const double inverse = 1 / std::sqrt(squares / (values * count) + eps);
     for (int64_t c = g * size; c < (g + 1) * size; ++c) {
       scale[c] = weight[c] * inverse;
