@@ -82,8 +82,13 @@ class SharedGuidanceLinear(nn.Module):
         """W_x [outputs, inputs]."""
         return self.linear.weight[:, : self.inputs] if self.quantized is None else self.quantized
 
+    @property
+    def guidance_weight(self) -> Tensor:
+        """W_g [outputs, guidance]."""
+        return self.linear.weight[:, self.inputs :]
+
     def project(self, guidance: Tensor) -> Tensor:
-        return F.linear(guidance, self.linear.weight[:, self.inputs :], self.linear.bias)
+        return F.linear(guidance, self.guidance_weight, self.linear.bias)
 
     def forward(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         return linear(x, self.own_weight, norm=norm)
@@ -220,19 +225,23 @@ class AggregationLayer(nn.Module):
         return LayerGuidance(block1, block2, self.classes.packed_kv())
 
     def _prepare_at_once(self, guidance: Tensor) -> LayerGuidance:
-        """The same with all weights in one concatenation."""
+        """The same with all weights in one concatenation, and the projections of the guidance in one product."""
         one, two, classes = self.block1.attention, self.block2.attention, self.classes
-        hidden = one.q.inputs
-        own = [x for part in (one, two) for x in (part.q.own_weight, part.k.own_weight, part.v.weight)]
-        own += [classes.k.own_weight, classes.v.weight]
-        weights = torch.cat([cast("Tensor", x) for x in own])
+        hidden, shared = one.q.inputs, [part for block in (one, two) for part in (block.q, block.k)]
+        weights = [one.q.own_weight, one.k.own_weight, one.v.weight, two.q.own_weight, two.k.own_weight, two.v.weight,
+                   classes.k.own_weight, classes.v.weight, *(part.guidance_weight for part in shared)]  # fmt: skip
         none = guidance.new_zeros(2 * hidden)
-        biases = torch.cat([none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias])
-        sizes = [3 * hidden, 3 * hidden, 2 * hidden]
-        packed = [PackedLinear(*x) for x in zip(weights.split(sizes), biases.split(sizes), strict=True)]
-        first, second = (BlockGuidance(part.q.project(guidance), part.k.project(guidance), qkv)
-                         for part, qkv in zip((one, two), packed[:2], strict=True))  # fmt: skip
-        return LayerGuidance(first, second, packed[2])
+        biases = [none, one.v.bias, none, two.v.bias, none[:hidden], classes.v.bias,
+                  *(part.linear.bias for part in shared)]  # fmt: skip
+        sizes = [3 * hidden, 3 * hidden, 2 * hidden, 4 * hidden]
+        whole = (torch.cat(cast("list[Tensor]", x)).split(sizes) for x in (weights, biases))
+        *packed, (weight, bias) = zip(*whole, strict=True)
+        first, second, kv = (PackedLinear(*x) for x in packed)
+        # a product for each of the four, so that each is contiguous
+        each = weight.unflatten(0, (4, hidden)).transpose(1, 2)
+        projected = torch.baddbmm(bias.view(4, 1, hidden), guidance.flatten(0, 2).expand(4, -1, -1), each)
+        q1, k1, q2, k2 = projected.unflatten(1, guidance.shape[:3])
+        return LayerGuidance(BlockGuidance(q1, k1, first), BlockGuidance(q2, k2, second), kv)
 
     def spatial(self, x: Tensor, guidance: LayerGuidance) -> Tensor:
         return self.block2(self.block1(x, guidance.block1), guidance.block2)

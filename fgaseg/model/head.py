@@ -115,8 +115,11 @@ class Head(nn.Module):
                 yield torch.arange(rows.start, rows.stop, device=texts.device), torch.stack([x for _, x in parts])
             return
         decoded = [self.decode(f, maps) for f, maps in zip(images, entered, strict=True)]
-        classes = torch.cat([one.packing.present_classes(texts.device) for one in decoded])
-        classes = classes.unique() if len(decoded) > 1 else classes
+        present = [one.packing.present_classes(texts.device) for one in decoded]
+        if len(decoded) == 1:
+            yield present[0], decoded[0].expand_to(present[0])
+            return
+        classes = torch.cat(present).unique()
         yield classes, torch.cat([one.expand_to(classes) for one in decoded])
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

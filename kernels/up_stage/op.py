@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._dispatch import check_same, differentiated, dispatch, register, under_autocast
 from .._library import define
+from ..group_norm_relu import group_norm_relu
 from .reference import up_stage_reference
 
 
@@ -99,8 +100,9 @@ def up_stage(
     returns   [R, 2H, 2W, N]  dtype of x; sums and norms in float32, in float64 for float64
 
     The C++ backend multiplies 3x3 kernels by Winograd's F(2x2, 3x3), in 4/9 of the multiplications. It has no gradient:
-    where one is asked for PyTorch's own operations run, as on a GPU and in float64. Under autocast it runs
-    in autocast's dtype. R may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg's decoder
+    where one is asked for PyTorch's own convolutions run with ``group_norm_relu`` between them, as on a GPU and in
+    float64, and the gradient can be taken once, from the reference any number of times. Under autocast it runs in
+    autocast's dtype. R may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg's decoder
     (section III-D). Raises ValueError for mismatched shapes or devices, TypeError for mismatched dtypes, RuntimeError
     for a gradient of the C++ backend.
     """
@@ -109,7 +111,7 @@ def up_stage(
     grad = differentiated(*args)
     by_choice = grad or x.device.type not in ("cpu", "meta") or x.dtype == torch.float64  # not a fallback
     if backend == "auto" and by_choice:
-        backend = "reference"
+        return up_stage_reference(*args, groups, eps, norm=group_norm_relu)
     if backend == "reference":
         return up_stage_reference(*args, groups, eps)
     if grad:

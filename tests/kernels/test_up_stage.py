@@ -2,7 +2,7 @@ import functools
 
 import pytest
 import torch
-from accuracy import DTYPES, LAYOUTS, backends, check_error, laid_out, needs_cpp, random
+from accuracy import DTYPES, LAYOUTS, backends, check_backend, check_error, laid_out, needs_cpp, random
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -102,12 +102,14 @@ def test_a_slice_of_a_convolutions_weight():
     assert torch.equal(stage(*args, groups=2, backend="cpp"), expected)
 
 
-def test_gradients_come_from_the_reference():
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_gradients_take_the_op_of_the_norms(dtype):
     args = [x.requires_grad_() for x in inputs(1, 2, 2, 3, 3, 4, 4, 2)]
-    assert torch.autograd.gradcheck(lambda *a: stage(*a, groups=2), args)
-    single = [x.detach().float().requires_grad_() for x in args]
-    got, expected = stage(*single, groups=2), up_stage_reference(*single, 2, 1e-5)
-    assert torch.equal(got, expected) and got.requires_grad
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda *a: stage(*a, groups=2), args)
+        assert torch.autograd.gradgradcheck(lambda *a: stage(*a, groups=2, backend="reference"), args)
+    both = (lambda *a: stage(*a, groups=2)), (lambda *a: up_stage_reference(*a, 2, 1e-5))
+    check_backend(*both, args, dtype, "contiguous", least=1e-2)
 
 
 @needs_cpp
