@@ -183,7 +183,7 @@ def _norms(name: str, classes: int, new: Callable[..., Tensor]) -> Iterator[Call
         row, x, weight = ("group_norm_relu", f"{name} {stage}"), new(classes, side, side, channels), new(channels)
         moments = new(classes, groups, 2).float()
         yield Call(row, "group_norm_relu", (x, weight, weight, groups, 1e-5, True), 2 * _bytes(x), 0)
-        args = (x, x, weight, weight, moments, groups, True)
+        args = (new(*x.shape), x, weight, weight, moments, groups, True)
         yield Call(row, "group_norm_relu_backward", args, 3 * _bytes(x), 0)
 
 
