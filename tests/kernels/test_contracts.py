@@ -95,6 +95,13 @@ def up_stage_ops() -> Iterator[OpCall]:
     yield "up_stage", (x, None, *weights, 2, 1e-5)
 
 
+def group_norm_relu_ops() -> Iterator[OpCall]:
+    args = leaves((2, 3, 2, 6), (6,), (6,))
+    yield "group_norm_relu", (*args, 2, 1e-5, True)
+    moments = random(2, 2, 2, seed=5).abs()
+    yield "group_norm_relu_backward", (random(2, 3, 2, 6, seed=4), *detached(args), moments, 2, True)
+
+
 def map_conv_ops() -> Iterator[OpCall]:
     yield "embed_maps", (random(3, 4, 5).float(), random(6, 1, 3, 3).float(), random(6).float())
     yield "score_maps", (random(3, 4, 5, 6).float(), random(1, 6, 3, 3).float(), random(1).float())
@@ -157,11 +164,12 @@ OP_CALLS: dict[str, tuple[Callable[..., Iterator[OpCall]], list[str]]] = {
     "window_attention, CUDA": (window_attention_ops_of_cuda, []),
     **{f"attention causal={causal}": (attention_ops, [causal]) for causal in (False, True)},
     "class_attention": (class_attention_ops, []),
+    "group_norm_relu": (group_norm_relu_ops, []),
     "up_stage": (up_stage_ops, []),
     "map_conv": (map_conv_ops, []),
 }
 # there is none, or, for window_attention, none for these sizes
-NO_CUDA_KERNEL = {"lcs_conv_from_text", "window_attention", "class_attention"}
+NO_CUDA_KERNEL = {"lcs_conv_from_text", "group_norm_relu", "window_attention", "class_attention"}
 CUDA_ONLY = {"window_attention, CUDA"}
 CPU_ONLY = {
     "linear",
@@ -254,6 +262,11 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
             inputs((b, c, h, w), (b, t, p, c))
             for b, c, t, p, h, w in [(2, 3, 5, 4, 6, 7), (3, 4, 7, 2, 5, 9), (4, 5, 6, 3, 8, 2)]
         ],
+    ),
+    "group_norm_relu": (
+        # a default that is a float would be symbolic at first: two graphs
+        lambda *x, backend: kernels.group_norm_relu(*x, 2, 1e-5, backend=backend),
+        lambda: [inputs((n, h, w, c), (c,), (c,)) for n, h, w, c in [(2, 3, 4, 6), (3, 5, 7, 8), (4, 6, 3, 10)]],
     ),
     "linear": (
         lambda x, w, b, backend: kernels.linear(x, w, b, activation="gelu", backend=backend),
