@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from torch import Tensor
 from ._library import BACKENDS, emulated, overload, unavailable
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# As in csrc/common/arguments.h: of a kernel, a window or a frame; of a result, either side
+LONGEST_SIDE, LONGEST_AXIS = 2**15 - 1, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,12 @@ def check_same(op: str, **named: Tensor) -> None:
             raise ValueError(
                 f"{op}: {name} is on {tensor.device} but {first} is on {reference.device}; move one with .to()"
             )
+
+
+def check_shape(op: str, name: str, x: Tensor, expected: Sequence[int]) -> None:
+    """Raises ValueError unless x has this shape."""
+    if x.dim() != len(expected) or any(n != size for n, size in zip(x.shape, expected, strict=True)):
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; expected {list(expected)}")
 
 
 def under_autocast(*args: Tensor, to: torch.dtype | None = None):

@@ -23,22 +23,30 @@ BACKENDS = ("cpp", "triton", "cuda")
 LIBRARY = torch.library.Library(ops.name, "DEF")
 
 
-def define(op: str, arguments: str, fake: Callable, package: str) -> None:
+def define(op: str, arguments: str, check: Callable, fake: Callable, package: str) -> None:
     """Defines the op <op>_<backend> for every backend.
 
     arguments  the schema without the op's name
+    check      takes the op's arguments and raises ValueError or TypeError for what no backend can take. Called by the
+               shape rule and before Triton; C++ and CUDA check for themselves (csrc/common/arguments.h)
     fake       takes the op's arguments and returns empty results, by which PyTorch learns their shapes and dtypes
     package    of the op; the function <op> of <package>.triton is the Triton implementation, imported when first called
     """
+
+    def shape_rule(*args, **kwargs):
+        check(*args, **kwargs)
+        return fake(*args, **kwargs)
+
     for backend in BACKENDS:
         name = f"{op}_{backend}"
         LIBRARY.define(name + arguments, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(add_op_namespace_prefix(name), fake)
+        torch.library.register_fake(add_op_namespace_prefix(name), shape_rule)
 
     launcher: Callable | None = None
 
     def launch(*args):
         nonlocal launcher
+        check(*args)
         if launcher is None:
             launcher = getattr(importlib.import_module(".triton", package), op)
         device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <optional>
 
+#include "common/arguments.h"
 #include "common/attend.h"
 #include "common/cpu.h"
 
@@ -96,8 +97,13 @@ void run(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, double 
 
 Tensor attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, bool causal,
                  std::optional<double> given_scale) {
+  const Arguments call("attention", "q", q_, {ANY, ANY, ANY, SOME});
+  call.single_or_bfloat16();
+  call.tensor("k", k_, {q_.size(0), q_.size(1), SOME, q_.size(3)});
+  call.tensor("v", v_, {k_.size(0), k_.size(1), k_.size(2), k_.size(3)});
+  call.require(!causal || q_.size(2) == k_.size(2), "causal needs as many queries as keys");
+  call.require(!given_scale || *given_scale > 0, "scale must be positive");
   const bool bfloat16 = q_.scalar_type() == ScalarType::BFloat16;
-  STD_TORCH_CHECK(bfloat16 || q_.scalar_type() == ScalarType::Float, "attention_cpp takes float32 and bfloat16");
   const Tensor q = with_dense_channels(q_), k = with_dense_channels(k_), v = with_dense_channels(v_);
   const double scale = given_scale ? *given_scale : 1 / std::sqrt(double(q.size(3)));
   Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(2), q.size(1), q.size(3)});

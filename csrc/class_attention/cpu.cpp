@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "common/arguments.h"
 #include "common/cpu.h"
 #include "common/exp.h"
 #include "common/storage.h"
@@ -373,8 +374,28 @@ class GuidanceGrad {
   Tensor parts_;
 };
 
+// Of the maps x [R, P, D], their guidance and the offsets, whose values Images checks.
+Arguments check_rows(const char* op, const char* name, const Tensor& x, const Tensor& guidance, const Tensor& offsets,
+                     int64_t heads) {
+  const Arguments call(op, name, x, {ANY, ANY, SOME});
+  call.require(heads >= 1 && x.size(2) % heads == 0, "heads must divide the channels");
+  call.tensor("the guidance", guidance, {x.size(0), x.size(2)});
+  call.tensor("offsets", offsets, {SOME}, ScalarType::Long);
+  return call;
+}
+
+// Of the sums over the rows of every image, or of their gradients.
+void check_sums(const Arguments& call, const Tensor& x, const Tensor& summary, const Tensor& total,
+                const Tensor& offsets, int64_t heads) {
+  const int64_t images = offsets.size(0) - 1, pixels = x.size(1), width = x.size(2) / heads;
+  call.tensor("summary", summary, {images, pixels, heads, width, width}, compute_type(x));
+  call.tensor("total", total, {images, pixels, heads, width}, compute_type(x));
+}
+
 std::tuple<Tensor, Tensor> class_summary(const Tensor& k, const Tensor& v, const Tensor& guidance,
                                          const Tensor& offsets, int64_t heads) {
+  const Arguments call = check_rows("class_summary", "k", k, guidance, offsets, heads);
+  call.tensor("v", v, {k.size(0), k.size(1), k.size(2)});
   const Images images(offsets, k.size(0));
   const int64_t pixels = k.size(1), width = k.size(2) / heads;
   Tensor summary = torch::stable::new_empty(k, {images.count, pixels, heads, width, width}, compute_type(k));
@@ -394,6 +415,9 @@ std::tuple<Tensor, Tensor> class_summary(const Tensor& k, const Tensor& v, const
 std::tuple<Tensor, Tensor, Tensor> class_summary_backward(const Tensor& summary_grad, const Tensor& total_grad,
                                                           const Tensor& k, const Tensor& v, const Tensor& guidance,
                                                           const Tensor& offsets, int64_t heads) {
+  const Arguments call = check_rows("class_summary_backward", "k", k, guidance, offsets, heads);
+  call.tensor("v", v, {k.size(0), k.size(1), k.size(2)});
+  check_sums(call, k, summary_grad, total_grad, offsets, heads);
   const Images images(offsets, k.size(0));
   const Tensor ds = prepared(summary_grad), dz = prepared(total_grad);
   Tensor dk = torch::stable::new_empty(k, {k.size(0), k.size(1), k.size(2)}, storage_type(k));
@@ -416,6 +440,8 @@ std::tuple<Tensor, Tensor, Tensor> class_summary_backward(const Tensor& summary_
 
 Tensor class_lookup(const Tensor& q, const Tensor& guidance, const Tensor& summary, const Tensor& total,
                     const Tensor& offsets, int64_t heads, double eps) {
+  const Arguments call = check_rows("class_lookup", "q", q, guidance, offsets, heads);
+  check_sums(call, q, summary, total, offsets, heads);
   const Images images(offsets, q.size(0));
   const Tensor sums = prepared(summary), z = prepared(total);
   Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, storage_type(q));
@@ -435,6 +461,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_lookup_backward(const Tensor& g
                                                                  const Tensor& guidance, const Tensor& summary,
                                                                  const Tensor& total, const Tensor& offsets,
                                                                  int64_t heads, double eps) {
+  const Arguments call = check_rows("class_lookup_backward", "q", q, guidance, offsets, heads);
+  call.tensor("grad", grad, {q.size(0), q.size(1), q.size(2)});
+  check_sums(call, q, summary, total, offsets, heads);
   const Images images(offsets, q.size(0));
   const Tensor sums = prepared(summary), z = prepared(total);
   Tensor dq = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)}, storage_type(q));

@@ -107,7 +107,8 @@ struct Vector {
 
   explicit Vector(const std::optional<Tensor>& x) {
     if (!x) return;
-    kept = prepared(*x);
+    kept = x->scalar_type() == ScalarType::Float ? *x : torch::stable::to(*x, ScalarType::Float);
+    if (!kept->is_contiguous()) kept = torch::stable::contiguous(*kept);
     data = fgaseg::data<float>(*kept);
   }
 };

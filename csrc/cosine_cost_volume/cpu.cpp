@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/cpu.h"
 
 namespace fgaseg {
@@ -149,6 +150,7 @@ struct Operands {
 };
 
 Tensor cosine_cost_volume(const Tensor& pixels, const Tensor& texts, double eps) {
+  check_cosine_cost_volume(pixels, texts);
   const Operands of(prepared(pixels), prepared(texts), eps);
   Tensor y = torch::stable::matmul(of.t, of.x);
   of.divide_by_length(y, y);
@@ -157,6 +159,7 @@ Tensor cosine_cost_volume(const Tensor& pixels, const Tensor& texts, double eps)
 
 std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const Tensor& pixels, const Tensor& texts,
                                                        double eps) {
+  check_cosine_cost_volume(pixels, texts, &grad);
   const Operands of(prepared(pixels), prepared(texts), eps);
   Tensor g = torch::stable::new_empty(of.x, {of.batch, of.prompts * of.classes, of.pixels});
   of.divide_by_length(prepared(grad), g);

@@ -3,6 +3,7 @@
 #include <array>
 #include <tuple>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 
 using Forward = int(const void*, const int64_t*, const void*, const int64_t*, void*, const int64_t*, double, void*);
@@ -23,6 +24,7 @@ std::array<int64_t, 6> sizes_of(const Tensor& pixels, const Tensor& texts) {
 }
 
 Tensor cosine_cost_volume(const Tensor& pixels, const Tensor& texts, double eps) {
+  check_cosine_cost_volume(pixels, texts);
   const OnDevice device(pixels);
   const auto n = sizes_of(pixels, texts);
   Tensor y = torch::stable::new_empty(pixels, {n[0], n[3], n[2], n[4], n[5]});
@@ -35,6 +37,7 @@ Tensor cosine_cost_volume(const Tensor& pixels, const Tensor& texts, double eps)
 
 std::tuple<Tensor, Tensor> cosine_cost_volume_backward(const Tensor& grad, const Tensor& pixels, const Tensor& texts,
                                                        double eps) {
+  check_cosine_cost_volume(pixels, texts, &grad);
   const OnDevice device(pixels);
   const auto n = sizes_of(pixels, texts);
   Tensor pixels_grad = torch::stable::new_empty(pixels, pixels.sizes());

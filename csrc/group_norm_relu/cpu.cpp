@@ -9,6 +9,8 @@
 #include <cmath>
 #include <limits>
 
+#include "common/arguments.h"
+#include "common/library.h"
 #include "common/moments.h"
 #include "common/storage.h"
 
@@ -253,6 +255,7 @@ void run_backward(const Norm<T, S>& n, const S* grad, const T* moments, S* dx, d
 
 std::tuple<Tensor, Tensor> group_norm_relu(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups,
                                            double eps, bool relu) {
+  check_group_norm_relu("group_norm_relu", x, weight, bias, groups);
   Tensor y = torch::stable::new_empty(x, x.sizes(), storage_type(x));
   Tensor moments = torch::stable::new_empty(x, {x.size(0), groups, 2}, compute_type(x));
   for_storage_type(x, [&](auto type, auto storage) {
@@ -267,6 +270,9 @@ std::tuple<Tensor, Tensor> group_norm_relu(const Tensor& x, const Tensor& weight
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                             const Tensor& bias, const Tensor& moments, int64_t groups,
                                                             bool relu) {
+  const Arguments call = check_group_norm_relu("group_norm_relu_backward", x, weight, bias, groups);
+  call.tensor("grad", grad, {x.size(0), x.size(1), x.size(2), x.size(3)});
+  call.tensor("moments", moments, {x.size(0), groups, 2}, compute_type(x));
   Tensor dx = torch::stable::new_empty(x, x.sizes(), storage_type(x));
   Tensor dweight = torch::stable::new_empty(weight, weight.sizes(), compute_type(x));
   Tensor dbias = torch::stable::new_empty(bias, bias.sizes(), compute_type(x));
@@ -292,7 +298,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
 }  // namespace
 }  // namespace fgaseg
 
-STABLE_TORCH_LIBRARY_IMPL(fgaseg, CPU, m) {
+FGASEG_LIBRARY(CPU, m) {
   m.impl("group_norm_relu_cpp", TORCH_BOX(&fgaseg::group_norm_relu));
   m.impl("group_norm_relu_backward_cpp", TORCH_BOX(&fgaseg::group_norm_relu_backward));
 }

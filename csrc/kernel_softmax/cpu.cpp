@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/exp.h"
 #include "kernel_softmax/softmax.h"
 
@@ -245,6 +246,7 @@ template void softmax_kernels_backward(Norm, const double*, const double*, doubl
 namespace {
 
 Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::string norm) {
+  check_kernel_softmax(kernel_logits, kernel_size, norm);
   const Tensor x = prepared(kernel_logits);
   const int64_t batch = x.size(0), classes = x.size(1), taps = kernel_size * kernel_size, channels = x.size(2) / taps;
   Tensor y = torch::stable::new_empty(x, {batch, classes, channels, kernel_size, kernel_size});
@@ -256,6 +258,7 @@ Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::str
 }
 
 Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::string norm) {
+  check_kernel_softmax_backward(grad, kernels, norm);
   const Tensor g = prepared(grad), p = prepared(kernels);
   const int64_t batch = p.size(0), classes = p.size(1), channels = p.size(2), taps = p.size(3) * p.size(4);
   Tensor y = torch::stable::new_empty(p, {batch, classes, channels * taps});

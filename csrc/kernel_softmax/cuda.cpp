@@ -1,6 +1,7 @@
 // kernel_softmax on the GPU: the host side. The schema is in kernels/kernel_softmax/op.py, the kernels in kernel.cu.
 #include <string>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 #include "kernel_softmax/cuda.h"
 
@@ -43,6 +44,7 @@ struct Classes {
 }  // namespace
 
 Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::string norm) {
+  check_kernel_softmax(kernel_logits, kernel_size, norm);
   const int64_t batch = kernel_logits.size(0), classes = kernel_logits.size(1), taps = kernel_size * kernel_size;
   const int64_t channels = kernel_logits.size(2) / taps;
   Tensor y = torch::stable::new_empty(kernel_logits, {batch, classes, channels, kernel_size, kernel_size});
@@ -64,6 +66,7 @@ Tensor kernel_softmax(const Tensor& kernel_logits, int64_t kernel_size, std::str
 }
 
 Tensor kernel_softmax_backward(const Tensor& grad, const Tensor& kernels, std::string norm) {
+  check_kernel_softmax_backward(grad, kernels, norm);
   const int64_t batch = kernels.size(0), classes = kernels.size(1), channels = kernels.size(2);
   const int64_t taps = kernels.size(3) * kernels.size(4);
   Tensor y = torch::stable::new_empty(kernels, {batch, classes, channels * taps});

@@ -64,8 +64,15 @@ py::array_t<int64_t> encode_runs(const py::array_t<uint8_t, py::array::f_style>&
   return py::array_t<int64_t>(counts.size(), counts.data());
 }
 
-// Python has checked that the counts are non-negative and add up to height*width.
+// The counts must be non-negative and add up to height*width; then every run ends inside of the mask.
 py::array_t<uint8_t, py::array::f_style> decode_runs(const Dense<int64_t>& counts, int64_t height, int64_t width) {
+  int64_t rest = 0;
+  bool fits = counts.ndim() == 1 && height >= 0 && width >= 0 && !__builtin_mul_overflow(height, width, &rest);
+  for (int64_t i = 0; fits && i < counts.size(); ++i) {
+    fits = 0 <= counts.at(i) && counts.at(i) <= rest;
+    rest -= fits ? counts.at(i) : 0;
+  }
+  if (!fits || rest != 0) throw py::value_error("decode_runs: counts must be non-negative and add up to height*width");
   py::array_t<uint8_t, py::array::f_style> mask({height, width});
   uint8_t* pixel = mask.mutable_data();
   for (int64_t i = 0; i < counts.size(); ++i) pixel = std::fill_n(pixel, counts.at(i), uint8_t(i % 2));

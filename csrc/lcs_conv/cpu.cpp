@@ -11,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#include "common/arguments.h"
 #include "kernel_softmax/softmax.h"
 #include "lcs_conv/spectral.h"
 
@@ -301,6 +302,8 @@ Convolution convolution(const Tensor& pixels, int64_t kernel_size) {
 
 Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor& bias, int64_t kernel_size,
                 std::string norm_name) {
+  const Arguments call = check_lcs_conv("lcs_conv", pixels, kernel_logits, kernel_size, norm_name);
+  call.tensor("bias", bias, {pixels.size(0), kernel_logits.size(1)});
   const Tensor x = prepared(pixels), logits = prepared(kernel_logits), shift = prepared(bias);
   const Convolution conv = convolution(x, kernel_size);
   const int64_t batch = x.size(0), classes = logits.size(1);
@@ -323,6 +326,8 @@ Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor&
 std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const Tensor& pixels,
                                                      const Tensor& kernel_logits, int64_t kernel_size,
                                                      std::string norm_name) {
+  const Arguments call = check_lcs_conv("lcs_conv_backward", pixels, kernel_logits, kernel_size, norm_name);
+  call.tensor("grad", grad, {pixels.size(0), kernel_logits.size(1), pixels.size(2), pixels.size(3)});
   const Tensor g = prepared(grad), x = prepared(pixels), logits = prepared(kernel_logits);
   const Convolution conv = convolution(x, kernel_size);
   const int64_t batch = x.size(0), classes = logits.size(1);

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 #include "kernel_softmax/cuda.h"
 
@@ -38,6 +39,8 @@ float* pointer(Tensor& x) { return x.numel() ? static_cast<float*>(x.mutable_dat
 
 Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor& bias, int64_t kernel_size,
                 std::string norm) {
+  const Arguments call = check_lcs_conv("lcs_conv", pixels, kernel_logits, kernel_size, norm);
+  call.tensor("bias", bias, {pixels.size(0), kernel_logits.size(1)});
   // "channels" normalises over all channels of a class, of which a block of lcs_conv's kernels has only some:
   // kernel_softmax does that, and lcs_conv takes its result as it is ("none").
   if (norm == "channels") {
@@ -103,6 +106,8 @@ Tensor logit_grad(const Tensor& grad, const Tensor& pixels, const Tensor& logits
 std::tuple<Tensor, Tensor, Tensor> lcs_conv_backward(const Tensor& grad, const Tensor& pixels,
                                                      const Tensor& kernel_logits, int64_t kernel_size,
                                                      std::string norm) {
+  const Arguments call = check_lcs_conv("lcs_conv_backward", pixels, kernel_logits, kernel_size, norm);
+  call.tensor("grad", grad, {pixels.size(0), kernel_logits.size(1), pixels.size(2), pixels.size(3)});
   if (norm == "channels") {
     const Tensor kernels = kernel_softmax(kernel_logits, kernel_size, norm);
     const Tensor flat = torch::stable::view(kernels, {kernels.size(0), kernels.size(1), kernel_logits.size(2)});

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/arguments.h"
 #include "kernel_softmax/softmax.h"
 #include "lcs_conv/conv.h"
 
@@ -72,8 +73,21 @@ class Parts {
   Tensor scratch_;
 };
 
+Arguments check(const char* op, const Tensor& texts, const Tensor& weight, const Tensor& bias, const Tensor& pixels,
+                int64_t kernel_size, const std::string& norm) {
+  const Arguments call(op, "pixels", pixels, {ANY, ANY, SOME, SOME});
+  call.kernel_size(kernel_size);
+  call.norm(norm);
+  const int64_t outputs = times(pixels.size(1), kernel_size * kernel_size) + 1;
+  call.tensor("texts", texts, {pixels.size(0), ANY, ANY});
+  call.tensor("weight", weight, {outputs, texts.size(2)});
+  call.tensor("bias", bias, {outputs});
+  return call;
+}
+
 Tensor lcs_conv_from_text(const Tensor& texts, const Tensor& weight, const Tensor& bias, const Tensor& pixels,
                           int64_t kernel_size, std::string norm) {
+  check("lcs_conv_from_text", texts, weight, bias, pixels, kernel_size, norm);
   Tensor y = torch::stable::new_empty(pixels, {texts.size(0), texts.size(1), pixels.size(2), pixels.size(3)},
                                       compute_type(pixels));
   for_compute_type(pixels, [&](auto type) {
@@ -131,6 +145,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lcs_conv_from_text_backward(const Ten
                                                                        const Tensor& weight, const Tensor& bias,
                                                                        const Tensor& pixels, int64_t kernel_size,
                                                                        std::string norm) {
+  const Arguments call = check("lcs_conv_from_text_backward", texts, weight, bias, pixels, kernel_size, norm);
+  call.tensor("grad", grad, {texts.size(0), texts.size(1), pixels.size(2), pixels.size(3)});
   const auto zeros = [&](const Tensor& x) { return torch::stable::new_zeros(x, x.sizes(), compute_type(x)); };
   Gradients to{zeros(texts), zeros(weight), zeros(bias), zeros(pixels)};
   const Tensor g = prepared(grad);

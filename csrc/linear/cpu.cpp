@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 
+#include "common/arguments.h"
 #include "common/rows.h"
 #include "linear/linear.h"
 
@@ -261,6 +262,14 @@ Tensor readable(const Tensor& x) {
 Tensor linear(const Tensor& x_, const Tensor& weight, const std::optional<Tensor>& bias_,
               const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
               std::string activation, const std::optional<Tensor>& residual_) {
+  const Arguments call("linear", "x", x_, {ANY, ANY});
+  call.single_or_bfloat16();
+  call.tensor("weight", weight, {ANY, x_.size(1)});
+  call.tensor("bias", bias_, {weight.size(0)});
+  call.both_or_none(norm_weight, norm_bias);
+  call.tensor("norm_weight", norm_weight, {x_.size(1)});
+  call.tensor("norm_bias", norm_bias, {x_.size(1)});
+  call.tensor("residual", residual_, {x_.size(0), weight.size(0)});
   const Tensor x = readable(x_), w = readable(weight);
   const Vector bias(bias_), scale(norm_weight), shift(norm_bias);
   const Activation activate = activation_named(activation);
@@ -281,12 +290,21 @@ namespace {
 
 Tensor mlp(const Tensor& x_, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& weight1,
            const Tensor& bias1, const Tensor& weight2, const Tensor& bias2, std::string activation) {
+  const Arguments call("mlp", "x", x_, {ANY, ANY});
+  call.single_or_bfloat16();
+  call.tensor("norm_weight", norm_weight, {x_.size(1)});
+  call.tensor("norm_bias", norm_bias, {x_.size(1)});
+  call.tensor("weight1", weight1, {ANY, x_.size(1)});
+  call.tensor("bias1", bias1, {weight1.size(0)});
+  call.tensor("weight2", weight2, {x_.size(1), weight1.size(0)});
+  call.tensor("bias2", bias2, {x_.size(1)});
   const int64_t bytes = sizeof(float) * 2 * weight1.numel();
   if (bytes > (x_.scalar_type() == ScalarType::Float ? MLP_BYTES : 2 * MLP_BYTES)) {
     const Tensor hidden = linear(x_, weight1, bias1, norm_weight, norm_bias, eps, activation, {});
     return linear(hidden, weight2, bias2, {}, {}, 0, "none", x_);
   }
   const Tensor x = readable(x_), w1 = readable(weight1), w2 = readable(weight2);
+  const Tensor residual = x.stride(1) == 1 ? x : torch::stable::contiguous(x);
   const Vector b1(bias1), b2(bias2), scale(norm_weight), shift(norm_bias);
   const Activation activate = activation_named(activation);
   Tensor y = torch::stable::new_empty(x, {x.size(0), x.size(1)});
@@ -295,7 +313,7 @@ Tensor mlp(const Tensor& x_, const Tensor& norm_weight, const Tensor& norm_bias,
     const Norm norm{scale.data, shift.data, float(eps)};
     const Form<T> form(x.size(1) % 2 == 0 && w1.size(0) % 2 == 0);
     const Mlp<T> of{Matrix<T>(x), Matrix<T>(w1), Matrix<T>(w2), norm, form, b1.data, activate,
-                    ending_of<T>(b2, Activation::none, &x, y)};
+                    ending_of<T>(b2, Activation::none, &residual, y)};
     const int64_t grain = std::max<int64_t>(BLOCK, (1 << 20) / std::max<int64_t>(2 * weight1.numel(), 1));
     torch::stable::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) { compute(of, begin, end); });
   });

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 
+#include "common/arguments.h"
 #include "common/rows.h"
 
 namespace fgaseg {
@@ -218,9 +219,25 @@ Weight weight_of(const Tensor& w, const Vector& scale) {
 
 Tensor whole(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
+constexpr int64_t LONGEST = 1 << 16;  // channels: the sums of longer products might not fit 32 bits
+
+void check_weight(const Arguments& call, const Tensor& weight, const Tensor& scale, int64_t outputs, int64_t inputs) {
+  call.tensor("weight", weight, {outputs, inputs}, ScalarType::Char);
+  call.tensor("scale", scale, {weight.size(0)}, ScalarType::Float);
+  call.require(weight.size(1) <= LONGEST, "the weight has more than 65536 input channels");
+}
+
 Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale_, const std::optional<Tensor>& bias_,
                    const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias, double eps,
                    std::string activation, const std::optional<Tensor>& residual_) {
+  const Arguments call("linear_int8", "x", x, {ANY, SOME});
+  call.single_or_bfloat16();
+  check_weight(call, weight, scale_, ANY, x.size(1));
+  call.vector("bias", bias_, weight.size(0));
+  call.both_or_none(norm_weight, norm_bias);
+  call.vector("norm_weight", norm_weight, x.size(1));
+  call.vector("norm_bias", norm_bias, x.size(1));
+  call.tensor("residual", residual_, {x.size(0), weight.size(0)});
   const Tensor w = whole(weight);
   const Vector scale(scale_), bias(bias_), norm_scale(norm_weight), norm_shift(norm_bias);
   const Activation activate = activation_named(activation);
@@ -252,6 +269,14 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scale_, 
 Tensor mlp_int8(const Tensor& x, const Tensor& norm_weight, const Tensor& norm_bias, double eps, const Tensor& weight1,
                 const Tensor& scale1, const Tensor& bias1, const Tensor& weight2, const Tensor& scale2,
                 const Tensor& bias2, std::string activation) {
+  const Arguments call("mlp_int8", "x", x, {ANY, SOME});
+  call.single_or_bfloat16();
+  call.vector("norm_weight", norm_weight, x.size(1));
+  call.vector("norm_bias", norm_bias, x.size(1));
+  check_weight(call, weight1, scale1, SOME, x.size(1));
+  call.vector("bias1", bias1, weight1.size(0));
+  check_weight(call, weight2, scale2, x.size(1), weight1.size(0));
+  call.vector("bias2", bias2, x.size(1));
   if ((native() ? 1 : 4) * 2 * weight1.numel() > MLP_BYTES) {
     const Tensor hidden = linear_int8(x, weight1, scale1, bias1, norm_weight, norm_bias, eps, activation, {});
     return linear_int8(hidden, weight2, scale2, bias2, {}, {}, 0, "none", x);

@@ -5,6 +5,7 @@
 // kernel. score_maps has a single output, which leaves nothing to share: sums of products along the channels.
 #include <algorithm>
 
+#include "common/arguments.h"
 #include "common/product.h"
 
 namespace fgaseg {
@@ -141,6 +142,12 @@ FGASEG_FOR(uint16_t)
 #undef FGASEG_FOR
 
 Tensor embed_maps(const Tensor& maps_, const Tensor& weight_, const Tensor& bias_) {
+  const Arguments call("embed_maps", "maps", maps_, {ANY, SOME, SOME});
+  call.not_double();
+  call.require(weight_.dim() == 4, "weight must be [D, 1, K, K]");
+  call.kernel_size(weight_.size(3));
+  call.tensor("weight", weight_, {SOME, 1, weight_.size(3), weight_.size(3)});
+  call.tensor("bias", bias_, {weight_.size(0)});
   const Tensor maps = stored(maps_), weight = prepared(weight_), bias = prepared(bias_);
   Embedding e{maps.size(1), maps.size(2), weight.size(2), weight.size(0), nullptr, data<float>(bias)};
   const int64_t taps = e.size * e.size;
@@ -163,6 +170,10 @@ Tensor embed_maps(const Tensor& maps_, const Tensor& weight_, const Tensor& bias
 }
 
 Tensor score_maps(const Tensor& x_, const Tensor& weight_, const Tensor& bias_) {
+  const Arguments call("score_maps", "x", x_, {ANY, SOME, SOME, SOME});
+  call.not_double();
+  call.tensor("weight", weight_, {1, x_.size(3), 3, 3});
+  call.tensor("bias", bias_, {1});
   const Tensor x = stored(x_), weight = prepared(weight_), bias = prepared(bias_);
   const int64_t channels = x.size(3);
   std::vector<float> taps(9 * channels);

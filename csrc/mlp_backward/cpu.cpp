@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "common/activation.h"
+#include "common/arguments.h"
 #include "common/product.h"
 #include "linear/linear.h"
 
@@ -71,10 +72,16 @@ Tensor transposed(Tensor x) { return torch::stable::transpose(x, 0, 1); }
 std::tuple<Tensor, Tensor, Tensor, Tensor> mlp_backward(Tensor grad, Tensor x, const Tensor& weight1,
                                                         const Tensor& bias1, const Tensor& weight2,
                                                         std::string activation, bool weights) {
+  const Arguments call("mlp_backward", "x", x, {ANY, ANY});
+  call.single_or_bfloat16();
+  call.tensor("grad", grad, {x.size(0), x.size(1)});
+  call.tensor("weight1", weight1, {ANY, x.size(1)});
+  call.tensor("bias1", bias1, {weight1.size(0)});
+  call.tensor("weight2", weight2, {x.size(1), weight1.size(0)});
   const int64_t rows = x.size(0), inner = weight1.size(0);
   const bool single = x.scalar_type() == ScalarType::Float;
   // bfloat16 in one chunk: its sums would be rounded between two
-  const int64_t chunk = single || !weights ? std::max<int64_t>(CHUNK / std::max<int64_t>(inner, 1), 1) : rows;
+  const int64_t chunk = single || !weights ? std::max<int64_t>(CHUNK / std::max<int64_t>(inner, 1), 1) : std::max<int64_t>(rows, 1);
   Tensor dx = torch::stable::new_empty(x, {rows, x.size(1)});
   Tensor sums = torch::stable::new_zeros(x, {inner}, ScalarType::Double);
   std::optional<Tensor> dw1, dw2;

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/cpu.h"
 
 namespace fgaseg {
@@ -169,6 +170,7 @@ void unite(std::vector<uint8_t>& kept, int64_t batch, int64_t classes) {
 }
 
 std::tuple<Tensor, Tensor> topk_classes(const Tensor& scores, int64_t k, std::string union_) {
+  check_topk_classes(scores, k, union_);
   const Tensor x = prepared(scores);
   const int64_t batch = x.size(0), classes = x.size(1), pixels = x.size(2) * x.size(3);
   std::vector<uint8_t> kept;
@@ -213,6 +215,7 @@ int64_t row_bytes(const Tensor& x, const std::vector<int64_t>& sizes) {
 }
 
 Tensor gather_classes(const Tensor& x_, const Tensor& rows_) {
+  check_class_rows("gather_classes", x_, 2, rows_);
   const Tensor x = torch::stable::contiguous(x_), rows = torch::stable::contiguous(rows_);
   std::vector<int64_t> sizes = trailing_sizes(x, 2);
   const int64_t bytes = row_bytes(x, sizes);
@@ -227,6 +230,7 @@ Tensor gather_classes(const Tensor& x_, const Tensor& rows_) {
 }
 
 Tensor scatter_classes(const Tensor& y_, const Tensor& rows_, int64_t batch, int64_t classes, double fill) {
+  check_class_rows("scatter_classes", y_, 1, rows_).require(batch >= 0 && classes >= 0, "batch and classes must not be negative");
   const Tensor y = torch::stable::contiguous(y_), rows = torch::stable::contiguous(rows_);
   std::vector<int64_t> sizes = trailing_sizes(y, 1);
   const int64_t bytes = row_bytes(y, sizes);

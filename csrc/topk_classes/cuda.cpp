@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 
 using Mark = int(const void*, void*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
@@ -23,6 +24,7 @@ namespace fgaseg {
 namespace {
 
 std::tuple<Tensor, Tensor> topk_classes(const Tensor& scores, int64_t k, std::string union_) {
+  check_topk_classes(scores, k, union_);
   const int64_t batch = scores.size(0), classes = scores.size(1), words = (classes + 31) / 32;
   const bool united = union_ == "batch";
   const OnDevice device(scores);
@@ -68,6 +70,7 @@ int64_t widest(std::initializer_list<int64_t> multiples) {
 int64_t address(const Tensor& x) { return reinterpret_cast<int64_t>(x.const_data_ptr()); }
 
 Tensor gather_classes(const Tensor& x_, const Tensor& rows_) {
+  check_class_rows("gather_classes", x_, 2, rows_);
   // A copy if the elements of a row are not contiguous.
   const Tensor x = dense(x_, 2), rows = torch::stable::contiguous(rows_);
   std::vector<int64_t> sizes = sizes_from(x, 2);
@@ -100,6 +103,7 @@ void fill_bytes(const Tensor& x, double fill, void* bytes16) {
 }
 
 Tensor scatter_classes(const Tensor& y_, const Tensor& rows_, int64_t batch, int64_t classes, double fill) {
+  check_class_rows("scatter_classes", y_, 1, rows_).require(batch >= 0 && classes >= 0, "batch and classes must not be negative");
   const Tensor y = dense(y_, 1), rows = torch::stable::contiguous(rows_);  // as in gather_classes
   std::vector<int64_t> sizes = sizes_from(y, 1);
   const int64_t element = y.element_size(), bytes = product(sizes) * element, stride = y.stride(0) * element;

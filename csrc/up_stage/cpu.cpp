@@ -10,6 +10,7 @@
 #include <cmath>
 #include <optional>
 
+#include "common/arguments.h"
 #include "common/moments.h"
 #include "winograd.h"
 
@@ -264,9 +265,29 @@ void run(Stage<T> s, const Parameters& p, double eps, float* y1, float* y2, T* y
   });
 }
 
+void check(const Tensor& x, const std::optional<Tensor>& guidance, const Tensor& up, const Tensor& up_bias,
+           const Tensor& conv1, const Tensor& norm1, const Tensor& norm1_bias, const Tensor& conv2, const Tensor& norm2,
+           const Tensor& norm2_bias, int64_t groups) {
+  const Arguments call("up_stage", "x", x, {ANY, SOME, SOME, SOME});
+  call.not_double();
+  call.tensor("up_weight", up, {x.size(3), SOME, 2, 2});
+  call.tensor("up_bias", up_bias, {up.size(1)});
+  call.tensor("weight1", conv1, {SOME, up.size(1), 3, 3});
+  const int64_t outputs = conv1.size(0);
+  call.tensor("weight2", conv2, {outputs, outputs, 3, 3});
+  call.tensor("norm1_weight", norm1, {outputs});
+  call.tensor("norm1_bias", norm1_bias, {outputs});
+  call.tensor("norm2_weight", norm2, {outputs});
+  call.tensor("norm2_bias", norm2_bias, {outputs});
+  call.tensor("guidance", guidance, {ANY, times(2, x.size(1)), times(2, x.size(2)), outputs});
+  if (guidance) call.rows_of_images(x.size(0), guidance->size(0));
+  call.require(groups >= 1 && outputs % groups == 0, "groups must divide the output channels");
+}
+
 Tensor up_stage(const Tensor& x_, std::optional<Tensor> guidance_, const Tensor& up, const Tensor& up_bias,
                 const Tensor& conv1, const Tensor& norm1, const Tensor& norm1_bias, const Tensor& conv2,
                 const Tensor& norm2, const Tensor& norm2_bias, int64_t groups, double eps) {
+  check(x_, guidance_, up, up_bias, conv1, norm1, norm1_bias, conv2, norm2, norm2_bias, groups);
   const Parameters p{prepared(up),      prepared(up_bias),     kernels_of(conv1), prepared(norm1), prepared(norm1_bias),
                      kernels_of(conv2), prepared(norm2), prepared(norm2_bias)};
   const bool native = x_.scalar_type() == ScalarType::BFloat16 && x_.size(3) % 2 == 0 &&

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/cpu.h"
 #include "common/exp.h"
 
@@ -266,6 +267,7 @@ void for_blocks(int64_t n, int64_t rows, const F& f) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsample_argmax(const Tensor& maps, int64_t height, int64_t width, bool total) {
+  check_upsample_argmax(maps, height, width);
   const Tensor x = prepared(maps);  // for half types a float32 copy of the maps, which are small
   const int64_t batch = x.size(0), classes = x.size(1), h = x.size(2), w = x.size(3);
   Tensor labels = torch::stable::new_empty(x, {batch, height, width}, ScalarType::Long);
@@ -361,6 +363,7 @@ class Frame {
 
 std::tuple<Tensor, Tensor> upsample_argmax_windows(const Tensor& logits, int64_t side, int64_t window, int64_t stride,
                                                    int64_t height, int64_t width, bool sigmoid) {
+  check_upsample_argmax_windows(logits, side, window, stride, height, width);
   const Tensor x = prepared(logits);
   const int64_t classes = x.size(1), h = x.size(2), w = x.size(3);
   Tensor labels = torch::stable::new_empty(x, {height, width}, ScalarType::Long);

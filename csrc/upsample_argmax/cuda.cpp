@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 
 using Argmax = int(const void*, int64_t*, float*, float*, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
@@ -25,6 +26,7 @@ T* data(Tensor& x) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> upsample_argmax(const Tensor& maps, int64_t height, int64_t width, bool total) {
+  check_upsample_argmax(maps, height, width);
   const int64_t batch = maps.size(0);
   Tensor labels = torch::stable::new_empty(maps, {batch, height, width}, ScalarType::Long);
   Tensor scores = torch::stable::new_empty(maps, {batch, height, width}, ScalarType::Float);
@@ -41,6 +43,7 @@ std::tuple<Tensor, Tensor, Tensor> upsample_argmax(const Tensor& maps, int64_t h
 
 std::tuple<Tensor, Tensor> upsample_argmax_windows(const Tensor& logits, int64_t side, int64_t window, int64_t stride,
                                                    int64_t height, int64_t width, bool sigmoid) {
+  check_upsample_argmax_windows(logits, side, window, stride, height, width);
   const int64_t classes = logits.size(1), frame = (side - 1) * stride + window;
   const int64_t packs = (std::min(classes, CHUNK) + PACK - 1) / PACK;
   Tensor labels = torch::stable::new_empty(logits, {height, width}, ScalarType::Long);

@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/arguments.h"
 #include "common/cpu.h"
 #include "common/exp.h"
 #include "common/storage.h"
@@ -350,6 +351,7 @@ struct Call {
 
 Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
                         const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  check_window_attention(q, k, v, q_guidance, k_guidance, heads, window, shift);
   const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
   Tensor y = torch::stable::new_empty(call.q, call.q.sizes());
   for_storage_type(y, [&](auto type, auto storage) {
@@ -375,6 +377,7 @@ Tensor over_classes(const Tensor& grad, int64_t images) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
     const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  check_window_attention(q, k, v, q_guidance, k_guidance, heads, window, shift, &grad);
   const Call call(q, k, v, q_guidance, k_guidance, heads, window, shift);
   const Tensor g = readable(grad);
   const auto like = [](const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); };

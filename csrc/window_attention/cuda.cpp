@@ -5,6 +5,7 @@
 #include <tuple>
 #include <utility>
 
+#include "common/arguments.h"
 #include "common/gpu.h"
 
 using Forward = int(const void* const*, const int64_t (*)[2], void*, const int64_t*, void*);
@@ -67,6 +68,7 @@ struct Call {
 
 Tensor window_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
                         const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  check_window_attention(q, k, v, q_guidance, k_guidance, heads, window, shift);
   const OnDevice device(q);
   const Call<5> call({q, k, v, q_guidance, k_guidance}, heads, window, shift);
   Tensor y = torch::stable::new_empty(q, q.sizes());
@@ -86,6 +88,7 @@ Tensor over_classes(const Tensor& grad, int64_t images) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> window_attention_backward(
     const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_guidance,
     const Tensor& k_guidance, int64_t heads, int64_t window, int64_t shift) {
+  check_window_attention(q, k, v, q_guidance, k_guidance, heads, window, shift, &grad);
   const OnDevice device(q);
   const Call<6> call({q, k, v, q_guidance, k_guidance, grad}, heads, window, shift);
   const auto like = [](const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); };

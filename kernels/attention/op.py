@@ -8,7 +8,8 @@ from .._library import define, register_autograd
 from .reference import attention_reference
 
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> None:
+    check_same("attention", q=q, k=k, v=v)
     if q.dim() != 4 or q.shape[3] < 1:
         raise ValueError(f"attention: q has shape {list(q.shape)}; expected [B, heads, L, d], d at least 1")
     if k.dim() != 4 or k.shape[:2] != q.shape[:2] or k.shape[3] != q.shape[3] or k.shape[2] < 1:
@@ -23,7 +24,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | 
 
 
 def _fake(q, k, v, causal, scale):
-    _check_shapes(q, k, v, causal, scale)
     batch, heads, length, width = q.shape
     return q.new_empty(batch, length, heads, width)
 
@@ -48,7 +48,7 @@ def _backward(ctx, ops, grad):
     return slopes @ k, slopes.mT @ q, weights.mT @ grad, None, None
 
 
-define("attention", "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> Tensor", _fake, __package__)
+define("attention", "(Tensor q, Tensor k, Tensor v, bool causal, float? scale) -> Tensor", _check, _fake, __package__)
 register_autograd("attention", _save, _backward)
 
 
@@ -95,8 +95,7 @@ def attention(
     """
     if backend == "auto" and (q.device.type != "cpu" or torch.is_autocast_enabled("cpu")):
         return attention_reference(q, k, v, causal, scale).transpose(1, 2)
-    check_same("attention", q=q, k=k, v=v)
-    _check_shapes(q, k, v, causal, scale)
+    _check(q, k, v, causal, scale)
     if backend == "auto" and _only_in_pytorch(q):
         return attention_reference(q, k, v, causal, scale).transpose(1, 2)
     return dispatch("attention", backend, q, k, v, causal, scale).transpose(1, 2)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import accumulator, class_lookup_reference, class_summary_reference, positive
 
@@ -26,23 +26,42 @@ def _check_rows(op: str, name: str, x: Tensor, guidance: Tensor, offsets: Tensor
 
 
 def _check_summary(k: Tensor, v: Tensor, k_guidance: Tensor, offsets: Tensor, heads: int) -> None:
+    check_same("class_summary", k=k, v=v, k_guidance=k_guidance)
     _check_rows("class_summary", "k", k, k_guidance, offsets, heads)
     if v.shape != k.shape:
         raise ValueError(f"class_summary: v has shape {list(v.shape)}; expected that of k, {list(k.shape)}")
 
 
-def _check_lookup(q: Tensor, q_guidance: Tensor, summary: Tensor, total: Tensor, offsets: Tensor, heads: int) -> None:
+def _check_lookup(
+    q: Tensor, q_guidance: Tensor, summary: Tensor, total: Tensor, offsets: Tensor, heads: int, eps: float = 0.0
+) -> None:
+    check_same("class_lookup", q=q, q_guidance=q_guidance)
     _check_rows("class_lookup", "q", q, q_guidance, offsets, heads)
-    width = q.shape[2] // heads
-    shape = [offsets.shape[0] - 1, q.shape[1], heads, width, width]
-    for name, sums, expected in (("summary", summary, shape), ("total", total, shape[:-1])):
-        if list(sums.shape) != expected:
-            raise ValueError(f"class_lookup: {name} has shape {list(sums.shape)}; expected {expected}")
-        if sums.dtype != accumulator(q.dtype):
+    _check_sums("class_lookup", "q", q, offsets, heads, summary=summary, total=total)
+
+
+def _check_sums(op: str, name: str, x: Tensor, offsets: Tensor, heads: int, **named: Tensor) -> None:
+    """S and z, or their gradients, for x, which is called ``name``."""
+    width = x.shape[2] // heads
+    shape = [offsets.shape[0] - 1, x.shape[1], heads, width, width]
+    for (of, sums), expected in zip(named.items(), (shape, shape[:-1]), strict=True):
+        check_shape(op, of, sums, expected)
+        if sums.dtype != accumulator(x.dtype):
             raise TypeError(
-                f"class_lookup: {name} has dtype {sums.dtype}; q has {q.dtype} and expects {accumulator(q.dtype)}"
+                f"{op}: {of} has dtype {sums.dtype}; {name} has {x.dtype} and expects {accumulator(x.dtype)}"
             )
-        _check_device("class_lookup", name, sums, "q", q)
+        _check_device(op, of, sums, name, x)
+
+
+def _check_summary_backward(summary_grad, total_grad, k, v, k_guidance, offsets, heads):
+    _check_summary(k, v, k_guidance, offsets, heads)
+    _check_sums("class_summary_backward", "k", k, offsets, heads, summary_grad=summary_grad, total_grad=total_grad)
+
+
+def _check_lookup_backward(grad, q, q_guidance, summary, total, offsets, heads, eps):
+    _check_lookup(q, q_guidance, summary, total, offsets, heads)
+    check_same("class_lookup_backward", q=q, grad=grad)
+    check_shape("class_lookup_backward", "grad", grad, q.shape)
 
 
 def _check_pads(k: Tensor, **pads: Tensor) -> None:
@@ -58,7 +77,6 @@ def _check_device(op: str, name: str, x: Tensor, first: str, expected: Tensor) -
 
 
 def _fake_summary(k, v, k_guidance, offsets, heads):
-    _check_summary(k, v, k_guidance, offsets, heads)
     batch, pixels, width = offsets.shape[0] - 1, k.shape[1], k.shape[2] // heads
     dtype = accumulator(k.dtype)
     return (
@@ -84,7 +102,6 @@ def _summary_backward(ctx, ops, summary_grad, total_grad):
 
 
 def _fake_lookup(q, q_guidance, summary, total, offsets, heads, eps):
-    _check_lookup(q, q_guidance, summary, total, offsets, heads)
     return q.new_empty(q.shape)
 
 
@@ -107,6 +124,7 @@ def _lookup_backward(ctx, ops, grad):
 define(
     "class_summary",
     "(Tensor k, Tensor v, Tensor k_guidance, Tensor offsets, int heads) -> (Tensor, Tensor)",
+    _check_summary,
     _fake_summary,
     __package__,
 )
@@ -114,12 +132,14 @@ define(
     "class_summary_backward",
     "(Tensor summary_grad, Tensor total_grad, Tensor k, Tensor v, Tensor k_guidance, Tensor offsets, int heads)"
     " -> (Tensor, Tensor, Tensor)",
+    _check_summary_backward,
     _fake_summary_backward,
     __package__,
 )
 define(
     "class_lookup",
     "(Tensor q, Tensor q_guidance, Tensor summary, Tensor total, Tensor offsets, int heads, float eps) -> Tensor",
+    _check_lookup,
     _fake_lookup,
     __package__,
 )
@@ -127,6 +147,7 @@ define(
     "class_lookup_backward",
     "(Tensor grad, Tensor q, Tensor q_guidance, Tensor summary, Tensor total, Tensor offsets, int heads, float eps)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_lookup_backward,
     _fake_lookup_backward,
     __package__,
 )
@@ -172,7 +193,6 @@ def class_summary(
     mismatched shapes or devices, TypeError for mismatched dtypes.
     """
     (k, v, k_guidance), no_more_casts = under_autocast(k, v, k_guidance)
-    check_same("class_summary", k=k, v=v, k_guidance=k_guidance)
     _check_summary(k, v, k_guidance, offsets, heads)
     with no_more_casts:
         return dispatch("class_summary", backend, k, v, k_guidance, offsets, heads)
@@ -204,7 +224,6 @@ def class_lookup(
     Differentiable in q, q_guidance, summary and total; everything else is as in ``class_summary``.
     """
     (q, q_guidance), no_more_casts = under_autocast(q, q_guidance)
-    check_same("class_lookup", q=q, q_guidance=q_guidance)
     _check_lookup(q, q_guidance, summary, total, offsets, heads)
     with no_more_casts:
         return dispatch("class_lookup", backend, q, q_guidance, summary, total, offsets, heads, float(eps))

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import cosine_cost_volume_reference
 
 
-def _check_shapes(pixels: Tensor, texts: Tensor) -> None:
+def _check(pixels: Tensor, texts: Tensor, eps: float) -> None:
+    check_same("cosine_cost_volume", pixels=pixels, texts=texts)
     if pixels.dim() != 4:
         raise ValueError(f"cosine_cost_volume: pixels has shape {list(pixels.shape)}; expected [B, C, H, W]")
     if texts.dim() != 4 or texts.shape[0] != pixels.shape[0] or texts.shape[3] != pixels.shape[1]:
@@ -18,8 +19,14 @@ def _check_shapes(pixels: Tensor, texts: Tensor) -> None:
         )
 
 
+def _check_backward(grad, pixels, texts, eps):
+    _check(pixels, texts, eps)
+    check_same("cosine_cost_volume_backward", pixels=pixels, grad=grad)
+    expected = [pixels.shape[0], texts.shape[2], texts.shape[1], *pixels.shape[2:]]
+    check_shape("cosine_cost_volume_backward", "grad", grad, expected)
+
+
 def _fake(pixels, texts, eps):
-    _check_shapes(pixels, texts)
     return pixels.new_empty(pixels.shape[0], texts.shape[2], texts.shape[1], *pixels.shape[2:])
 
 
@@ -38,10 +45,11 @@ def _backward(ctx, ops, grad):
     return *ops("cosine_cost_volume_backward")(grad, pixels, texts, ctx.eps), None
 
 
-define("cosine_cost_volume", "(Tensor pixels, Tensor texts, float eps) -> Tensor", _fake, __package__)
+define("cosine_cost_volume", "(Tensor pixels, Tensor texts, float eps) -> Tensor", _check, _fake, __package__)
 define(
     "cosine_cost_volume_backward",
     "(Tensor grad, Tensor pixels, Tensor texts, float eps) -> (Tensor, Tensor)",
+    _check_backward,
     _fake_backward,
     __package__,
 )
@@ -65,8 +73,7 @@ def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") 
     section III-C, eq. 9. Raises ValueError for mismatched shapes or devices, TypeError for mismatched dtypes.
     """
     (pixels, texts), no_more_casts = under_autocast(pixels, texts)
-    check_same("cosine_cost_volume", pixels=pixels, texts=texts)
-    _check_shapes(pixels, texts)
+    _check(pixels, texts, 0.0)
     eps = max(1e-12, torch.finfo(pixels.dtype).tiny)
     with no_more_casts:
         return dispatch("cosine_cost_volume", backend, pixels, texts, eps)

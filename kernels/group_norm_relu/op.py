@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import group_norm_relu_reference
 
 WIDEST = 4096  # channels of a group, which Triton's programs keep in registers
 
 
-def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, groups: int, *_) -> None:
     op = "group_norm_relu"
+    check_same(op, x=x, weight=weight, bias=bias)
     if x.dim() != 4 or any(n < 1 for n in x.shape[1:]):
         raise ValueError(f"{op}: x has shape {list(x.shape)}; expected [N, H, W, C], H, W and C at least 1")
     for name, vector in (("weight", weight), ("bias", bias)):
@@ -21,10 +22,22 @@ def _check_shapes(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> None:
         raise ValueError(f"{op}: groups is {groups}; expected a divisor of C = {x.shape[3]}")
 
 
+def _check_backward(grad, x, weight, bias, moments, groups, relu):
+    op = "group_norm_relu_backward"
+    _check(x, weight, bias, groups)
+    check_same(op, x=x, grad=grad)
+    check_shape(op, "grad", grad, x.shape)
+    check_shape(op, "moments", moments, (x.shape[0], groups, 2))
+    if moments.dtype != _wide(x) or moments.device != x.device:
+        raise TypeError(f"{op}: moments are {moments.dtype} on {moments.device}; expected {_wide(x)} on {x.device}")
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _fake(x, weight, bias, groups, eps, relu):
-    _check_shapes(x, weight, bias, groups)
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], groups, 2, dtype=wide)
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], groups, 2, dtype=_wide(x))
 
 
 def _fake_backward(grad, x, weight, bias, moments, groups, relu):
@@ -47,6 +60,7 @@ def _backward(ctx, ops, grad, _):
 define(
     "group_norm_relu",
     "(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool relu) -> (Tensor, Tensor)",
+    _check,
     _fake,
     __package__,
 )
@@ -54,6 +68,7 @@ define(
     "group_norm_relu_backward",
     "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor moments, int groups, bool relu)"
     " -> (Tensor, Tensor, Tensor)",
+    _check_backward,
     _fake_backward,
     __package__,
 )
@@ -96,7 +111,6 @@ def group_norm_relu(
     mismatched dtypes.
     """
     (x, weight, bias), no_more_casts = under_autocast(x, weight, bias, to=torch.float32)
-    check_same("group_norm_relu", x=x, weight=weight, bias=bias)
-    _check_shapes(x, weight, bias, groups)
+    _check(x, weight, bias, groups)
     with no_more_casts:
         return dispatch("group_norm_relu", backend, x, weight, bias, groups, eps, relu)[0]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, first_order_only, register_autograd
 from .reference import kernel_softmax_reference
 
@@ -23,12 +23,27 @@ def check_norm(op: str, kernel_size: int, norm: str) -> None:
     """Raises ValueError for an even K or an unknown norm."""
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"{op}: kernel_size is {kernel_size}; expected an odd number, so that the kernel has a centre")
+    if kernel_size > LONGEST_SIDE:
+        raise ValueError(f"{op}: kernel_size is {kernel_size}; expected at most {LONGEST_SIDE}")
     if norm not in NORMS:
         raise ValueError(f"{op}: norm is '{norm}'; expected one of {', '.join(NORMS)}")
 
 
-def _fake(kernel_logits, kernel_size, norm):
+def _check(kernel_logits, kernel_size, norm):
+    check_same("kernel_softmax", kernel_logits=kernel_logits)
     check_kernels("kernel_softmax", kernel_logits, kernel_size, norm)
+
+
+def _check_backward(grad, kernels, norm):
+    op = "kernel_softmax_backward"
+    check_same(op, kernels=kernels, grad=grad)
+    if kernels.dim() != 5 or kernels.shape[3] != kernels.shape[4]:
+        raise ValueError(f"{op}: kernels has shape {list(kernels.shape)}; expected [B, T, C, K, K]")
+    check_norm(op, kernels.shape[4], norm)
+    check_shape(op, "grad", grad, kernels.shape)
+
+
+def _fake(kernel_logits, kernel_size, norm):
     batch, classes, length = kernel_logits.shape
     return kernel_logits.new_empty(batch, classes, length // kernel_size**2, kernel_size, kernel_size)
 
@@ -49,8 +64,14 @@ def _backward(ctx, ops, grad):
     return ops("kernel_softmax_backward")(grad, kernels, ctx.norm), None, None
 
 
-define("kernel_softmax", "(Tensor kernel_logits, int kernel_size, str norm) -> Tensor", _fake, __package__)
-define("kernel_softmax_backward", "(Tensor grad, Tensor kernels, str norm) -> Tensor", _fake_backward, __package__)
+define("kernel_softmax", "(Tensor kernel_logits, int kernel_size, str norm) -> Tensor", _check, _fake, __package__)
+define(
+    "kernel_softmax_backward",
+    "(Tensor grad, Tensor kernels, str norm) -> Tensor",
+    _check_backward,
+    _fake_backward,
+    __package__,
+)
 register_autograd("kernel_softmax", _save, _backward)
 first_order_only("kernel_softmax_backward")
 
@@ -77,7 +98,7 @@ def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str = "taps", 
     """Normalised convolution kernels of every class from their logits.
 
     kernel_logits  [B, T, C*K*K]   float32, float64, float16 or bfloat16, ordered channel, row, column; any strides
-    kernel_size    K, odd
+    kernel_size    K, odd, at most 32767
     norm           "taps": softmax over the K*K taps of each channel; "channels": over the C channels at each tap;
                    "none": only reshaped
     returns        [B, T, C, K, K]  dtype of kernel_logits, contiguous; sums in float32, or float64 for float64
@@ -86,8 +107,7 @@ def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str = "taps", 
     a GPU. B, T and C may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg, section III-C,
     eq. 10. Raises ValueError for an even K, an unknown norm or a wrong shape, TypeError for another dtype.
     """
-    check_same("kernel_softmax", kernel_logits=kernel_logits)
-    check_kernels("kernel_softmax", kernel_logits, kernel_size, norm)
+    _check(kernel_logits, kernel_size, norm)
     (kernel_logits,), full_precision = under_autocast(kernel_logits, to=torch.float32)
     with full_precision:
         return dispatch("kernel_softmax", backend, kernel_logits, kernel_size, norm)

@@ -2,28 +2,37 @@
 
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from ..kernel_softmax.op import check_kernels
 from .reference import lcs_conv_reference
 
 
-def _check_shapes(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> None:
+def _check(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> None:
+    check_same("lcs_conv", pixels=pixels, kernel_logits=kernel_logits, bias=bias)
+    _check_convolution(pixels, kernel_logits, kernel_size, norm)
+    check_shape("lcs_conv", "bias", bias, kernel_logits.shape[:2])
+
+
+def _check_backward(grad, pixels, kernel_logits, kernel_size, norm):
+    check_same("lcs_conv_backward", pixels=pixels, kernel_logits=kernel_logits, grad=grad)
+    _check_convolution(pixels, kernel_logits, kernel_size, norm)
+    check_shape("lcs_conv_backward", "grad", grad, [*kernel_logits.shape[:2], *pixels.shape[2:]])
+
+
+def _check_convolution(pixels: Tensor, kernel_logits: Tensor, kernel_size: int, norm: str) -> None:
     check_kernels("lcs_conv", kernel_logits, kernel_size, norm)
     if pixels.dim() != 4 or pixels.shape[2] < 1 or pixels.shape[3] < 1:
         raise ValueError(f"lcs_conv: pixels has shape {list(pixels.shape)}; expected [B, C, H, W], H and W at least 1")
-    batch, classes, length = kernel_logits.shape
+    batch, _, length = kernel_logits.shape
     if pixels.shape[0] != batch or pixels.shape[1] * kernel_size**2 != length:
         raise ValueError(
             f"lcs_conv: kernel_logits has shape {list(kernel_logits.shape)}; pixels {list(pixels.shape)} with "
             f"kernel_size {kernel_size} expect [{pixels.shape[0]}, T, {pixels.shape[1] * kernel_size**2}]"
         )
-    if bias.dim() != 2 or bias.shape[0] != batch or bias.shape[1] != classes:
-        raise ValueError(f"lcs_conv: bias has shape {list(bias.shape)}; expected [{batch}, {classes}]")
 
 
 def _fake(pixels, kernel_logits, bias, kernel_size, norm):
-    _check_shapes(pixels, kernel_logits, bias, kernel_size, norm)
     return pixels.new_empty(*bias.shape, *pixels.shape[2:])
 
 
@@ -46,12 +55,14 @@ def _backward(ctx, ops, grad):
 define(
     "lcs_conv",
     "(Tensor pixels, Tensor kernel_logits, Tensor bias, int kernel_size, str norm) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
 define(
     "lcs_conv_backward",
     "(Tensor grad, Tensor pixels, Tensor kernel_logits, int kernel_size, str norm) -> (Tensor, Tensor, Tensor)",
+    _check_backward,
     _fake_backward,
     __package__,
 )
@@ -70,7 +81,7 @@ def lcs_conv(
     pixels         [B, C, H, W]   float32, float64, float16 or bfloat16, zero outside the image; any strides
     kernel_logits  [B, T, C*K*K]  normalised here as in ``kernel_softmax``
     bias           [B, T]
-    kernel_size    K, odd, may be larger than the image
+    kernel_size    K, odd, at most 32767; may be larger than the image
     norm           "taps", "channels" or "none"
     returns        [B, T, H, W]   dtype of pixels, contiguous; sums in float32, or float64 for float64
 
@@ -80,7 +91,6 @@ def lcs_conv(
     mismatched shapes or devices, TypeError for mismatched dtypes.
     """
     (pixels, kernel_logits, bias), no_more_casts = under_autocast(pixels, kernel_logits, bias)
-    check_same("lcs_conv", pixels=pixels, kernel_logits=kernel_logits, bias=bias)
-    _check_shapes(pixels, kernel_logits, bias, kernel_size, norm)
+    _check(pixels, kernel_logits, bias, kernel_size, norm)
     with no_more_casts:
         return dispatch("lcs_conv", backend, pixels, kernel_logits, bias, kernel_size, norm)

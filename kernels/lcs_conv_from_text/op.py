@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from ..kernel_softmax.op import check_norm
 from ..lcs_conv import lcs_conv
@@ -13,8 +13,9 @@ from .reference import lcs_conv_from_text_reference
 KEPT_LOGITS = (2**16, 2**25)  # bytes: at least, at most
 
 
-def _check_shapes(texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, kernel_size: int, norm: str) -> None:
+def _check(texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, kernel_size: int, norm: str) -> None:
     op = "lcs_conv_from_text"
+    check_same(op, texts=texts, weight=weight, bias=bias, pixels=pixels)
     check_norm(op, kernel_size, norm)
     if pixels.dim() != 4 or pixels.shape[2] < 1 or pixels.shape[3] < 1:
         raise ValueError(f"{op}: pixels has shape {list(pixels.shape)}; expected [B, C, H, W], H and W at least 1")
@@ -26,12 +27,16 @@ def _check_shapes(texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, k
             f"{op}: weight has shape {list(weight.shape)}; pixels {list(pixels.shape)} with kernel_size {kernel_size} "
             f"and texts {list(texts.shape)} expect [{outputs}, {texts.shape[2]}]"
         )
-    if bias.dim() != 1 or bias.shape[0] != outputs:
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}; expected [{outputs}]")
+    check_shape(op, "bias", bias, [outputs])
+
+
+def _check_backward(grad, texts, weight, bias, pixels, kernel_size, norm):
+    _check(texts, weight, bias, pixels, kernel_size, norm)
+    check_same("lcs_conv_from_text_backward", pixels=pixels, grad=grad)
+    check_shape("lcs_conv_from_text_backward", "grad", grad, [*texts.shape[:2], *pixels.shape[2:]])
 
 
 def _fake(texts, weight, bias, pixels, kernel_size, norm):
-    _check_shapes(texts, weight, bias, pixels, kernel_size, norm)
     return pixels.new_empty(*texts.shape[:2], *pixels.shape[2:])
 
 
@@ -53,6 +58,7 @@ def _backward(ctx, ops, grad):
 define(
     "lcs_conv_from_text",
     "(Tensor texts, Tensor weight, Tensor bias, Tensor pixels, int kernel_size, str norm) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
@@ -60,6 +66,7 @@ define(
     "lcs_conv_from_text_backward",
     "(Tensor grad, Tensor texts, Tensor weight, Tensor bias, Tensor pixels, int kernel_size, str norm)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_backward,
     _fake_backward,
     __package__,
 )
@@ -91,7 +98,7 @@ def lcs_conv_from_text(
     weight       [C*K*K+1, D]   W_txt of eq. 10; its last row gives the class's bias
     bias         [C*K*K+1]
     pixels       [B, C, H, W]
-    kernel_size  K, odd
+    kernel_size  K, odd, at most 32767
     norm         "taps", "channels" or "none", as in ``kernel_softmax``
     returns      [B, T, H, W]   dtype of pixels, contiguous
 
@@ -104,8 +111,7 @@ def lcs_conv_from_text(
     devices, TypeError for mismatched dtypes.
     """
     (texts, weight, bias, pixels), no_more_casts = under_autocast(texts, weight, bias, pixels)
-    check_same("lcs_conv_from_text", texts=texts, weight=weight, bias=bias, pixels=pixels)
-    _check_shapes(texts, weight, bias, pixels, kernel_size, norm)
+    _check(texts, weight, bias, pixels, kernel_size, norm)
     with no_more_casts:
         if backend == "auto" and _keeps_logits(texts, weight, bias, pixels):
             outputs = F.linear(texts, weight, bias)

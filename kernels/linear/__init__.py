@@ -1,5 +1,6 @@
 """Linear layers with what surrounds them: LayerNorm before, activation and residual after; and whole MLPs."""
 
-from .op import ACTIVATIONS, Norm, linear, mlp
+from .._layers import ACTIVATIONS
+from .op import Norm, linear, mlp
 
 __all__ = ["ACTIVATIONS", "Norm", "linear", "mlp"]

@@ -10,7 +10,8 @@ from torch.nn import LayerNorm
 from torch.utils.checkpoint import checkpoint
 
 from .._activation import activate
-from .._dispatch import able_backends, check_same, differentiated, dispatch, register
+from .._dispatch import able_backends, check_same, check_shape, differentiated, dispatch, register
+from .._layers import check_activation, check_layer, check_mlp, check_rows, check_vector
 from .._library import define, first_order_only, overload, register_autograd
 from ..linear_int8.op import Int8Weight, linear_int8, mlp_int8
 from .reference import linear_reference, mlp_reference
@@ -19,7 +20,6 @@ Weight = Tensor | Int8Weight
 
 COMPILED = (torch.float32, torch.bfloat16)
 WIDEST = 8192  # channels of an MLP's rows, which Triton's programs keep in registers
-ACTIVATIONS = ("none", "relu", "gelu", "quick_gelu")
 
 
 class Norm(NamedTuple):
@@ -34,28 +34,40 @@ class Norm(NamedTuple):
         return cls(layer.weight, layer.bias, layer.eps)
 
 
-def _check_layer(op: str, name: str, x: Tensor, weight: Weight, bias: Tensor | None) -> None:
-    if x.dim() < 1 or len(weight.shape) != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"{op}: x has shape {list(x.shape)} and {name} {list(weight.shape)}; expected [..., K] and [N, K]"
-        )
-    _check_vector(op, name.replace("weight", "bias"), bias, weight.shape[0])
-
-
-def _check_vector(op: str, name: str, vector: Tensor | None, length: int) -> None:
-    if vector is not None and (vector.dim() != 1 or vector.shape[0] != length):
-        raise ValueError(f"{op}: {name} has shape {list(vector.shape)}; expected [{length}]")
-
-
 def _check_norm(op: str, x: Tensor, norm: Norm | None) -> None:
     if norm is not None:
-        _check_vector(op, "norm.weight", norm.weight, x.shape[-1])
-        _check_vector(op, "norm.bias", norm.bias, x.shape[-1])
+        check_vector(op, "norm.weight", norm.weight, x.shape[-1])
+        check_vector(op, "norm.bias", norm.bias, x.shape[-1])
 
 
-def _check_activation(op: str, activation: str) -> None:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation is {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
+def _given(**named: Tensor | None) -> dict[str, Tensor]:
+    return {name: x for name, x in named.items() if x is not None}
+
+
+def _check(x, weight, bias, norm_weight, norm_bias, eps, activation, residual):
+    others = _given(weight=weight, bias=bias, norm_weight=norm_weight, norm_bias=norm_bias, residual=residual)
+    check_same("linear", x=x, **others)
+    check_rows("linear", x, weight, bias, norm_weight, norm_bias, eps, activation, residual)
+
+
+def _check_mlp(x, norm_weight, norm_bias, eps, weight1, bias1, weight2, bias2, activation):
+    weights = {"weight1": weight1, "bias1": bias1, "weight2": weight2, "bias2": bias2}
+    check_same("mlp", x=x, norm_weight=norm_weight, norm_bias=norm_bias, **weights)
+    check_mlp("mlp", x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation)
+
+
+def _check_mlp_of_sum(x, added, *others):
+    _check_mlp(x, *others)
+    if added is not None:
+        check_same("mlp_of_sum", x=x, added=added)
+        check_shape("mlp_of_sum", "added", added, x.shape)
+
+
+def _check_mlp_backward(grad, x, weight1, bias1, weight2, activation, weights):
+    op = "mlp_backward"
+    check_same(op, x=x, grad=grad, weight1=weight1, bias1=bias1, weight2=weight2)
+    check_mlp(op, x, None, None, weight1, bias1, weight2, None, activation)
+    check_shape(op, "grad", grad, x.shape)
 
 
 def _fake(x, weight, bias, norm_weight, norm_bias, eps, activation, residual):
@@ -151,6 +163,7 @@ define(
     "linear",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, float eps, str activation,"
     " Tensor? residual) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
@@ -158,6 +171,7 @@ define(
     "mlp",
     "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor bias1, Tensor weight2,"
     " Tensor bias2, str activation) -> Tensor",
+    _check_mlp,
     _fake_mlp,
     __package__,
 )
@@ -165,6 +179,7 @@ define(
     "mlp_of_sum",
     "(Tensor x, Tensor? added, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor bias1,"
     " Tensor weight2, Tensor bias2, str activation) -> Tensor",
+    _check_mlp_of_sum,
     _fake_mlp,
     __package__,
 )
@@ -172,6 +187,7 @@ define(
     "mlp_backward",
     "(Tensor grad, Tensor x, Tensor weight1, Tensor bias1, Tensor weight2, str activation, bool weights)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
+    _check_mlp_backward,
     _fake_mlp_backward,
     __package__,
 )
@@ -266,9 +282,9 @@ def linear(
     name that ``explain`` lists. Raises ValueError for mismatched shapes or devices and an unknown activation, TypeError
     for mismatched dtypes.
     """
-    _check_layer("linear", "weight", x, weight, bias)
+    check_layer("linear", "weight", x, weight, bias)
     _check_norm("linear", x, norm)
-    _check_activation("linear", activation)
+    check_activation("linear", activation)
     expected = [*x.shape[:-1], weight.shape[0]]
     if residual is not None and list(residual.shape) != expected:
         raise ValueError(f"linear: residual has shape {list(residual.shape)}; expected {expected}")
@@ -298,13 +314,13 @@ def _check_mlp(
     x: Tensor, norm: Norm, weight1: Weight, bias1: Tensor, weight2: Weight, bias2: Tensor, activation: str,
     added: Tensor | None,
 ) -> None:  # fmt: skip
-    _check_layer("mlp", "weight1", x, weight1, bias1)
+    check_layer("mlp", "weight1", x, weight1, bias1)
     _check_norm("mlp", x, norm)
-    _check_activation("mlp", activation)
+    check_activation("mlp", activation)
     if list(weight2.shape) != [x.shape[-1], weight1.shape[0]]:
         expected = [x.shape[-1], weight1.shape[0]]
         raise ValueError(f"mlp: weight2 has shape {list(weight2.shape)}; expected {expected}")
-    _check_vector("mlp", "bias2", bias2, x.shape[-1])
+    check_vector("mlp", "bias2", bias2, x.shape[-1])
     if added is not None and added.shape != x.shape:
         raise ValueError(f"mlp: added has shape {list(added.shape)}; expected that of x, {list(x.shape)}")
 

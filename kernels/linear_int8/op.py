@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .._dispatch import DTYPES, dispatch, register
+from .._layers import check_mlp, check_rows
 from .._library import define
 from .reference import linear_int8_reference, mlp_int8_reference, quantized
 
@@ -53,6 +54,42 @@ class Int8Weight(nn.Module):
         return super()._apply(lambda x: fn(x).to(x.dtype) if x.is_floating_point() else fn(x), recurse)
 
 
+def _check_weights(op: str, x: Tensor, *weights: tuple[Tensor, Tensor]) -> None:
+    """Of the dtypes of x and of weights (values, scale)."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: x has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
+    for values, scale in weights:
+        matrix = values.dtype == torch.int8 and values.dim() == 2
+        if not matrix or scale.dtype != torch.float32 or list(scale.shape) != [values.shape[0]]:
+            found = f"{values.dtype} {list(values.shape)} with scales {scale.dtype} {list(scale.shape)}"
+            raise ValueError(f"{op}: the weight is {found}; expected int8 [N, K] with scales [N], as of Int8Weight.of")
+        if not 1 <= values.shape[1] <= LONGEST:
+            raise ValueError(f"{op}: the weight has {values.shape[1]} input channels; expected 1 to {LONGEST}")
+
+
+def _check_types(op: str, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], *others: Tensor | None) -> None:
+    _check_weights(op, x, *weights)
+    for tensor in (*others, *(part for weight in weights for part in weight)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{op}: a tensor is on {tensor.device} but x is on {x.device}; move one with .to()")
+    for tensor in others:
+        if tensor is not None and tensor.dtype not in DTYPES:
+            raise TypeError(f"{op}: a bias, norm or residual has dtype {tensor.dtype}; expected floating-point numbers")
+
+
+def _check(x, weight, scale, bias, norm_weight, norm_bias, eps, activation, residual):
+    _check_types("linear_int8", x, [(weight, scale)], bias, norm_weight, norm_bias, residual)
+    check_rows("linear_int8", x, weight, bias, norm_weight, norm_bias, eps, activation, residual)
+    if residual is not None and residual.dtype != x.dtype:
+        raise TypeError(f"linear_int8: residual has dtype {residual.dtype} but x has {x.dtype}; convert one with .to()")
+
+
+def _check_mlp(x, norm_weight, norm_bias, eps, weight1, scale1, bias1, weight2, scale2, bias2, activation):
+    weights = [(weight1, scale1), (weight2, scale2)]
+    _check_types("mlp_int8", x, weights, norm_weight, norm_bias, bias1, bias2)
+    check_mlp("mlp_int8", x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, activation)
+
+
 def _fake(x, weight, scale, bias, norm_weight, norm_bias, eps, activation, residual):
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -65,6 +102,7 @@ define(
     "linear_int8",
     "(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, float eps,"
     " str activation, Tensor? residual) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
@@ -72,6 +110,7 @@ define(
     "mlp_int8",
     "(Tensor x, Tensor norm_weight, Tensor norm_bias, float eps, Tensor weight1, Tensor scale1, Tensor bias1,"
     " Tensor weight2, Tensor scale2, Tensor bias2, str activation) -> Tensor",
+    _check_mlp,
     _fake_mlp,
     __package__,
 )
@@ -95,17 +134,6 @@ def _backend(x: Tensor, backend: str) -> str:
     """A choice, not a fallback: on a GPU, in float64 and in float16 there is nothing but the reference."""
     left = x.device.type != "cpu" or _no_kernel(x)
     return "reference" if backend == "auto" and left else backend
-
-
-def _check(op: str, x: Tensor, *weights: Int8Weight) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{op}: x has dtype {x.dtype}; expected one of {', '.join(map(str, DTYPES))}")
-    for weight in weights:
-        if weight.values.dtype != torch.int8 or list(weight.scale.shape) != [weight.shape[0]]:
-            found = f"{weight.values.dtype} {list(weight.shape)} with scales {list(weight.scale.shape)}"
-            raise ValueError(f"{op}: the weight is {found}; expected int8 [N, K] with scales [N], as of Int8Weight.of")
-        if weight.shape[1] > LONGEST:
-            raise ValueError(f"{op}: the weight has {weight.shape[1]} input channels; expected at most {LONGEST}")
 
 
 def _check_no_gradient(op: str, *tensors: Tensor | None) -> None:
@@ -137,7 +165,7 @@ def linear_int8(
     Without a gradient: raises RuntimeError where one would be recorded. Raises TypeError and ValueError for other types
     of weights.
     """
-    _check("linear_int8", x, weight)
+    _check_weights("linear_int8", x, (weight.values, weight.scale))
     _check_no_gradient("linear_int8", x, bias, residual, *(norm or ())[:2])
     rows = x.reshape(-1, x.shape[-1])
     if residual is not None:
@@ -158,7 +186,7 @@ def mlp_int8(
     backend: str = "auto",
 ) -> Tensor:
     """`mlp` with weights in 8 bits, which calls this op and checks the shapes; x and the hidden values are coded."""
-    _check("mlp_int8", x, weight1, weight2)
+    _check_weights("mlp_int8", x, *((w.values, w.scale) for w in (weight1, weight2)))
     _check_no_gradient("mlp_int8", x, bias1, bias2, *norm[:2])
     one, two = (weight1.values, weight1.scale, bias1), (weight2.values, weight2.scale, bias2)
     rows = x.reshape(-1, x.shape[-1])

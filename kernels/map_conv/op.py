@@ -5,32 +5,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, differentiated, dispatch, register, under_autocast
+from .._dispatch import LONGEST_SIDE, check_same, check_shape, differentiated, dispatch, register, under_autocast
 from .._library import define
 from .reference import embed_maps_reference, score_maps_reference
 
 
 def _check_embedding(maps: Tensor, weight: Tensor, bias: Tensor) -> None:
+    check_same("embed_maps", maps=maps, weight=weight, bias=bias)
     if maps.dim() != 3 or any(n < 1 for n in maps.shape[1:]):
         raise ValueError(f"embed_maps: maps has shape {list(maps.shape)}; expected [R, H, W], H and W at least 1")
     odd = weight.dim() == 4 and weight.shape[2] == weight.shape[3] and weight.shape[3] % 2 == 1
     if not odd or weight.shape[1] != 1 or weight.shape[0] < 1:
         raise ValueError(f"embed_maps: weight has shape {list(weight.shape)}; expected [D, 1, K, K], K odd")
-    _check_bias("embed_maps", bias, weight.shape[0])
+    if weight.shape[3] > LONGEST_SIDE:
+        raise ValueError(f"embed_maps: K is {weight.shape[3]}; expected at most {LONGEST_SIDE}")
+    check_shape("embed_maps", "bias", bias, [weight.shape[0]])
 
 
 def _check_scores(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    check_same("score_maps", x=x, weight=weight, bias=bias)
     if x.dim() != 4 or any(n < 1 for n in x.shape[1:]):
         raise ValueError(f"score_maps: x has shape {list(x.shape)}; expected [R, H, W, C], H, W and C at least 1")
-    expected = [1, x.shape[3], 3, 3]
-    if list(weight.shape) != expected:
-        raise ValueError(f"score_maps: weight has shape {list(weight.shape)}; expected {expected}")
-    _check_bias("score_maps", bias, 1)
-
-
-def _check_bias(op: str, bias: Tensor, length: int) -> None:
-    if list(bias.shape) != [length]:
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}; expected [{length}]")
+    check_shape("score_maps", "weight", weight, [1, x.shape[3], 3, 3])
+    check_shape("score_maps", "bias", bias, [1])
 
 
 def _fake_embedding(maps, weight, bias):
@@ -41,8 +38,14 @@ def _fake_scores(x, weight, bias):
     return x.new_empty(x.shape[:3])
 
 
-define("embed_maps", "(Tensor maps, Tensor weight, Tensor bias) -> Tensor", _fake_embedding, __package__)
-define("score_maps", "(Tensor x, Tensor weight, Tensor bias) -> Tensor", _fake_scores, __package__)
+define(
+    "embed_maps",
+    "(Tensor maps, Tensor weight, Tensor bias) -> Tensor",
+    _check_embedding,
+    _fake_embedding,
+    __package__,
+)
+define("score_maps", "(Tensor x, Tensor weight, Tensor bias) -> Tensor", _check_scores, _fake_scores, __package__)
 
 
 def _not_double(x: Tensor, *_) -> str:

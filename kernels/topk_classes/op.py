@@ -28,6 +28,41 @@ class Selection:
     classes: int
 
 
+def _check_topk(scores: Tensor, k: int, union: str) -> None:
+    check_same("topk_classes", scores=scores)
+    if scores.dim() != 4:
+        raise ValueError(f"topk_classes: scores has shape {list(scores.shape)}; expected [B, T, H, W]")
+    if k < 1:
+        raise ValueError(f"topk_classes: k is {k}; expected at least 1")
+    if union not in UNIONS:
+        raise ValueError(f"topk_classes: union is '{union}'; expected one of {', '.join(UNIONS)}")
+
+
+def _check_gather(x: Tensor, rows: Tensor) -> None:
+    _check_rows("gather_classes", "x", x, 2, rows)
+
+
+def _check_scatter(y: Tensor, rows: Tensor, batch: int, classes: int, fill: float) -> None:
+    _check_rows("scatter_classes", "y", y, 1, rows)
+    expected = rows.shape[0]
+    if torch.compiler.is_compiling():  # R is unknown while tracing, and compared when the graph runs
+        torch._check(y.shape[0] == expected, lambda: "scatter_classes: y and the selection must share R")
+    elif y.shape[0] != expected:
+        raise ValueError(f"scatter_classes: y has shape {list(y.shape)}; the selection expects [{expected}, ...]")
+    if batch < 0 or classes < 0:
+        raise ValueError(f"scatter_classes: batch is {batch} and classes {classes}; expected no negative numbers")
+
+
+def _check_rows(op: str, name: str, x: Tensor, leading: int, rows: Tensor) -> None:
+    check_same(op, **{name: x})
+    if x.dim() < leading:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; expected at least {leading} dimensions")
+    if rows.dtype != torch.int64 or rows.dim() != 1:
+        raise ValueError(f"{op}: rows is {rows.dtype} {list(rows.shape)}; expected torch.int64 [R]")
+    if rows.device != x.device:
+        raise ValueError(f"{op}: {name} is on {x.device} but the selection is on {rows.device}; move one with .to()")
+
+
 def _fake_topk(scores, k, union):
     rows = torch.library.get_ctx().new_dynamic_size()
     return scores.new_empty(rows, dtype=torch.int64), scores.new_empty(scores.shape[0], dtype=torch.int64)
@@ -60,11 +95,12 @@ def _scatter_backward(ctx, ops, grad):
     return ops("gather_classes")(grad, *ctx.saved_tensors), None, None, None, None
 
 
-define("topk_classes", "(Tensor scores, int k, str union) -> (Tensor, Tensor)", _fake_topk, __package__)
-define("gather_classes", "(Tensor x, Tensor rows) -> Tensor", _fake_gather, __package__)
+define("topk_classes", "(Tensor scores, int k, str union) -> (Tensor, Tensor)", _check_topk, _fake_topk, __package__)
+define("gather_classes", "(Tensor x, Tensor rows) -> Tensor", _check_gather, _fake_gather, __package__)
 define(
     "scatter_classes",
     "(Tensor y, Tensor rows, SymInt batch, SymInt classes, float fill) -> Tensor",
+    _check_scatter,
     _fake_scatter,
     __package__,
 )
@@ -88,13 +124,7 @@ def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str =
     section III-D (the released code unites over the batch). Raises ValueError for a wrong shape, k or union, TypeError
     for a wrong dtype.
     """
-    check_same("topk_classes", scores=scores)
-    if scores.dim() != 4:
-        raise ValueError(f"topk_classes: scores has shape {list(scores.shape)}; expected [B, T, H, W]")
-    if k < 1:
-        raise ValueError(f"topk_classes: k is {k}; expected at least 1")
-    if union not in UNIONS:
-        raise ValueError(f"topk_classes: union is '{union}'; expected one of {', '.join(UNIONS)}")
+    _check_topk(scores, k, union)
     rows, counts = dispatch("topk_classes", backend, scores.detach(), k, union)
     return Selection(rows, counts, scores.shape[0], scores.shape[1])
 
@@ -107,13 +137,12 @@ def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") ->
 
     Differentiable any number of times. Raises ValueError if B or T is not the selection's, or if devices differ.
     """
-    check_same("gather_classes", x=x)
     if x.dim() < 2 or x.shape[0] != selection.batch or x.shape[1] != selection.classes:
         raise ValueError(
             f"gather_classes: x has shape {list(x.shape)}; "
             f"the selection expects [{selection.batch}, {selection.classes}, ...]"
         )
-    _check_device("gather_classes", "x", x, selection)
+    _check_gather(x, selection.rows)
     return dispatch("gather_classes", backend, x, selection.rows)
 
 
@@ -125,18 +154,5 @@ def scatter_classes(y: Tensor, selection: Selection, fill: float, *, backend: st
 
     Differentiable in y any number of times. Raises ValueError if R is not the selection's, or if devices differ.
     """
-    check_same("scatter_classes", y=y)
-    expected = selection.rows.shape[0]
-    if torch.compiler.is_compiling():  # R is unknown while tracing, and compared when the graph runs
-        torch._check(y.shape[0] == expected, lambda: "scatter_classes: y and the selection must share R")
-    elif y.dim() < 1 or y.shape[0] != expected:
-        raise ValueError(f"scatter_classes: y has shape {list(y.shape)}; the selection expects [{expected}, ...]")
-    _check_device("scatter_classes", "y", y, selection)
+    _check_scatter(y, selection.rows, selection.batch, selection.classes, fill)
     return dispatch("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))
-
-
-def _check_device(op: str, name: str, tensor: Tensor, selection: Selection) -> None:
-    if tensor.device != selection.rows.device:
-        raise ValueError(
-            f"{op}: {name} is on {tensor.device} but the selection is on {selection.rows.device}; move one with .to()"
-        )

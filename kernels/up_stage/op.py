@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, differentiated, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, differentiated, dispatch, register, under_autocast
 from .._library import define
 from ..group_norm_relu import group_norm_relu
 from .reference import up_stage_reference
@@ -40,8 +40,7 @@ def _check_shapes(x: Tensor, guidance: Tensor | None, weights: UpWeights, groups
     if weights.weight1.dim() != 4 or weights.weight1.shape[0] < 1:
         raise ValueError(f"{op}: weight1 has shape {list(weights.weight1.shape)}; expected [N, P, 3, 3], N at least 1")
     for name, tensor, expected in zip(weights._fields, weights, weights.expected_shapes(), strict=True):
-        if list(tensor.shape) != expected:
-            raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}; expected {expected}")
+        check_shape(op, name, tensor, expected)
     rows, height, width, outputs = x.shape[0], 2 * x.shape[1], 2 * x.shape[2], weights.weight1.shape[0]
     if guidance is not None:
         if guidance.dim() != 4 or list(guidance.shape[1:]) != [height, width, outputs]:
@@ -54,6 +53,16 @@ def _check_shapes(x: Tensor, guidance: Tensor | None, weights: UpWeights, groups
         raise ValueError(f"{op}: groups is {groups}; expected a divisor of N = {outputs}")
 
 
+def _check(x: Tensor, guidance: Tensor | None, *others) -> None:
+    *weights, groups, _ = others
+    _check_same(x, guidance, UpWeights(*weights))
+    _check_shapes(x, guidance, UpWeights(*weights), groups)
+
+
+def _check_same(x: Tensor, guidance: Tensor | None, weights: UpWeights) -> None:
+    check_same("up_stage", x=x, **weights._asdict(), **({} if guidance is None else {"guidance": guidance}))
+
+
 def _fake(x, guidance, up_weight, up_bias, weight1, *_):
     return x.new_empty(x.shape[0], 2 * x.shape[1], 2 * x.shape[2], weight1.shape[0])
 
@@ -62,6 +71,7 @@ define(
     "up_stage",
     "(Tensor x, Tensor? guidance, Tensor up_weight, Tensor up_bias, Tensor weight1, Tensor norm1_weight,"
     " Tensor norm1_bias, Tensor weight2, Tensor norm2_weight, Tensor norm2_bias, int groups, float eps) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
@@ -118,6 +128,6 @@ def up_stage(
         raise RuntimeError(f"up_stage: backend='{backend}' has no gradient; use 'auto', 'reference' or torch.no_grad()")
     (x, *rest), no_more_casts = under_autocast(x, *weights, *([] if guidance is None else [guidance]))
     weights, guidance = UpWeights(*rest[: len(weights)]), None if guidance is None else rest[-1]
-    check_same("up_stage", x=x, **weights._asdict(), **({} if guidance is None else {"guidance": guidance}))
+    _check_same(x, guidance, weights)
     with no_more_casts:
         return dispatch("up_stage", backend, x, guidance, *weights, groups, eps)

@@ -5,19 +5,34 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register
+from .._dispatch import LONGEST_AXIS, LONGEST_SIDE, check_same, dispatch, register
 from .._library import define
 from .reference import upsample_argmax_reference, upsample_argmax_windows_reference
 
 ACTIVATIONS = ("sigmoid", "none")
 
 
-def _check_shapes(maps: Tensor, size: tuple[int, int]) -> None:
+def _check(maps: Tensor, height: int, width: int, total: bool) -> None:
+    check_same("upsample_argmax", maps=maps)
     if maps.dim() != 4 or any(n < 1 for n in maps.shape[1:]):
         raise ValueError(
             f"upsample_argmax: maps has shape {list(maps.shape)}; expected [B, T, h, w], all but B at least 1"
         )
-    _check_size("upsample_argmax", size)
+    _check_size("upsample_argmax", (height, width))
+
+
+def _check_windows(logits: Tensor, side: int, window: int, stride: int, height: int, width: int, sigmoid: bool) -> None:
+    op = "upsample_argmax_windows"
+    check_same(op, logits=logits)
+    if side != _crops_per_side(logits):
+        raise ValueError(f"{op}: side is {side}; expected {_crops_per_side(logits)}")
+    if not 1 <= stride <= window:
+        raise ValueError(
+            f"{op}: stride {stride}, window {window}; expected 1 <= stride <= window, so that crops leave no gap"
+        )
+    if (frame := (side - 1) * stride + window) > LONGEST_SIDE:
+        raise ValueError(f"{op}: the frame's side is {frame}; expected at most {LONGEST_SIDE}")
+    _check_size(op, (height, width))
 
 
 def _crops_per_side(logits: Tensor) -> int:
@@ -33,6 +48,9 @@ def _crops_per_side(logits: Tensor) -> int:
 def _check_size(op: str, size: tuple[int, int]) -> None:
     if len(size) != 2 or any(n < 1 for n in size):
         raise ValueError(f"{op}: size is {tuple(size)}; expected (H, W), both at least 1")
+    # sizes that are symbols get no upper bound
+    if any(isinstance(n, int) and n > LONGEST_AXIS for n in size):
+        raise ValueError(f"{op}: size is {tuple(size)}; expected at most {LONGEST_AXIS} each")
 
 
 def _empty_scores(like, *sizes):
@@ -40,7 +58,6 @@ def _empty_scores(like, *sizes):
 
 
 def _fake(maps, height, width, total):
-    _check_shapes(maps, (height, width))
     sizes = (maps.shape[0], height, width)
     totals = _empty_scores(maps, maps.shape[0] if total else 0, height, width)
     return maps.new_empty(sizes, dtype=torch.int64), _empty_scores(maps, *sizes), totals
@@ -53,12 +70,14 @@ def _fake_windows(logits, side, window, stride, height, width, sigmoid):
 define(
     "upsample_argmax",
     "(Tensor maps, SymInt height, SymInt width, bool total) -> (Tensor, Tensor, Tensor)",
+    _check,
     _fake,
     __package__,
 )
 define(
     "upsample_argmax_windows",
     "(Tensor logits, int side, int window, int stride, SymInt height, SymInt width, bool sigmoid) -> (Tensor, Tensor)",
+    _check_windows,
     _fake_windows,
     __package__,
 )
@@ -86,12 +105,11 @@ def upsample_argmax(
 
     Ties go to the lowest class. NaN wins, the first one, as in torch.max; 0 * inf is NaN, as in F.interpolate. The
     total is NaN where the winner is infinite or NaN. Memory beyond maps and results does not grow with T, except for
-    the float32 copy that C++ makes of half types and of strided maps. Not differentiable: the results are detached.
-    Autocast changes nothing. ``backend`` is "auto" or a name that ``explain`` lists. Source: the evaluation of FGAseg
-    and CAT-Seg. Raises ValueError for other shapes or sizes, TypeError for other dtypes.
+    the float32 copy that C++ makes of half types and of strided maps. Time grows with T·H·W. Not differentiable: the
+    results are detached. Autocast changes nothing. ``backend`` is "auto" or a name that ``explain`` lists. Source: the
+    evaluation of FGAseg and CAT-Seg. Raises ValueError for other shapes or sizes, TypeError for other dtypes.
     """
-    check_same("upsample_argmax", maps=maps)
-    _check_shapes(maps, size)
+    _check(maps, *size, total)
     labels, scores, totals = dispatch("upsample_argmax", backend, maps.detach(), *size, total)
     return (labels, scores, totals) if total else (labels, scores)
 
@@ -116,7 +134,7 @@ def upsample_argmax_windows(
 
     logits      [n*n + 1, T, h, w]  crops row by row, then the global view; float32, float64, float16 or bfloat16, any
                 strides; T, h and w at least 1
-    window      side of a crop, at least 1
+    window      side of a crop, at least 1; the frame's is at most 32767
     stride      1..window: no pixel of the frame may lie between the crops
     size        (H, W) of the photo, both at least 1
     activation  "sigmoid" or "none"
@@ -126,17 +144,10 @@ def upsample_argmax_windows(
     the others the frames of 16 classes. Source: the sliding-window evaluation of FGAseg and CAT-Seg.
     Raises ValueError for other shapes, sizes or activations, TypeError for other dtypes.
     """
-    check_same("upsample_argmax_windows", logits=logits)
-    side = _crops_per_side(logits)
-    if not 1 <= stride <= window:
-        raise ValueError(
-            f"upsample_argmax_windows: stride {stride}, window {window}; expected 1 <= stride <= window, so that crops "
-            "leave no gap"
-        )
+    side, sigmoid = _crops_per_side(logits), activation == "sigmoid"
+    _check_windows(logits, side, window, stride, *size, sigmoid)
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"upsample_argmax_windows: activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}"
         )
-    _check_size("upsample_argmax_windows", size)
-    sigmoid = activation == "sigmoid"
     return dispatch("upsample_argmax_windows", backend, logits.detach(), side, window, stride, *size, sigmoid)

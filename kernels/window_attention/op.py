@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, dispatch, register, under_autocast
+from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import window_attention_reference
 
 
-def _check_shapes(
+def _check(
     q: Tensor, k: Tensor, v: Tensor, q_guidance: Tensor, k_guidance: Tensor, heads: int, window: int, shift: int
 ) -> None:
     op = "window_attention"
+    check_same(op, q=q, k=k, v=v, q_guidance=q_guidance, k_guidance=k_guidance)
     # with min, torch.compile would specialise on which of H, W and D is smallest
     if q.dim() != 4 or any(n < 1 for n in q.shape[1:]):
         raise ValueError(f"{op}: q has shape {list(q.shape)}; expected [N, H, W, D], H, W and D at least 1")
@@ -29,10 +30,17 @@ def _check_shapes(
         raise ValueError(f"{op}: heads is {heads}; expected a divisor of D = {q.shape[3]}")
     if window < 1 or not 0 <= shift < window:
         raise ValueError(f"{op}: window is {window} and shift {shift}; expected 0 <= shift < window")
+    if window > LONGEST_SIDE:
+        raise ValueError(f"{op}: window is {window}; expected at most {LONGEST_SIDE}")
+
+
+def _check_backward(grad, q, k, v, q_guidance, k_guidance, heads, window, shift):
+    _check(q, k, v, q_guidance, k_guidance, heads, window, shift)
+    check_same("window_attention_backward", q=q, grad=grad)
+    check_shape("window_attention_backward", "grad", grad, q.shape)
 
 
 def _fake(q, k, v, q_guidance, k_guidance, heads, window, shift):
-    _check_shapes(q, k, v, q_guidance, k_guidance, heads, window, shift)
     return q.new_empty(q.shape)
 
 
@@ -56,6 +64,7 @@ def _backward(ctx, ops, grad):
 define(
     "window_attention",
     "(Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance, int heads, int window, int shift) -> Tensor",
+    _check,
     _fake,
     __package__,
 )
@@ -63,6 +72,7 @@ define(
     "window_attention_backward",
     "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor q_guidance, Tensor k_guidance,"
     " int heads, int window, int shift) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _check_backward,
     _fake_backward,
     __package__,
 )
@@ -112,7 +122,7 @@ def window_attention(
                             strides, without a copy if D's is 1, as in slices of one packed projection
     q_guidance, k_guidance  [B, H, W, D]  added to q and k of all rows of an image, bias included
     heads                   D = heads * d
-    window, shift           in pixels, 0 <= shift < window; H and W need not be multiples of window
+    window, shift           in pixels, 0 <= shift < window <= 32767; H and W need not be multiples of window
     returns                 [N, H, W, D]  dtype of q, contiguous; sums in float32, or float64 for float64
 
     Differentiable once in the five tensors (the reference twice under sdpa_kernel(SDPBackend.MATH)). Backward
@@ -123,7 +133,6 @@ def window_attention(
     mismatched dtypes.
     """
     (q, k, v, q_guidance, k_guidance), no_more_casts = under_autocast(q, k, v, q_guidance, k_guidance)
-    check_same("window_attention", q=q, k=k, v=v, q_guidance=q_guidance, k_guidance=k_guidance)
-    _check_shapes(q, k, v, q_guidance, k_guidance, heads, window, shift)
+    _check(q, k, v, q_guidance, k_guidance, heads, window, shift)
     with no_more_casts:
         return dispatch("window_attention", backend, q, k, v, q_guidance, k_guidance, heads, window, shift)
