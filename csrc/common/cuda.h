@@ -36,6 +36,14 @@ extern "C" __attribute__((weak)) const char* fgaseg_error_text(int code) {
 
 namespace fgaseg {
 
+// The multiprocessors of the current device.
+inline int64_t processors() {
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count > 0 ? count : 1;
+}
+
 template <class... Parameters, class... Arguments>
 int start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
           Arguments... arguments) {

@@ -2,6 +2,7 @@
 #pragma once
 #include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <type_traits>
 #include <utility>
 
@@ -116,6 +117,12 @@ T __ldg(const T* from) {
 }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return ffs(bits); }
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  return result;
+}
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
 inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
@@ -132,6 +139,12 @@ extern "C" __attribute__((weak)) const char* fgaseg_error_text(int code) {
 }
 
 namespace fgaseg {
+
+// An H100's, or as many as a test asks for.
+inline int64_t processors() {
+  const char* wanted = std::getenv("FGASEG_SHIM_PROCESSORS");
+  return wanted ? std::atoi(wanted) : 132;
+}
 
 template <class... Parameters, class... Arguments>
 int start(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, void*, Arguments... arguments) {
