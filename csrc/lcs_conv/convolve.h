@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) convolve(cons
       stage_image<T, STEP>(image, p.image, b, (first_step + step) * STEP, top + range.first, left - tiles.halo_x,
                            tiles.height + range.last - range.first, tiles.row);
     if (p.kernels.softmax && group == 0 && (walks == 1 || !last_walk)) softmax[0] = softmax[1] = Softmax();
-    if (p.kernels.softmax && p.kernels.taps == NINE && walks == 1) {
+    if (!HALF && p.kernels.softmax && p.kernels.taps == NINE && walks == 1) {
       write_nine<T, CHANNELS>(kernels, rows);
     } else {
       if (p.kernels.softmax && (walks == 1 || !last_walk))

@@ -30,9 +30,10 @@ std::array<int64_t, 6> sizes_of(const Tensor& pixels, const Tensor& logits, int6
   return {pixels.size(0), pixels.size(1), logits.size(1), pixels.size(2), pixels.size(3), kernel_size};
 }
 
-// Memory for the float32 partial sums of `parts` blocks, for a result like `out`; empty for one part.
-Tensor partial_sums(const Tensor& out, int64_t parts) {
-  return torch::stable::new_empty(out, {parts > 1 ? parts : 0, out.numel()}, ScalarType::Float);
+// Memory for the partial sums of the convolution; may be empty.
+Tensor partial_sums(const Tensor& out, const std::array<int64_t, 6>& sizes, bool back) {
+  const int64_t elements = fgaseg_lcs_conv_parts(sizes.data(), int64_t(out.element_size()), back);
+  return torch::stable::new_empty(out, {elements}, ScalarType::Float);
 }
 
 float* pointer(Tensor& x) { return x.numel() ? static_cast<float*>(x.mutable_data_ptr()) : nullptr; }
@@ -51,7 +52,7 @@ Tensor lcs_conv(const Tensor& pixels, const Tensor& kernel_logits, const Tensor&
   const OnDevice device(pixels);
   const auto sizes = sizes_of(pixels, kernel_logits, kernel_size);
   Tensor y = torch::stable::new_empty(pixels, {sizes[0], sizes[2], sizes[3], sizes[4]});
-  Tensor parts = partial_sums(y, fgaseg_lcs_conv_parts(sizes.data(), int64_t(y.element_size()), false));
+  Tensor parts = partial_sums(y, sizes, false);
   Forward* forward = for_dtype(OP, y, fgaseg_lcs_conv_forward_float32, fgaseg_lcs_conv_forward_float16,
                                fgaseg_lcs_conv_forward_bfloat16);
   check(OP, forward(pixels.const_data_ptr(), pixels.strides().data(), kernel_logits.const_data_ptr(),
@@ -64,7 +65,7 @@ Tensor pixel_grad(const Tensor& grad, const Tensor& pixels, const Tensor& logits
                   void* stream) {
   const auto sizes = sizes_of(pixels, logits, kernel_size);
   Tensor y = torch::stable::new_empty(pixels, {sizes[0], sizes[1], sizes[3], sizes[4]});
-  Tensor parts = partial_sums(y, fgaseg_lcs_conv_parts(sizes.data(), int64_t(y.element_size()), true));
+  Tensor parts = partial_sums(y, sizes, true);
   PixelGrad* launcher = for_dtype(OP, y, fgaseg_lcs_conv_pixel_grad_float32, fgaseg_lcs_conv_pixel_grad_float16,
                                   fgaseg_lcs_conv_pixel_grad_bfloat16);
   check(OP, launcher(grad.const_data_ptr(), grad.strides().data(), logits.const_data_ptr(), logits.strides().data(),

@@ -3,11 +3,14 @@
 //   out[b,t,n] = bias[b,t] + sum over c and taps of kernels[b,t,c,tap] * pixels[b,c,n + shift(tap)]
 //
 // stage.h brings pixels and logits into shared memory, convolve.h computes the sum above and, with classes and channels
-// exchanged and taps mirrored, the gradient of the pixels, kernel_grad.h that of the logits. This file chooses tiles
-// and launches. Both gradients normalise the kernels again; nothing is kept. No atomics: every run gives the same bits.
+// exchanged and taps mirrored, the gradient of the pixels, kernel_grad.h that of the logits. convolve_nine.h and
+// grad_of_nine.h do the same for 3x3 kernels of 16-bit elements. This file chooses tiles and launches. Both gradients
+// normalise the kernels again; nothing is kept. No atomics: every run gives the same bits.
 // docs/design/kernels.md counts bytes and operations.
 #include "common/cuda.h"
 #include "lcs_conv/convolve.h"
+#include "lcs_conv/convolve_nine.h"
+#include "lcs_conv/grad_of_nine.h"
 #include "lcs_conv/kernel_grad.h"
 
 namespace fgaseg {
@@ -41,13 +44,13 @@ struct Tiling {
 };
 
 // The largest tiles of at most `most` pixels whose shared memory, bytes(tiles, whole_halo), fits; with the whole halo
-// if that fits.
+// if that fits. `bytes` may change the tiles' halo.
 template <class F>
 Tiling fit(const Sizes& s, int most, const F& bytes) {
   constexpr int PIXELS[] = {576, 320, 192, 64, 16}, WIDEST[] = {32, 24, 16, 8, 4};
   for (bool whole_halo : {true, false})
     for (int i = 0; i < 5; ++i) {
-      const Tiles tiles = tiles_of(s, PIXELS[i], WIDEST[i]);
+      Tiles tiles = tiles_of(s, PIXELS[i], WIDEST[i]);
       const int64_t needed = bytes(tiles, whole_halo);
       if (PIXELS[i] <= most && (needed <= MOST_SHARED || (i == 4 && !whole_halo))) return {tiles, needed, whole_halo};
     }
@@ -80,6 +83,47 @@ int64_t parts_of(const Sizes& s, int64_t rows, int64_t summed, int64_t element_s
   return blocks_of(steps, blocks_of(steps, parts));
 }
 
+// How convolve_nine divides its work.
+struct Shares {
+  Tiling tiling;
+  int m;                            // rows of a unit, in 16
+  int64_t row_blocks, units;
+  int64_t steps, all_steps, share;  // of a unit, of all, of a block
+
+  int64_t blocks() const { return blocks_of(all_steps, share); }
+  bool divide_units() const { return share % steps != 0; }
+  int64_t parts() const { return divide_units() ? 2 * blocks() * NINE_TILES * m * THREADS * 4 : 0; }
+};
+
+// All of the halo of a 3x3 kernel, also where it is outside of the image.
+void set_halo(Tiles& tiles) {
+  tiles.halo_y = tiles.halo_x = 1;
+  tiles.row = tiles.width + 2;
+}
+
+Shares shares_of(const Sizes& s, bool back) {
+  const int64_t rows = back ? s.channels : s.classes, summed = back ? s.classes : s.channels;
+  Shares shares;
+  // more rows share the pixels that are loaded, but more may be missing from the last unit
+  shares.m = blocks_of(rows, 48) * 48 <= blocks_of(rows, 32) * 32 ? 3 : 2;
+  const int64_t kernels = 2 * (shares.m == 3 ? NINE_KERNELS<3, false> : NINE_KERNELS<2, false>) +
+                          2 * shares.m * WARP_LOGITS;  // forward needs a little more than backward
+  constexpr int64_t PIXELS = WARPS * NINE_TILES * 8;
+  shares.tiling = fit(s, PIXELS, [&](Tiles& tiles, bool) {
+    set_halo(tiles);
+    const int64_t results = 16 * shares.m * PIXELS;
+    return max(kernels + 2 * (tiles.height + 2) * tiles.row * STEP, results) * 2;
+  });
+  shares.row_blocks = blocks_of(rows, 16 * shares.m);
+  shares.units = s.batch * shares.row_blocks * shares.tiling.tiles.count;
+  shares.steps = max(blocks_of(summed, STEP), int64_t(1));
+  shares.all_steps = shares.units * shares.steps;
+  shares.share = max(blocks_of(shares.all_steps, processors()), int64_t(LEAST_STEPS));
+  return shares;
+}
+
+bool is_nine(const Sizes& s, int64_t element_size) { return s.size == 3 && element_size == 2; }
+
 template <class T>
 Image<T> image_of(const void* data, const int64_t* strides, int64_t channels, const Sizes& s) {
   return {static_cast<const T*>(data), {strides[0], strides[1], strides[2], strides[3]},
@@ -92,12 +136,69 @@ Kernels<T> kernels_of(const void* logits, const int64_t* strides, const Sizes& s
           int(s.size * s.size), int(s.size), softmax};
 }
 
+template <class T, int M, bool BACK>
+int launch_nine(const ConvolutionOfNine<T>& p, const Shares& shares, void* stream) {
+  if (shares.all_steps > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
+  const int error = launch(convolve_nine<T, M, BACK>, {shares.blocks()}, THREADS, shares.tiling.bytes, stream, p);
+  if (error || !shares.divide_units()) return error;
+  return launch(add_shares<T, M>, {shares.units, NINE_TILES / ADDED}, THREADS, 0, stream, p);
+}
+
+// Whether the logits can be read in pieces of 16 bytes, from every eighth channel on.
+template <class T>
+bool in_pieces(const Kernels<T>& k) {
+  const bool aligned = reinterpret_cast<uintptr_t>(k.logits) % 16 == 0;
+  return aligned && k.stride_element == 1 && (k.stride_batch | k.stride_class) % PIECE == 0;
+}
+
+// Whether pixels of rows that are as long as the image is wide can be read `count` at a time.
+template <class T>
+bool in_runs(const Image<T>& image, int count) {
+  const Strides& s = image.strides;
+  const int64_t together = s.batch | s.channel | s.row | image.width;
+  return s.column == 1 && together % count == 0 && reinterpret_cast<uintptr_t>(image.data) % (count * sizeof(T)) == 0;
+}
+
+template <class T>
+int run_of(const Image<T>& image) {
+  return in_runs(image, RUN) ? RUN : 1;
+}
+
+template <class T, bool BACK>
+int start_nine(const void* image, const int64_t* strides, const void* logits, const int64_t* logit_strides,
+               const void* bias, const int64_t* bias_strides, void* out, float* parts, const Sizes& s, bool softmax,
+               void* stream) {
+  const Shares shares = shares_of(s, BACK);
+  const Image<T> maps = image_of<T>(image, strides, BACK ? s.classes : s.channels, s);
+  const Kernels<T> kernels = kernels_of<T>(logits, logit_strides, s, softmax);
+  const ConvolutionOfNine<T> p{maps,
+                               kernels,
+                               static_cast<const T*>(bias),
+                               bias ? bias_strides[0] : 0,
+                               bias ? bias_strides[1] : 0,
+                               static_cast<T*>(out),
+                               reinterpret_cast<float4*>(parts),
+                               shares.tiling.tiles,
+                               int(BACK ? s.channels : s.classes),
+                               int(shares.row_blocks),
+                               int(shares.steps),
+                               int(shares.all_steps),
+                               int(shares.share),
+                               run_of(maps),
+                               in_pieces(kernels)};
+  return shares.m == 3 ? launch_nine<T, 3, BACK>(p, shares, stream) : launch_nine<T, 2, BACK>(p, shares, stream);
+}
+
 // Convolves pixels with the kernels and adds the bias, or BACK: convolves the output's gradient with mirrored kernels.
 template <class T, bool BACK>
 int start_convolution(const void* image, const int64_t* image_strides, const void* logits, const int64_t* logit_strides,
                       const void* bias, const int64_t* bias_strides, void* out, float* parts, const int64_t* sizes,
                       bool softmax, void* stream) {
   const Sizes s(sizes);
+  if constexpr (sizeof(T) == 2)
+    if (is_nine(s, sizeof(T)))
+      return start_nine<T, BACK>(image, image_strides, logits, logit_strides, bias, bias_strides, out, parts, s,
+                                 softmax, stream);
   const int64_t rows = BACK ? s.channels : s.classes, summed = BACK ? s.classes : s.channels;
   const int64_t row_blocks = blocks_of(rows, ROWS), parts_count = parts_of(s, rows, summed, sizeof(T));
   const Tiling tiling = convolution_tiling(s, sizeof(T));
@@ -124,11 +225,34 @@ int start_convolution(const void* image, const int64_t* image_strides, const voi
 }
 
 template <class T>
+int start_grad_of_nine(const Image<T>& grad, const Image<T>& pixels, const Kernels<T>& kernels, void* out,
+                       const Sizes& s, void* stream) {
+  int piece_size = 0;
+  const Tiling tiling = fit(s, 320, [&](Tiles& tiles, bool) {
+    set_halo(tiles);
+    piece_size = ((tiles.height + 4) * tiles.row + 3) * PIECE;
+    const int64_t count = blocks_of(int64_t(tiles.height) * tiles.width, 16) * 16;
+    const int64_t staged = (WIDE_PIECES * piece_size + ROWS * (count + PIECE)) * sizeof(T) + count * sizeof(int);
+    return max(staged, int64_t(ROWS * LOGITS_PITCH * sizeof(T)));
+  });
+  const bool rows = in_runs(grad, PIECE) && tiling.tiles.width == grad.width && grad.strides.row == grad.width;
+  const GradOfNine<T> p{grad, pixels, kernels, static_cast<T*>(out), tiling.tiles, piece_size,
+                        run_of(pixels), in_pieces(kernels), rows};
+  const int64_t blocks = s.batch * blocks_of(s.classes, ROWS) * blocks_of(s.channels, WIDE);
+  return launch(grad_of_nine<T>, {blocks}, THREADS, tiling.bytes, stream, p);
+}
+
+template <class T>
 int start_kernel_grad(const void* grad, const int64_t* grad_strides, const void* pixels, const int64_t* pixel_strides,
                       const void* logits, const int64_t* logit_strides, void* out, float* scratch, const int64_t* sizes,
                       bool softmax, void* stream) {
   const Sizes s(sizes);
   const int64_t taps = s.size * s.size;
+  if constexpr (sizeof(T) == 2)
+    if (is_nine(s, sizeof(T)))
+      return start_grad_of_nine(image_of<T>(grad, grad_strides, s.classes, s),
+                                image_of<T>(pixels, pixel_strides, s.channels, s),
+                                kernels_of<T>(logits, logit_strides, s, softmax), out, s, stream);
   int spare = 0;
   const Tiling tiling = fit(s, 192, [&](const Tiles& tiles, bool) {
     spare = int((tiles.height + extra_rows(s, NINE)) * tiles.row);
@@ -144,7 +268,8 @@ int start_kernel_grad(const void* grad, const int64_t* grad_strides, const void*
                         tiling.tiles,
                         spare};
   const int64_t blocks = s.batch * blocks_of(s.classes, ROWS) * blocks_of(s.channels, WIDE) * blocks_of(taps, NINE);
-  if (taps == NINE) return launch(kernel_grad<T, true>, {blocks}, THREADS, tiling.bytes, stream, p);
+  if constexpr (sizeof(T) == 4)
+    if (taps == NINE) return launch(kernel_grad<T, true>, {blocks}, THREADS, tiling.bytes, stream, p);
   const int error = launch(kernel_grad<T, false>, {blocks}, THREADS, tiling.bytes, stream, p);
   const int64_t rows = s.batch * s.classes * s.channels;
   return error ? error : launch(finish<T>, {blocks_of(rows, WARPS)}, THREADS, 0, stream, p, rows);
@@ -155,11 +280,14 @@ int start_kernel_grad(const void* grad, const int64_t* grad_strides, const void*
 
 // Sizes are {B, C, T, H, W, K}, strides those of [B, C, H, W], [B, T, C*K*K] and [B, T].
 
-// The number of partial sums, each as large as the result in float32, that the convolution (back: the gradient of the
-// pixels) needs; 1: none, and `parts` must be null.
+// The number of float32 elements that the convolution (back: the gradient of the pixels) needs for partial sums; 0:
+// none, and `parts` must be null.
 extern "C" int64_t fgaseg_lcs_conv_parts(const int64_t* sizes, int64_t element_size, bool back) {
   const fgaseg::Sizes s(sizes);
-  return fgaseg::parts_of(s, back ? s.channels : s.classes, back ? s.classes : s.channels, element_size);
+  if (fgaseg::is_nine(s, element_size)) return fgaseg::shares_of(s, back).parts();
+  const int64_t rows = back ? s.channels : s.classes;
+  const int64_t parts = fgaseg::parts_of(s, rows, back ? s.classes : s.channels, element_size);
+  return parts > 1 ? parts * s.batch * rows * s.height * s.width : 0;
 }
 
 #define FGASEG_LAUNCHERS(name, type)                                                                                   \

@@ -28,12 +28,20 @@ def results(function: Callable, *inputs: torch.Tensor) -> list[torch.Tensor]:
     return outputs_and_gradients(function, inputs, inputs[0].dtype)
 
 
+def on_one_processor(call: Callable) -> list[torch.Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FGASEG_SHIM_PROCESSORS", "1")
+        return call()
+
+
 def lcs_conv_calls() -> Iterator[Callable]:
-    for channels, classes, h, w, k in [(64, 3, 5, 4, 3), (18, 34, 13, 15, 3), (17, 3, 13, 15, 7)]:
+    for channels, classes, h, w, k in [(64, 3, 5, 4, 3), (18, 34, 19, 18, 3), (17, 3, 13, 15, 7)]:
         inputs = half(1, channels, h, w), half(1, classes, channels * k * k, seed=1), half(1, classes, seed=2)
         yield partial(results, lambda *x, k=k: kernels.lcs_conv(*x, k, backend="cuda"), *inputs)
-    singles = [x.detach().float().requires_grad_() for x in inputs]
-    yield partial(results, lambda *x: kernels.lcs_conv(*x, k, backend="cuda"), *singles)
+        singles = [x.detach().float().requires_grad_() for x in inputs]
+        yield partial(results, lambda *x, k=k: kernels.lcs_conv(*x, k, backend="cuda"), *singles)
+    inputs = half(2, 16, 6, 8), half(2, 3, 16 * 9, seed=1), half(2, 3, seed=2)  # two units in one block
+    yield partial(on_one_processor, partial(results, lambda *x: kernels.lcs_conv(*x, 3, backend="cuda"), *inputs))
 
 
 def kernel_softmax_calls() -> Iterator[Callable]:

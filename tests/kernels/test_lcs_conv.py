@@ -63,6 +63,55 @@ def test_more_than_one_tile(sizes, dtype, backend, monkeypatch):
     )  # fmt: skip
 
 
+# 3x3 kernels of 16-bit elements on CUDA: units of 32 or 48 classes, pixels that are read four or one at a time, tiles
+# that begin between four, results that are written two or one at a time, a multiple of 8 channels that is none of 16
+SHARED_SIZES = [(2, 40, 50, 6, 8, 3), (1, 18, 40, 26, 36, 3), (1, 33, 100, 5, 7, 3), (3, 16, 33, 4, 6, 3)]
+
+
+@pytest.mark.parametrize("processors", [1, 2, 5, 132])
+@pytest.mark.parametrize("sizes", SHARED_SIZES, ids=str)
+@pytest.mark.parametrize("backend", backends("cuda"))
+def test_units_are_shared_by_blocks(sizes, processors, backend, monkeypatch):
+    """A block has several units, parts of two, or a part of one: as the number of multiprocessors says."""
+    monkeypatch.setenv("FGASEG_SHIM_PROCESSORS", str(processors))
+    dtype, layout = (torch.float16, "contiguous") if processors % 2 else (torch.bfloat16, "sliced")
+    check_backend(
+        lambda *a: lcs_conv(*a, sizes[5], backend=backend), lambda *a: lcs_conv_reference(*a, sizes[5], "taps"),
+        inputs(*sizes), dtype, layout,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_far_apart(backend, dtype):
+    """Exponentials that overflow unless the largest logit is subtracted, and taps without any weight."""
+    x, logits, bias = inputs(1, 17, 3, 4, 5, 3)
+    logits = 300 * logits
+    logits[..., ::7] = -torch.inf
+    check_backend(
+        lambda *a: lcs_conv(*a, 3, backend=backend), lambda *a: lcs_conv_reference(*a, 3, "taps"),
+        [x, logits, bias], dtype, "contiguous",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", backends("cuda"))
+def test_an_infinite_pixel_reaches_only_what_sees_it(backend):
+    """What fills up tiles of pixels and steps of channels is zero on both sides: zero times infinity is NaN."""
+    x, logits, bias = (v.half() for v in inputs(1, 17, 3, 5, 5, 3))
+    x[0, 3, 0, 0] = torch.inf
+
+    def results(function):
+        leaves = [v.detach().requires_grad_() for v in (x, logits, bias)]
+        y = function(*leaves)
+        y.backward(torch.ones_like(y))
+        return [y, *(v.grad for v in leaves)]
+
+    got = results(lambda *a: lcs_conv(*a, 3, "none", backend=backend))
+    expected = results(lambda *a: lcs_conv_reference(*a, 3, "none"))
+    for one, other in zip(got, expected, strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite()) and torch.equal(one.isnan(), other.isnan())
+
+
 @needs_cpp
 def test_many_kernels_are_worked_off_in_parts():
     """More normalised kernels than the C++ backend holds at once: the same numbers, and the pixel gradients add up."""
