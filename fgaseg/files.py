@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -12,6 +13,53 @@ from pathlib import Path
 from typing import IO, Any
 
 _UMASK_LOCK = threading.Lock()
+_HELD: set[int] = set()  # the folders that are locked
+TEXT_LIMIT = 16 << 20  # bytes of a file of names or of a list of photos: a hundred thousand lines and more
+ANNOTATION_LIMIT = 4 << 30  # bytes of annotations of a whole data set in JSON; COCO's and LVIS's have up to 1.2 GB
+
+
+def read_limited(path: str | Path, limit: int = TEXT_LIMIT) -> bytes:
+    """The content of a file. Raises OSError, whose `strerror` says why, also for one of more than `limit` bytes."""
+    with open(path, "rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
+    return content
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[bool]:
+    """Makes the folder, and yields whether it was free and is now held by this process.
+
+    The system releases it when the process ends, however it ends, and processes that are forked meanwhile do not hold
+    it. Nothing is written. Where the file system knows no locks every folder is free.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, free = os.open(folder, os.O_RDONLY), True
+    _HELD.add(descriptor)
+    try:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                free = False
+        yield free
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # at once: a process that was just forked has not let go yet
+        _HELD.remove(descriptor)
+        os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a forked process, which would hold the folders for as long as it lives."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -24,7 +72,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _naming(path), os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -47,7 +95,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
-        yield folder / path.name
+        with _naming(path):
+            yield folder / path.name
         for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
             _fsync(file)
             os.replace(file, path.with_name(file.name))
@@ -71,7 +120,8 @@ def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
-        yield temporary
+        with _naming(path):
+            yield temporary
         for file in temporary.rglob("*"):
             _fsync(file)
         _fsync(temporary)
@@ -101,6 +151,17 @@ def complete_directory(path: str | Path) -> Path | None:
 def previous_directory(path: Path) -> Path:
     """`<path>.old`, where `atomic_directory(path)` keeps the version before."""
     return path.with_name(path.name + ".old")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of a full disk, which do not say what was written, get the name of this file or folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def _umask() -> int:

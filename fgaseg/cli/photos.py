@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
+from ..files import read_limited
 from .options import check_out
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm",
@@ -150,7 +151,7 @@ def _images(files: list[Path], where: str) -> list[Path]:
 
 def _listed(file: Path) -> Iterator[Photo]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_limited(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         yield Photo(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..files import ANNOTATION_LIMIT, read_limited
 from .images import PIXEL_LIMIT, load_pixels, open_image
 from .label_formats import UNPAINTED
 
@@ -133,8 +134,7 @@ def read_coco(file: Path) -> CocoFile:
 @functools.lru_cache(maxsize=4)  # training and validation often share one file
 def _read(file: Path, _modified: int, _size: int) -> CocoFile:
     try:
-        with file.open(encoding="utf-8") as text:
-            data = json.load(text)
+        data = json.loads(read_limited(file, ANNOTATION_LIMIT))
         if not isinstance(data, dict) or not {"images", "annotations", "categories"} <= data.keys():
             raise DataError(
                 f"{file}: has no images, annotations and categories: give COCO annotations, or a folder of label images"

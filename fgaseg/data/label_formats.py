@@ -20,15 +20,17 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError
+from ..errors import DataError, FGASegError
+from ..files import ANNOTATION_LIMIT, read_limited
 from ..kernels import decode_runs
-from .images import PIXEL_LIMIT, load_pixels, open_image
+from .images import PIXEL_LIMIT, load_pixels, open_image, pixel_limit
 
 COLOURS = 1 << 32  # stored colours count from here on, beyond all values
 UNPAINTED = COLOURS + (1 << 24)  # transparent pixels, and pixels outside all annotations of a COCO file
@@ -171,13 +173,19 @@ def read_label_map(file: Path) -> np.ndarray:
     SciPy reads such files as plain data: nothing in them is executed.
     """
     try:
-        from scipy.io import loadmat  # type: ignore[import-untyped]
+        from scipy.io import loadmat, whosmat  # type: ignore[import-untyped]
     except ImportError as error:
         raise DataError("PC-459's .mat files are read by SciPy: pip install 'fgaseg[data]'") from error
     try:
+        shapes = {name: shape for name, shape, _ in whosmat(file)}
+        if "LabelMap" not in shapes:
+            raise DataError(f"{file}: holds no LabelMap: it is not a label file of PASCAL Context")
+        if prod(shapes["LabelMap"]) > pixel_limit():
+            size = "x".join(map(str, shapes["LabelMap"]))
+            raise DataError(f"{file}: LabelMap says {size}, more than {pixel_limit():,} pixels: refused")
         values = loadmat(file, variable_names=["LabelMap"])["LabelMap"]
-    except KeyError as error:
-        raise DataError(f"{file}: holds no LabelMap: it is not a label file of PASCAL Context") from error
+    except FGASegError:
+        raise
     except Exception as error:  # SciPy's reader raises a dozen types
         raise DataError(f"{file}: is truncated or not a .mat file ({error}): fetch or copy it again") from error
     if values.ndim != 2 or values.dtype.kind not in "iuf" or 0 in values.shape or (values != values.astype(int)).any():
@@ -245,8 +253,7 @@ def decode_counts(text: str) -> np.ndarray:
 def read_run_lengths(file: Path) -> dict[str, RunLengths]:
     """The validation photos of PASCAL in Detail's trainval_merged.json, by stem. Raises DataError naming the file."""
     try:
-        with file.open(encoding="utf-8") as text:
-            data = json.load(text)
+        data = json.loads(read_limited(file, ANNOTATION_LIMIT))
         photos = {row["image_id"]: row for row in data["images"] if row["phase"] == "val"}
         masks: dict[Any, list[tuple[dict[str, Any], int]]] = {image: [] for image in photos}
         for row in data["annos_segmentation"]:

@@ -12,6 +12,7 @@ from .class_tables import ClassTable, Collector
 
 log = logging.getLogger(__name__)
 
+LONGEST = 4000  # characters of a line or a name: the time to take one apart grows with its square
 _NUMBERS_BEFORE = re.compile(r"(?:-?\d+(?:(?:\s*[:=,;|)])+\s*|\.\s+|\s+-\s+|\s+))+")
 _NUMBERS_AFTER = re.compile(r"(?:(?:(?:\s*[:=,;|])+\s*|\s+-\s+|\s+)-?\d+)+$")
 _NUMBER = re.compile(r"-?\d+")
@@ -59,6 +60,12 @@ def read_lines(text: str, origin: str, label_map: bool) -> ClassTable:
     Lines that begin with # (and no colour) or // are comments. Raises DataError quoting the line that is no name, no
     value and no colour, or that is unlike the others.
     """
+    for number, whole in enumerate(text.splitlines(), 1):
+        if len(whole) > LONGEST:
+            raise DataError(
+                f"{origin}: line {number} has {len(whole):,} characters; a class name has at most {LONGEST:,}: give "
+                "one name per line"
+            )
     lines, comments = _lines(text)
     if len(lines) > 1 and not label_map and lines[0].text.strip("\"'").lower() in _HEADERS:
         log.info("%s: line %d is %r, read as a heading", origin, lines[0].number, lines[0].text)

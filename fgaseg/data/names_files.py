@@ -17,9 +17,10 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
+from ..files import read_limited
 from ..vocabulary import ClassPrompts
 from .class_tables import COLOUR_KEYS, NAME_KEYS, VALUE_KEYS, ClassTable, Collector
-from .name_lines import is_numbered, read_lines
+from .name_lines import LONGEST, is_numbered, read_lines
 from .typed_names import python_literal, split_names
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _format(file: Path, text: str, label_map: bool) -> Reader:
 
 def _decode(file: Path, kind: str, presets: str) -> str:
     try:
-        content = file.read_bytes()
+        content = read_limited(file)
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = content.decode("utf-16" if wide else "utf-8-sig")
         return unicodedata.normalize("NFC", text)  # e and an accent are é, as in other files
@@ -118,7 +119,9 @@ class _UniqueKeys(yaml.SafeLoader):
 def _read_yaml(text: str, origin: str, label_map: bool) -> ClassTable:
     try:
         data = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+    except RecursionError:
+        raise _too_deep(origin) from None
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a number with thousands of digits
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise DataError(
@@ -127,6 +130,10 @@ def _read_yaml(text: str, origin: str, label_map: bool) -> ClassTable:
     if isinstance(data, str) and not label_map:  # lines of names without any sign of YAML
         return read_lines(text, origin, label_map)
     return _from_data(data, origin, label_map)
+
+
+def _too_deep(origin: str) -> DataError:
+    return DataError(f"{origin}: is nested too deeply: give a list of names, or a mapping such as 7: car")
 
 
 def _unique(origin: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -140,10 +147,14 @@ def _read_json(text: str, origin: str, label_map: bool) -> ClassTable:
     unique = functools.partial(_unique, origin)
     try:
         data = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise _too_deep(origin) from None
     except json.JSONDecodeError as error:
         try:  # an object on each line
             lines = [json.loads(line, object_pairs_hook=unique) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError:
+        except DataError:
+            raise
+        except (ValueError, RecursionError):
             lines = []
         if len(lines) < 2 and (literal := python_literal(text.strip())) is not None:  # ["a", "b",]
             return _from_data(literal, origin, label_map)
@@ -151,6 +162,10 @@ def _read_json(text: str, origin: str, label_map: bool) -> ClassTable:
             line = (text.splitlines()[error.lineno - 1 : error.lineno] or [""])[0].strip()[:40]
             raise DataError(f"{origin}: is not valid JSON (line {error.lineno}, {line!r}: {error.msg})") from None
         data = lines
+    except DataError:
+        raise
+    except ValueError as error:  # a number with thousands of digits
+        raise DataError(f"{origin}: is not JSON of names ({error})") from None
     if not isinstance(data, dict | list):
         raise DataError(f'{origin}: is not a JSON list of strings: give ["first class", "second class", ...]')
     return _from_data(data, origin, label_map)
@@ -167,7 +182,7 @@ def _read_literal(text: str, origin: str, label_map: bool) -> ClassTable:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -233,7 +248,8 @@ def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
 
 def _read_one_line(text: str, origin: str, label_map: bool) -> ClassTable:
     """One line: a name, or all of them with separators between."""
-    names = [] if is_numbered(text.strip()) else split_names(text.strip(), origin)
+    long = any(len(one) > LONGEST for one in re.split("[,;]", text))
+    names = [] if long or is_numbered(text.strip()) else split_names(text.strip(), origin)
     if len(names) < 2:
         return read_lines(text, origin, label_map)
     log.info("%s: its only line is read as %d names", origin, len(names))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
+from ..files import read_limited
 from .coco import read_coco
 from .datasets import Labels, Pair
 from .label_spaces import is_coco
@@ -208,7 +209,7 @@ def _files_by_stem(
 def _read_list(file: Path, needed: list[_Needed], names: PairNames) -> list[str]:
     """The stems that a text file lists, one per line, repeated ones once; each must be there in every kind."""
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_limited(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error}): give a text file with one file name per line") from error
     paths = [Path(line.strip()) for line in lines if line.strip()]

@@ -14,6 +14,7 @@ from ...files import atomic_directory
 from ...weights.saved_config import read_object
 
 OTHER_FILES = re.compile(r"auto_map|init_inputs|(?<!special_tokens_map)_files?$|_name_or_path$")  # keys of its settings
+LARGEST_FILE = 128 << 20  # bytes; the vocabularies of a million tokens have less than half of that
 SLACK = 0.01  # of the vocabulary: special tokens that a tokenizer counts and a text tower does not, or the reverse
 
 
@@ -111,6 +112,11 @@ class Tokenizer:
 
 def _check_files(folder: Path) -> None:
     """Refuse what would make transformers open a file that is not in the folder, or run code of somebody's."""
+    for file in sorted(folder.iterdir()):
+        if (size := file.stat().st_size) > LARGEST_FILE:
+            raise EncoderError(
+                f"{file}: has {size:,} bytes; a tokenizer's files have at most {LARGEST_FILE:,}: refused"
+            )
     for file in sorted(folder.glob("*config.json")):
         found = [key for key, value in read_object(file).items() if OTHER_FILES.search(key) and value is not None]
         if found:
