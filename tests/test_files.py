@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fgaseg.files import atomic_directory, atomic_path, atomic_write, complete_directory
+from fgaseg.files import atomic_directory, atomic_path, atomic_write, complete_directory, folder_lock
 from fgaseg.weights import remove_leftovers
 
 
@@ -139,3 +139,18 @@ def test_threads_that_write_leave_the_umask_as_it_is(tmp_path, monkeypatch):
         assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
     finally:
         umask(before)
+
+
+def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
+    reader, writer = os.pipe()
+    with folder_lock(tmp_path) as free:
+        if (child := os.fork()) == 0:  # a worker that outlives its parent's training
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        with folder_lock(tmp_path) as again:
+            assert free and not again
+    with folder_lock(tmp_path) as free:
+        assert free
+    os.write(writer, b"x")
+    assert os.waitpid(child, 0)[1] == 0

@@ -96,6 +96,8 @@ def run(options: argparse.Namespace) -> None:
     _join_processes(options)
     sets = _data_sets(options)
     check_out(options.out)
+    for key in ("csv", "per_image", "confusion"):
+        check_out(getattr(options, key), f"--{key.replace('_', '-')}", file=True)
     check_precision(options.precision)
     model = load_model(source, [*overrides, *_model_overrides(options)], options.device)
     results = _evaluate(model, sets, options)

@@ -201,14 +201,18 @@ def check_precision(precision: str) -> None:
         raise UsageError("--precision auto: several processes might choose differently: give float32 or bfloat16")
 
 
-def check_out(out: Path | None) -> None:
-    """Raise UsageError, before hours of work, if nothing can be written to a folder, which need not exist yet."""
+def check_out(out: Path | None, option: str = "--out", file: bool = False) -> None:
+    """Raise UsageError, before hours of work, if nothing can be written to a folder, which need not exist yet.
+
+    file  ``out`` is a file in that folder
+    """
     if out is None:
         return
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    folders = out.absolute().parents if file else (out, *out.absolute().parents)
+    nearest = next(folder for folder in folders if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         reason = f"cannot be written to ({error.strerror})" if nearest.is_dir() else f"{nearest} is a file"
-        raise UsageError(f"--out {out}: {reason}; give another folder") from None
+        raise UsageError(f"{option} {out}: {reason}; give another folder") from None

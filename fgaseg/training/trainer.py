@@ -22,6 +22,7 @@ from ..data import data_sets
 from ..distributed import any_process, rank, sum_over_processes, use_global_batch_norm, world_size
 from ..errors import Interrupted, ProcessLostError, TrainingError
 from ..evaluation import Scores
+from ..files import folder_lock
 from ..model import FGASeg, local_weights
 from ..weights import remove_leftovers, warm_start
 from .batches import BatchSource, make_loader
@@ -111,7 +112,13 @@ class Trainer:
     def train(self) -> Summary:
         """Train until the last step. Raises what `fgaseg.train` raises."""
         try:
-            with deterministic(self.config.train.deterministic), self._explaining_lost_processes():
+            with (
+                contextlib.ExitStack() as lock,
+                deterministic(self.config.train.deterministic),
+                self._explaining_lost_processes(),
+            ):
+                if rank() == 0:
+                    self._lock_output(lock)
                 self._prepare()
                 with self.signals:
                     return self._loop()
@@ -285,6 +292,14 @@ class Trainer:
         self.finite = FiniteCheck(config, self.optimizer.scaler, device)
         self.validation = Validation(self.model, self.val_sets, config)
         self.speed = Speed(config.train.batch)
+
+    def _lock_output(self, lock: contextlib.ExitStack) -> None:
+        """Until the end of the run: another one would remove its unfinished files and replace its checkpoints."""
+        out = self.config.train.out
+        with opening(out):
+            free = lock.enter_context(folder_lock(out))
+        if not free:
+            raise TrainingError(f"{out}: another training writes there: wait for its end, or give another train.out")
 
     def _open_output(self) -> None:
         out = self.config.train.out

@@ -1,0 +1,188 @@
+"""Full disks, targets that cannot be written, few file descriptors, runs beside each other, thousands of calls.
+
+FGASEG_FUZZ=N makes the counts N times as large.
+"""
+
+import os
+import resource
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from runs import TINY_MODEL
+from tiny import NAMES, tiny_model
+
+from fgaseg.cli import main
+from fgaseg.data import SceneDataset
+
+FUZZ = int(os.environ.get("FGASEG_FUZZ", "1"))
+PHOTOS = 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A model, photos, labels, names and a raster, and a file that is no folder."""
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model().save_pretrained(folder / "model")
+    scenes = SceneDataset("seen", PHOTOS, 64)
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    for number in range(PHOTOS):
+        item = scenes[number]
+        Image.fromarray(item["image"].numpy()).save(folder / "images" / f"{number}.png")
+        Image.fromarray(item["labels"].numpy().astype(np.uint8)).save(folder / "labels" / f"{number}.png")
+    (folder / "names.txt").write_text("\n".join(scenes.names))
+    (folder / "file").write_text("no folder")
+    data = {"images": str(folder / "images"), "labels": str(folder / "labels"), "names": str(folder / "names.txt"),
+            "crop": 32, "val_count": 1}  # fmt: skip
+    train_ = {"steps": 1, "batch": 1, "warmup": 0, "eval_every": 0, "tensorboard": False}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"model": TINY_MODEL, "data": data, "train": train_}))
+    return folder
+
+
+def run(*words: object, bytes_of_a_file: int = 0, files: int = 0) -> tuple[int, str]:
+    """Exit status and standard error of a command in a child of this process, with limits."""
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        status = 70
+        try:
+            os.dup2(writer, 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            if bytes_of_a_file:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, bytes_of_a_file))
+            if files:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+            torch.set_num_threads(1)
+            status = main([str(word) for word in words])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    os.close(writer)
+    with os.fdopen(reader) as errors:
+        text = errors.read()
+    _, ended = os.waitpid(child, 0)
+    return ended >> 8 if os.WIFEXITED(ended) else -os.WTERMSIG(ended), text
+
+
+WRITERS = {
+    "segment": ("segment", "{place}/images/0.png", "--model", "{place}/model", "--classes", "cat, sky", "--out",
+                "{out}.png"),
+    "segment a folder": ("segment", "{place}/images", "--model", "{place}/model", "--classes", "cat, sky", "--save",
+                         "mask,coco", "--out", "{out}"),
+    "eval": ("eval", "{place}/model", "--images", "{place}/images", "--labels", "{place}/labels", "--names",
+             "{place}/names.txt", "--out", "{out}"),
+    "eval to CSV": ("eval", "{place}/model", "--images", "{place}/images", "--labels", "{place}/labels", "--names",
+                    "{place}/names.txt", "--csv", "{out}.csv"),
+    "train": ("train", "{place}/mine.yaml", "--out", "{out}"),
+    "raster": ("raster", "{place}/images/0.png", "--model", "{place}/model", "--classes", "cat, sky", "--out",
+               "{out}.tif"),
+}  # fmt: skip
+PLACES = {"a full disk": ("{tmp}/out", 200), "below a file": ("{place}/file/out", 0), "not writable": ("/sys/out", 0)}
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_cannot_be_written_is_one_line_that_names_it(writer, where, place, tmp_path):
+    target, limit = PLACES[where]
+    out = target.format(place=place, tmp=tmp_path)
+    words = [word.format(place=place, out=out) for word in WRITERS[writer]]
+    status, errors = run(*words, bytes_of_a_file=limit)
+    lines = errors.strip().splitlines()
+    assert "Traceback" not in errors, errors
+    assert status == 1, errors
+    assert lines[-1].startswith(f"fgaseg {words[0]}: ") and Path(out).name in lines[-1], errors
+    assert len(lines[-1]) < 500
+    assert not list(tmp_path.rglob("*.tmp")) and not list(place.glob("*.tmp"))
+
+
+def test_few_file_descriptors_are_enough(place, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}.png").write_bytes((place / "images" / "0.png").read_bytes())
+    words = (
+        "segment",
+        folder,
+        "--model",
+        place / "model",
+        "--classes",
+        "cat, sky",
+        "--save",
+        "mask",
+        "--out",
+        tmp_path / "out",
+    )
+    status, errors = run(*words, files=40)
+    assert status == 0, errors
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+def resident() -> float:
+    """Megabytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_thousands_of_calls():
+    """Sizes and names change, so that whatever is cached by them is seen to be bounded."""
+    model = tiny_model(image_size=32)
+    random = np.random.default_rng(0)
+
+    def calls(first: int, last: int) -> None:
+        for number in range(first, last):
+            photo = random.integers(0, 256, (int(random.integers(16, 48)), int(random.integers(16, 48)), 3), np.uint8)
+            model.segment(photo, [f"thing {number % 1500}", "sky"])
+
+    calls(0, 700 * FUZZ)
+    before = resident()
+    calls(700 * FUZZ, 2000 * FUZZ)
+    assert resident() - before < 25
+
+
+def test_threads_that_label_while_one_changes_the_names():
+    """Every answer is the one of the names that were given with the call; those that change are a call's own."""
+    model = tiny_model(image_size=32)
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    lists = [NAMES, NAMES[:2], ["sky", "grass"], [*NAMES[::-1], "sofa"]]
+    expected = [model.segment(photo, names).labels for names in lists]
+    problems: list[str] = []
+    stop = threading.Event()
+
+    def label(number: int) -> None:
+        for round_ in range(6 * FUZZ):
+            which = (number + round_) % len(lists)
+            try:
+                labels = model.segment(photo, lists[which]).labels
+                if not np.array_equal(np.asarray(labels), np.asarray(expected[which])):
+                    problems.append(f"{lists[which]}: other labels")
+            except Exception as error:
+                problems.append(f"{type(error).__name__}: {error}")
+
+    def change() -> None:
+        number = 0
+        while not stop.is_set():
+            try:
+                model.encode([f"thing {number}", "sky"])
+            except Exception as error:
+                problems.append(f"encode: {type(error).__name__}: {error}")
+            number += 1
+
+    threads = [threading.Thread(target=label, args=(number,)) for number in range(15)]
+    writer = threading.Thread(target=change)
+    writer.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    stop.set()
+    writer.join(120)
+    assert problems == []
