@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .errors import VocabularyError
+from .notes import note_once
 from .visible import HIDDEN
 
 
@@ -110,6 +111,10 @@ def _checked(i: int, entry: Any) -> ClassPrompts:
     for part in [*parts, *([] if name is None else [name])]:
         if not isinstance(part, str):
             raise VocabularyError(f"class names: entry {i} is {part!r} of type {type(part).__name__}, not a string")
+    for part in parts:
+        if BREAKS.search(part.strip()):
+            note_once(("lines of a name", part), f"class names: read as one name, though it looks like several: "
+                      f"{part[:40]!r}; give a list with one name for each class")  # fmt: skip
     parts, name = [one_line(part) for part in parts], None if name is None else one_line(name)
     for part in [*parts, *([] if name is None else [name])]:
         if (why := hidden_in(part)) is not None:

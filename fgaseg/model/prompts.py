@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SHOWN = 6  # names in a message
 TOLD = 10_000  # notes after which they may come again
 _told: set[tuple[str, str]] = set()  # notes and the names that they were about, of all models of the process
-_LIST = re.compile(r"[;\n\r\t{}\[\]]")  # in no name
+_LIST = re.compile(r"[;{}\[\]]")  # in no name
 _LISTED = re.compile(r",\s*\w|\w\.\s+\w+\.|\s[/+]\s")  # in none that is the only one
 
 

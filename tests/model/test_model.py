@@ -1,6 +1,7 @@
 """The model as a whole: shapes, batches, vocabularies, switches, compilation, and what users may do wrong."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tiny import NAMES, pixels, tiny_model
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 import fgaseg.model.head
 from fgaseg import FGASeg
@@ -114,6 +116,46 @@ def test_pruning_computes_survivors_as_if_they_had_been_asked_for_alone():
     assert (out.logits[0, dropped] == -100).all()
 
 
+@pytest.mark.parametrize("pixels_at_once", [64, 10**9])
+def test_pad_tokens_are_as_many_as_each_image_lacks(pixels_at_once, monkeypatch):
+    monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", pixels_at_once)
+    model = tiny_model(fast=True, top_k=2, pad_classes=14)
+    with torch.no_grad():
+        vocabulary = model.encode(THINGS)
+        together = model(plain_photos(3), vocabulary)
+        assert len(set(together.kept.sum(1).tolist())) > 1  # else this tests nothing
+        for i in range(3):
+            alone = model(plain_photos(3)[i : i + 1], vocabulary)
+            torch.testing.assert_close(together.logits[i], alone.logits[0], atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_photos_are_padded_with_zeros_below_and_on_the_right():
+    model, photo, whole = tiny_model(), pixels(1, 61, 30), torch.zeros(1, 3, 64, 32)
+    whole[:, :, :61, :30] = photo
+    for got, expected in zip(model.image_encoder(photo), model.image_encoder(whole), strict=True):
+        assert torch.equal(got, expected)
+
+
+class OrderOfEquals(TorchFunctionMode):
+    """Sorts as a GPU may where no stable order is asked for: of equal values the last comes first."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is not torch.Tensor.sort or kwargs.get("stable"):
+            return function(*args, **kwargs)
+        result = function(args[0].flip(-1), **kwargs, stable=True)
+        return SimpleNamespace(values=result.values, indices=args[0].shape[-1] - 1 - result.indices)
+
+
+def test_ties_under_the_class_cap_go_to_the_lowest_index_on_any_device():
+    scores = torch.zeros(2, 300, 2, 2)
+    scores[0, 250] = scores[1, 7, 1, 1] = 1.0
+    with OrderOfEquals():
+        rows = ClassSelector().cap(scores, 4).rows.tolist()
+    assert rows == [0, 1, 2, 250, 300, 301, 302, 307]
+
+
 def test_class_cap_keeps_the_strongest_and_breaks_ties_by_index():
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])[..., None, None].expand(1, 5, 2, 2)
     assert ClassSelector().cap(scores, 2).rows.tolist() == [1, 2]
@@ -217,6 +259,21 @@ def test_vocabulary_cache_follows_names_template_and_weights():
         assert not torch.equal(model.encode(NAMES).embeddings, first.embeddings)
 
 
+def test_a_cached_vocabulary_is_of_the_settings_that_it_is_asked_for_with():
+    names, model = ["sofa, couch", "sofa", "car"], tiny_model()
+    text, plain = model.text_encoder, model.encode(names)
+    text.first_synonym = True
+    first, expected = text.encode(names), tiny_model(first_synonym=True).encode(names)
+    assert torch.equal(first.embeddings, expected.embeddings) and first.first == expected.first == (0, 0, 2)
+    text.first_synonym = False
+    assert torch.equal(text.encode(names).embeddings, plain.embeddings) and plain.first == (0, 1, 2)
+    assert text.encode(names, background="car").background == 2 and text.encode(names).background is None
+    text.templates = (*text.templates, "{}")
+    both = tiny_model(template=text.templates).encode(names)
+    assert torch.equal(text.encode(names).embeddings, both.embeddings)
+    assert torch.allclose(both.embeddings.norm(dim=-1), torch.ones(3))  # a mean of two is shorter
+
+
 def optimizer_step(model):
     model.clip.text_projection.grad = torch.ones_like(model.clip.text_projection)
     torch.optim.SGD([model.clip.text_projection], lr=1e-3).step()
@@ -235,7 +292,22 @@ def data_in_place(model):
     model.clip.token_embedding.weight.data.mul_(1.001)
 
 
-@pytest.mark.parametrize("write", [optimizer_step, load_other_weights, new_data, data_in_place])
+def one_value_in_place(model):
+    """Another than those that are compared, every fourth."""
+    with torch.no_grad():
+        model.clip.text_projection.view(-1)[1] += 1
+
+
+def one_value_of_new_data(model):
+    data = model.clip.text_projection.data.clone()
+    data.view(-1)[1] += 1
+    model.clip.text_projection.data = data
+
+
+WRITES = [optimizer_step, load_other_weights, new_data, data_in_place, one_value_in_place, one_value_of_new_data]
+
+
+@pytest.mark.parametrize("write", WRITES)
 def test_vocabulary_cache_follows_every_way_to_write_weights(write):
     model = tiny_model()
     before = model.encode(NAMES)

@@ -97,6 +97,8 @@ def test_equal_names_have_one_weight_and_an_unknown_one_is_named():
     assert class_weights(LossConfig(), CLASSES) is None and class_weights(LossConfig(class_weights={}), CLASSES) is None
     with pytest.raises(ConfigError, match=r"class_weights: 'cars' is none of the 3 classes; did you mean 'car'\?"):
         class_weights(LossConfig(class_weights={"cars": 2.0}), CLASSES)
+    with pytest.raises(ConfigError, match="'xyz' is none of the 3 classes; did you mean '"):  # like none of them
+        class_weights(LossConfig(class_weights={"xyz": 2.0}), ["abc", "def", "ghi"])
     with pytest.raises(ConfigError, match="every class has weight 0"):
         class_weights(LossConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES)
 

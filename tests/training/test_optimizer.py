@@ -10,6 +10,7 @@ from torch import nn
 
 from fgaseg import Config, FGASeg
 from fgaseg.training import train
+from fgaseg.training.optimizer import Optimizer
 from fgaseg.training.schedule import learning_rate_factor
 from fgaseg.training.sharding import load_optimizer_state
 
@@ -44,6 +45,15 @@ def test_an_optimizer_state_of_other_parameters_is_refused():
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="optimizer state of 'state', which is no parameter"):
         load_optimizer_state(model, torch.optim.AdamW(model.parameters()), {"state": {}, "param_groups": []})
+
+
+def test_the_scale_of_a_loss_is_taken_off_before_gradients_are_clipped(data, tmp_path):
+    recipe = configure(data, tmp_path, ["train.amp=fp16", "train.clip_norm=0.5"]).train
+    optimizer = Optimizer(FGASeg(Config(model=TINY_MODEL).model), recipe, torch.device("cpu"))
+    weight = optimizer.parameters[0]
+    optimizer.backward(3 * weight.sum())
+    assert optimizer.reduce_gradients().item() == pytest.approx(3 * weight.numel() ** 0.5, rel=1e-5)
+    assert weight.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -9,6 +9,7 @@ from runs import LR, assert_same_run, configure, fail_at, log
 
 import fgaseg.training.tensorboard
 from fgaseg.training import Callback, Trainer, train
+from fgaseg.training.metrics import Speed
 from fgaseg.training.schedule import learning_rate_factor
 from fgaseg.training.state import Means
 from fgaseg.training.tensorboard import TensorBoard
@@ -32,6 +33,15 @@ def test_the_log_has_every_step_once_with_speed_and_memory(data, tmp_path):
     assert again[:9] == rows[:9] and [row["step"] for row in again] == [row["step"] for row in rows]
     train(config.override("train.steps=1"), resume=False, progress=False)  # started over
     assert [row["step"] for row in log(tmp_path)] == [1, 1]
+
+
+def test_speed_is_photos_over_seconds_since_the_last_reset():
+    speed = Speed(batch=4)
+    speed.add(1.0)
+    speed.reset()
+    speed.add(0.5)
+    speed.add(1.5)
+    assert speed.images_per_second == pytest.approx(4.0)
 
 
 def test_means_are_over_the_steps_that_had_the_value():
