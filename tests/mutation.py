@@ -1,8 +1,8 @@
 """Changes single expressions of the package and sees whether a quick test fails: how sharp the tests are.
 
     python tests/mutation.py copy /tmp/mutants                # the repository, without the data beside it
-    python tests/mutation.py cover /tmp/mutants tests/model   # and the other areas: which test runs which line
-    python tests/mutation.py run /tmp/mutants model           # a seeded sample; --only losses.py:120 for some lines
+    python tests/mutation.py cover /tmp/mutants tests/model   # and the others: which test runs which line
+    python tests/mutation.py run /tmp/mutants model           # a seeded sample; then --again, what survived
     python tests/mutation.py report /tmp/mutants              # kill rates, and what survived
 
 A mutant meets the tests that run its line, of all that were covered, then the others of their files; where none runs it
@@ -146,15 +146,15 @@ class Recorder:
             self.bad.add(report.nodeid)
 
 
-def cover(tree: Path, tests: str) -> None:
-    """Writes {"seconds": {test: s}, "lines": {file: {line: [tests]}}} of the passing tests of a file or folder."""
+def cover(tree: Path, tests: list[str]) -> None:
+    """Writes {"seconds": {test: s}, "lines": {file: {line: [tests]}}} of the tests that pass."""
     import coverage
     import pytest
 
     measured = coverage.Coverage(data_file=None, include=[f"{tree}/fgaseg/*"])
     recorder = Recorder(measured)
     measured.start()
-    pytest.main(["-q", "-m", "not slow", "-p", "no:cacheprovider", tests], plugins=[recorder])
+    pytest.main(["-q", "-m", "not slow", "-p", "no:cacheprovider", *tests], plugins=[recorder])
     measured.stop()
     data, lines = measured.get_data(), {}
     for file in data.measured_files():
@@ -163,7 +163,8 @@ def cover(tree: Path, tests: str) -> None:
             for line, tests in data.contexts_by_lineno(file).items()
         }
     seconds = {test: s for test, s in recorder.seconds.items() if test not in recorder.bad}
-    (tree.parent / f"{tests.replace('/', '.')}.json").write_text(json.dumps({"seconds": seconds, "lines": lines}))
+    number = len(list(tree.parent.glob("tests.*.json")))
+    (tree.parent / f"tests.{number}.json").write_text(json.dumps({"seconds": seconds, "lines": lines}))
 
 
 def all_covered(work: Path) -> dict:
@@ -213,26 +214,28 @@ def outcome_of(tree: Path, tests: list[str], limit: float) -> str:
     return "timeout"
 
 
-def run(tree: Path, area: str, count: int, seed: int, seconds: float, minutes: float, only: list[str]) -> None:
+def key(row: dict[str, str]) -> tuple[str, str, str, str]:
+    return row["file"], row["line"], row["before"], row["after"]
+
+
+def run(tree: Path, area: str, count: int, seed: int, seconds: float, minutes: float, again: bool) -> None:
     import torchvision  # noqa: F401  # with torch: once, not in every child
 
     end, table = time.monotonic() + 60 * minutes, tree.parent / "mutants.csv"
-    covered = all_covered(tree.parent)
-    every = mutants(tree, area)
-    picked = random.Random(seed).sample(every, min(count, len(every)))
-    if only:
-        picked = [one for one in every if any(f"{one[0]}:{one[2]}".endswith(place) for place in only)]
+    covered, every = all_covered(tree.parent), mutants(tree, area)
     rows = list(csv.DictReader(table.open())) if table.exists() else []
-    known = {(row["file"], row["line"], row["before"], row["after"]) for row in rows}
+    known = {key(row): row["outcome"] for row in rows}
+    picked = random.Random(seed).sample(every, min(count, len(every)))
     with table.open("a", newline="") as out:
         writer = csv.writer(out)
         if not rows:
             writer.writerow(FIELDS)
-        for file, index, line, before, after in picked:
+        for file, index, line, before, after in every if again else picked:
+            outcome_before = known.get((file, str(line), before, after))
+            if outcome_before != "survived" if again else outcome_before:
+                continue
             if time.monotonic() > end:
                 sys.exit("time is up: run again to go on")
-            if (file, str(line), before, after) in known and not only:
-                continue
             tests, started, source = chosen(covered, file, line, seconds), time.monotonic(), (tree / file).read_text()
             limit = 3 * sum(covered["seconds"][test] for test in tests) + 40
             try:
@@ -248,7 +251,7 @@ def report(tree: Path) -> None:
     with JUDGED.open() as file:
         judged = {(row["file"], row["before"], row["after"]) for row in csv.DictReader(file)}
     with (tree.parent / "mutants.csv").open() as file:
-        last = {(row["file"], row["line"], row["before"], row["after"]): row for row in csv.DictReader(file)}
+        last = {key(row): row for row in csv.DictReader(file)}
     counts: dict[str, Counter] = defaultdict(Counter)
     for row in last.values():
         equal = row["outcome"] == "survived" and (row["file"], row["before"], row["after"]) in judged
@@ -266,10 +269,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["copy", "cover", "run", "report"])
     parser.add_argument("work", type=Path)
-    parser.add_argument("target", nargs="?", help="of cover: tests; of run: " + ", ".join(AREAS))
+    parser.add_argument("target", nargs="*", help="of cover: tests; of run: " + ", ".join(AREAS))
     for option, value in {"--count": 40, "--seed": 0, "--seconds": 40, "--minutes": 60}.items():
         parser.add_argument(option, type=float if option in ("--seconds", "--minutes") else int, default=value)
-    parser.add_argument("--only", nargs="*", default=[], metavar="FILE:LINE")
+    parser.add_argument("--again", action="store_true", help="those that survived")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # with the changed file put back
     tree = given.work.resolve() / "tree"
@@ -287,7 +290,7 @@ def main() -> None:
         if given.what == "cover":
             cover(tree, given.target)
         else:
-            run(tree, given.target, given.count, given.seed, given.seconds, given.minutes, given.only)
+            run(tree, given.target[0], given.count, given.seed, given.seconds, given.minutes, given.again)
 
 
 if __name__ == "__main__":

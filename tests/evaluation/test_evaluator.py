@@ -9,13 +9,19 @@ from tiny import tiny_model
 
 from fgaseg import FGASeg
 from fgaseg.config import DataConfig
-from fgaseg.data import FolderDataset
+from fgaseg.data import FolderDataset, default_root
 from fgaseg.errors import DataError
-from fgaseg.evaluation import EvalOptions, evaluate
-from fgaseg.evaluation.evaluator import run_evaluation
+from fgaseg.evaluation import EvalOptions, evaluate, evaluator
+from fgaseg.evaluation.evaluator import open_validation_set, run_evaluation
 from fgaseg.vocabulary import Vocabulary
 
 PHOTOS = SHARED / "data" / "protocol" / "ADEChallengeData2016"
+
+
+def test_a_validation_set_is_sought_in_the_root_of_the_configuration(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluator, "open_set", lambda name, root: (name, root))
+    assert open_validation_set(DataConfig(val_set="a150", root=tmp_path)) == ("a150", tmp_path)
+    assert open_validation_set(DataConfig(val_set="a150")) == ("a150", default_root())
 
 
 class Images:

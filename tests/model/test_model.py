@@ -261,8 +261,9 @@ def test_vocabulary_cache_follows_names_template_and_weights():
 
 def test_a_cached_vocabulary_is_of_the_settings_that_it_is_asked_for_with():
     names, model = ["sofa, couch", "sofa", "car"], tiny_model()
-    text, plain = model.text_encoder, model.encode(names)
+    text, plain, alone = model.text_encoder, model.encode(names), model.encode(names[:1])
     text.first_synonym = True
+    assert not torch.equal(text.encode(names[:1]).embeddings, alone.embeddings)
     first, expected = text.encode(names), tiny_model(first_synonym=True).encode(names)
     assert torch.equal(first.embeddings, expected.embeddings) and first.first == expected.first == (0, 0, 2)
     text.first_synonym = False
@@ -271,6 +272,8 @@ def test_a_cached_vocabulary_is_of_the_settings_that_it_is_asked_for_with():
     text.templates = (*text.templates, "{}")
     both = tiny_model(template=text.templates).encode(names)
     assert torch.equal(text.encode(names).embeddings, both.embeddings)
+    text.templates = ("a photo of what everyone who sees it would call by the name of a {}",)  # cut before its end
+    assert text.encode(names).first == (0, 0, 0)
     assert torch.allclose(both.embeddings.norm(dim=-1), torch.ones(3))  # a mean of two is shorter
 
 

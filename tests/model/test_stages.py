@@ -14,7 +14,7 @@ from torch.func import functional_call
 import fgaseg.training.losses
 from fgaseg.config import LossConfig
 from fgaseg.model import reference as plain
-from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock
+from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock, _pooled
 from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
 from fgaseg.model.decoder import LocalUp, UpStage
 from fgaseg.model.encoders.image_tower import resized_positions
@@ -110,6 +110,17 @@ def test_class_attention_is_linear_attention_over_the_classes_of_a_pixel():
         y = x[0, :, p] + torch.cat(out, -1)
         expected[0, :, p] = y + layer.mlp(layer.norm2(y))
     same(by_images(layer, x, guidance), expected)
+
+
+@pytest.mark.parametrize("grid", [(5, 7), (4, 6), (1, 1)], ids=str)
+@pytest.mark.parametrize("pooling", [2, 3])
+def test_pools_at_the_border_are_means_of_what_is_inside(grid, pooling, monkeypatch):
+    x = rand(3, *grid, 4)
+    starts = itertools.product(*(range(0, n, pooling) for n in grid))
+    means = torch.stack([x[:, i : i + pooling, j : j + pooling].mean((1, 2)) for i, j in starts], 1)
+    same(_pooled(x, pooling).flatten(1, 2), means)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    same(_pooled(x, pooling).flatten(1, 2), means)
 
 
 def _plain_swin(block, x, guidance):
