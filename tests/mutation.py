@@ -224,7 +224,7 @@ def run(tree: Path, area: str, count: int, seed: int, seconds: float, minutes: f
     end, table = time.monotonic() + 60 * minutes, tree.parent / "mutants.csv"
     covered, every = all_covered(tree.parent), mutants(tree, area)
     rows = list(csv.DictReader(table.open())) if table.exists() else []
-    known = {key(row): row["outcome"] for row in rows}
+    known = {key(row): "judged" if again and is_judged(tree, row) else row["outcome"] for row in rows}
     picked = random.Random(seed).sample(every, min(count, len(every)))
     with table.open("a", newline="") as out:
         writer = csv.writer(out)
@@ -247,15 +247,23 @@ def run(tree: Path, area: str, count: int, seed: int, seconds: float, minutes: f
             out.flush()
 
 
-def report(tree: Path) -> None:
+def is_judged(tree: Path, row: dict[str, str]) -> bool:
+    """Told by the text of the line, since its number changes."""
+    code = (tree / row["file"]).read_text().splitlines()[int(row["line"]) - 1].strip()
     with JUDGED.open() as file:
-        judged = {(row["file"], row["before"], row["after"]) for row in csv.DictReader(file)}
+        return any(
+            (one["file"], one["code"], one["before"], one["after"]) == (row["file"], code, row["before"], row["after"])
+            for one in csv.DictReader(file)
+        )
+
+
+def report(tree: Path) -> None:
     with (tree.parent / "mutants.csv").open() as file:
         last = {key(row): row for row in csv.DictReader(file)}
     counts: dict[str, Counter] = defaultdict(Counter)
     for row in last.values():
-        equal = row["outcome"] == "survived" and (row["file"], row["before"], row["after"]) in judged
-        row["outcome"] = "judged" if equal else row["outcome"]
+        if row["outcome"] == "survived" and is_judged(tree, row):
+            row["outcome"] = "judged"
         counts[row["area"]][row["outcome"]] += 1
         counts["all"][row["outcome"]] += 1
         if row["outcome"] in ("survived", "error"):

@@ -104,12 +104,11 @@ def fetch_file(repo: str, filename: str, *, repo_type: str = "model", revision: 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that `fetch_to` fetched. `ours` is False for one that was in the hub's cache before."""
+    """A file that `fetch_to` fetched, or found in the hub's cache."""
 
     path: Path
     commit: str
     sha256: str
-    ours: bool
 
 
 def fetch_to(
@@ -136,7 +135,7 @@ def fetch_to(
             if not found.startswith(sha256):
                 path.resolve().unlink()
             _check_known(wanted, found, sha256)
-            return Fetched(path, commit, found, ours=False)
+            return Fetched(path, commit, found)
         if constants.HF_HUB_OFFLINE:
             raise errors.LocalEntryNotFoundError("offline")
         metadata = _metadata(wanted, PAUSES)
@@ -154,7 +153,7 @@ def fetch_to(
         if not found.startswith(sha256):
             path.unlink()
         _check_known(wanted, found, sha256)
-        return Fetched(path, metadata.commit_hash, found, ours=True)
+        return Fetched(path, metadata.commit_hash, found)
 
 
 def _check_known(wanted: _Wanted, found: str, known: str) -> None:

@@ -6,7 +6,9 @@ import pickle
 import torch
 from sample_data import SAMPLES, needs_samples
 
+from fgaseg.data import set_files
 from fgaseg.data.benchmark_sets import BENCHMARK_SETS
+from fgaseg.data.set_files import SplitFiles
 
 
 def test_names_classes_and_prompts():
@@ -35,3 +37,14 @@ def test_sets_can_be_sent_to_another_process():
     for one in BENCHMARK_SETS.values():
         copy = pickle.loads(pickle.dumps(one))
         assert copy.names == one.names and (copy.table == one.table).all()
+
+
+def test_labels_in_one_file_are_read_where_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(set_files, "read_run_lengths", lambda path: {path.name: "labels"})
+    monkeypatch.setattr(SplitFiles, "_listed_ones", lambda self, found: found)
+    files = SplitFiles(BENCHMARK_SETS["pc59"], "val", tmp_path)
+    assert files.published_labels() == {}
+    place = tmp_path / files.layout.labels
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("{}")
+    assert files.published_labels() == {"trainval_merged.json": "labels"}

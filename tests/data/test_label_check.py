@@ -128,6 +128,14 @@ def test_values_without_a_name_are_listed_with_their_share_and_the_likely_cause(
         check_labels(FolderDataset(DataConfig(**keys), "val"), "val")
 
 
+@pytest.mark.parametrize("number", [5, 6, 7])
+def test_five_values_without_a_name_are_listed_and_the_others_counted(tmp_path, number):
+    report = check_folders(**make(tmp_path, [[0, 1, 2, *range(100, 100 + number)]]))
+    (text,) = [one for one in report.warnings if "also without a name" in one]
+    found = re.search(r"and (\d+) more values", text)
+    assert (found and int(found[1])) == (number - 5 or None)
+
+
 def test_a_colour_without_a_name_is_named_with_its_share(tmp_path):
     colours = np.array([[1, 2, 3], [200, 0, 0], [200, 0, 4], [9, 9, 9]], np.uint8)
     keys = make(tmp_path, [colours[np.resize([0, 0, 1, 2], SIZE)], colours[np.resize([0, 3], SIZE)]], None)

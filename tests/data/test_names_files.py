@@ -8,6 +8,7 @@ import pytest
 from fgaseg.data import read_classes, read_names
 from fgaseg.data.label_formats import colour
 from fgaseg.data.label_maps import LabelMap
+from fgaseg.data.name_lines import is_numbered
 from fgaseg.data.names_files import names_text, read_table
 from fgaseg.errors import DataError
 from fgaseg.vocabulary import ClassPrompts
@@ -275,3 +276,13 @@ def test_written_names_read_back(tmp_path, classes):
 def test_a_name_that_stands_twice_is_not_written():
     with pytest.raises(DataError, match="'car' stands twice"):
         names_text(["car", "sky", "car"])
+
+
+@pytest.mark.parametrize("line", ["3 road", "road 3", "128 64 128 road", "road: 3"])
+def test_a_line_with_a_value_or_a_colour_is_numbered(line):
+    assert is_numbered(line)
+
+
+@pytest.mark.parametrize("line", ["road", "traffic light", "3", "3 road, car", ""])
+def test_a_name_alone_is_not_numbered(line):
+    assert not is_numbered(line)

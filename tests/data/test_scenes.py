@@ -22,6 +22,21 @@ def test_a_fifth_of_the_pairs_is_unseen_and_every_part_is_seen():
     assert len(set(NAMES)) == len(NAMES) and len(NAMES) <= 255
 
 
+AREAS = {"star": 1.4397, "ring": 3.1326, "square": 2.5088, "triangle": 1.7180, "cross": 2.0988}  # without the hole
+
+
+def test_outlines_are_what_they_are_called():
+    assert SHAPES.keys() == AREAS.keys()
+    for name, (outline, *hole) in SHAPES.items():
+        x, y = outline.T
+        assert abs((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2 == pytest.approx(AREAS[name], abs=1e-3)
+        assert len(hole) == (name == "ring")
+    arms = {(round(abs(x), 2), round(abs(y), 2)) for x, y in SHAPES["cross"][0]}
+    assert arms == {(0.33, 0.96), (0.33, 0.33), (0.96, 0.33)}
+    (outline, hole) = SHAPES["ring"]
+    assert np.hypot(*outline.T) == pytest.approx(1) and np.hypot(*hole.T) == pytest.approx(0.54)
+
+
 def test_training_never_shows_an_unseen_pair():
     data = SceneDataset("train", 300, 48)
     assert data.names == SEEN + GROUNDS

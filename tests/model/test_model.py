@@ -116,6 +116,18 @@ def test_pruning_computes_survivors_as_if_they_had_been_asked_for_alone():
     assert (out.logits[0, dropped] == -100).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("text", ["aligned", "text"])
+def test_the_maps_of_t2ploss_are_made_in_training_alone_from_the_texts_that_were_chosen(text):
+    model = tiny_model(t2p_text=text)
+    features, texts = model.image_encoder(pixels(2)), model.encode(NAMES).embeddings
+    assert model.head(features, texts).align is None
+    model.train()
+    aligned = model.head.p2t(features.embedding, texts)
+    expected = model.head.t2p(features.embedding, aligned if text == "aligned" else texts.expand_as(aligned))
+    assert torch.equal(model.head(features, texts).align, expected)
+
+
 @pytest.mark.parametrize("pixels_at_once", [64, 10**9])
 def test_pad_tokens_are_as_many_as_each_image_lacks(pixels_at_once, monkeypatch):
     monkeypatch.setitem(fgaseg.model.packed_maps.PIXELS_PER_CHUNK, "cpu", pixels_at_once)
@@ -431,6 +443,8 @@ def test_a_compiled_model_gives_the_same():
     counter = CompileCounterWithBackend("aot_eager")
     compiled.compile(backend=counter, dynamic=True, fullgraph=True)
     with torch.no_grad():
+        compiled.image_encoder(pixels(1))
+        assert counter.frame_count > 0
         for classes in (5, 200):  # the second comes in pieces, the last of them shorter
             vocabulary = model.encode([f"thing {i}" for i in range(classes)])
             got, expected = (m(pixels(1), vocabulary).logits for m in (compiled, model))

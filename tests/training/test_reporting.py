@@ -5,10 +5,11 @@ import logging
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from runs import LR, assert_same_run, configure, fail_at, log
 
 import fgaseg.training.tensorboard
-from fgaseg.training import Callback, Trainer, train
+from fgaseg.training import Callback, Trainer, reporting, train
 from fgaseg.training.metrics import Speed
 from fgaseg.training.schedule import learning_rate_factor
 from fgaseg.training.state import Means
@@ -33,6 +34,15 @@ def test_the_log_has_every_step_once_with_speed_and_memory(data, tmp_path):
     assert again[:9] == rows[:9] and [row["step"] for row in again] == [row["step"] for row in rows]
     train(config.override("train.steps=1"), resume=False, progress=False)  # started over
     assert [row["step"] for row in log(tmp_path)] == [1, 1]
+
+
+def test_the_bar_of_a_terminal_ends_with_the_run(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "Console", lambda stderr: Console(file=io.StringIO(), force_terminal=True))
+    reporter = reporting.ProgressReporter(configure(data, tmp_path))
+    reporter.on_start(0, [])
+    assert reporter.bar.live.is_started
+    reporter.on_end()
+    assert not reporter.bar.live.is_started
 
 
 def test_speed_is_photos_over_seconds_since_the_last_reset():

@@ -21,6 +21,7 @@ from small_encoders import (
 
 from fgaseg import EncoderConfig, FGASeg, ModelConfig
 from fgaseg.errors import EncoderError, VocabularyError
+from fgaseg.model.encoders import tokenizers
 from fgaseg.model.encoders.tokenizers import Tokenizer
 
 SIZE = len(WORDS) + len(SPECIAL)
@@ -42,6 +43,19 @@ def test_tokens_are_those_of_hugging_face_cleaned_as_the_configuration_says(toke
         [ids["a"]] * 5 + [1],
     ]
     assert Tokenizer("mine", {**text, "tokenizer_kwargs": {}}, tokenizer)(["CAT"])[0, 0] == 2  # cased without it
+
+
+def test_the_files_of_a_saved_tokenizer_are_read_and_nothing_else(tokenizer, monkeypatch):
+    asked = {}
+
+    def refuse(name, source, length, **options):
+        asked.update(options, source=source)
+        raise EncoderError("asked")
+
+    monkeypatch.setattr(tokenizers, "_hugging_face", refuse)
+    with pytest.raises(EncoderError, match="asked"):
+        Tokenizer("mine", HUB, tokenizer)
+    assert asked["source"] == str(tokenizer) and asked["local_files_only"] is True
 
 
 @pytest.mark.parametrize("length", [4, 6, 16])
