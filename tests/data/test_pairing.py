@@ -49,6 +49,8 @@ def test_suffixes(tmp_path, name, one_folder):
         (first / "names.txt").write_text("sky\n")
     found = pairs(first, second, image_suffix, label_suffix)
     assert list(found.values()) == [(photos[0], labels[0])]
+    _, left = find_pairs(first, second, names=PairNames.parse(image_suffix, label_suffix))
+    assert not [line for line in left if "has no label image" in line]  # a label is no photo without a label
 
 
 @pytest.mark.parametrize("name", ["cityscapes", "mask", "sat", "prefixes"])
