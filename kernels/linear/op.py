@@ -310,7 +310,7 @@ def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _check_mlp(
+def _check_call_of_mlp(
     x: Tensor, norm: Norm, weight1: Weight, bias1: Tensor, weight2: Weight, bias2: Tensor, activation: str,
     added: Tensor | None,
 ) -> None:  # fmt: skip
@@ -354,7 +354,7 @@ def mlp(
     the hidden values nothing is kept: the backward pass computes them again. Backends, choices and errors are those
     of ``linear``, but for Triton's form, which has no gradient and runs on a GPU in inference, outside autocast.
     """
-    _check_mlp(x, norm, weight1, bias1, weight2, bias2, activation, added)
+    _check_call_of_mlp(x, norm, weight1, bias1, weight2, bias2, activation, added)
     fused = backend == "auto" and _fused_on_gpu(x, added, norm.weight, norm.bias, weight1, bias1, weight2, bias2)
     if added is not None and not fused:
         x, added = x + added, None
