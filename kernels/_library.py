@@ -47,6 +47,8 @@ def define(op: str, arguments: str, check: Callable, fake: Callable, package: st
     def launch(*args):
         nonlocal launcher
         check(*args)
+        if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args):
+            raise TypeError(f"{op}: on a GPU float64 is left to the reference")
         if launcher is None:
             launcher = getattr(importlib.import_module(".triton", package), op)
         device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
