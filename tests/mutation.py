@@ -207,7 +207,8 @@ def outcome_of(tree: Path, tests: list[str], limit: float) -> str:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return {0: "survived", 4: "error", 5: "error"}.get(code, "killed")
+            absent = code in (4, 5) and "ERROR: not found" in (tree.parent / "last.log").read_text(errors="replace")
+            return "error" if absent else "survived" if code == 0 else "killed"  # 4: the package is not imported, too
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
