@@ -25,6 +25,7 @@ class Backend:
     limit             the part of ``why_not`` that depends on more than the tensors' devices and dtypes
     prefer_reference  of a call's arguments: why "auto" gives the call to the reference although this backend could run
                       it, or ""
+    prefer_next       likewise why "auto" gives the call to the next compiled backend, if one can run it
     native            dtypes that it multiplies as they are where the processor can; it converts all others to float32
     """
 
@@ -34,6 +35,7 @@ class Backend:
     prefer_reference: Callable[..., str] = lambda *_: ""
     native: tuple[torch.dtype, ...] = ()
     limit: Callable[..., str] = lambda *_: ""
+    prefer_next: Callable[..., str] = lambda *_: ""
 
 
 class CannotRun(RuntimeError):
@@ -59,6 +61,7 @@ def register(
     prefer_reference: dict[str, Callable[..., str]] | None = None,
     native: tuple[torch.dtype, ...] = (),
     order: tuple[str, ...] = BACKENDS,
+    prefer_next: dict[str, Callable[..., str]] | None = None,
     **limits: Callable[..., str],
 ) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
@@ -66,10 +69,11 @@ def register(
     limits            by backend, what it alone cannot run, as ``Backend.why_not``
     prefer_reference  by backend, the calls for which the reference was measured to be faster, as in ``Backend``
     native            of the C++ backend, as in ``Backend``
+    prefer_next       by backend, the calls for which the next in the order is preferred, as in ``Backend``
     order             of all compiled backends. Triton, whose compiler places the barriers, comes before our own CUDA
                       until both have been measured on a GPU, unless it needs many times as many instructions
     """
-    prefer_reference = prefer_reference or {}
+    prefer_reference, prefer_next = prefer_reference or {}, prefer_next or {}
 
     def limit(name: str) -> Callable[..., str]:
         return limits.get(name, lambda *_: "")
@@ -85,6 +89,7 @@ def register(
             prefer_reference.get(name, lambda *_: ""),
             native if name == "cpp" else (),
             limit(name),
+            prefer_next.get(name, lambda *_: ""),
         )
         for name in order
     ]
@@ -150,15 +155,20 @@ def explain(op: str, *args) -> str:
 def _verdict(backend: Backend, args: tuple) -> str:
     if why := backend.why_not(*args):
         return why
-    faster = backend.prefer_reference(*args)
-    return f"can run, but auto takes the reference: {faster}" if faster else "can run"
+    if faster := backend.prefer_reference(*args):
+        return f"can run, but auto takes the reference: {faster}"
+    faster = backend.prefer_next(*args)
+    return f"can run, but auto takes the next that can: {faster}" if faster else "can run"
 
 
 def dispatch(op: str, backend: str, *args):
     """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
     able = able_backends(op, args)
     if backend == "auto":
-        chosen = next(candidate for candidate in able.auto if not candidate.limit(*args))
+        fitting = (candidate for candidate in able.auto if not candidate.limit(*args))
+        chosen = next(fitting)
+        if chosen.prefer_next(*args):
+            chosen = next((one for one in fitting if one.name != "reference"), chosen)
         if chosen.prefer_reference(*args):  # a choice, not a fallback: no warning
             return able.of[-1].run(*args)
         if chosen.name == "reference" and len(able.of) > 1 and _to_be_told(op, args):

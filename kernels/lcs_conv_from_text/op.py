@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import able_backends, check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from ..kernel_softmax.op import check_norm
 from ..lcs_conv import lcs_conv
 from .reference import lcs_conv_from_text_reference
 
-KEPT_LOGITS = (2**16, 2**25)  # bytes: at least, at most
+KEPT_LOGITS = (2**16, 2**25)  # bytes on a CPU: at least, at most
+MOST_ON_GPU = 2**28  # bytes
 
 
 def _check(texts: Tensor, weight: Tensor, bias: Tensor, pixels: Tensor, kernel_size: int, norm: str) -> None:
@@ -104,8 +105,10 @@ def lcs_conv_from_text(
 
     Differentiable once in the four tensors (the reference any number of times). Working memory does not grow with
     C*K*K, except in the reference, for norm="channels", and where "auto" takes two steps, a linear layer and then
-    ``lcs_conv``: on a CPU, if a gradient is recorded and all logits take 64 KiB to 32 MiB. The logits are then computed
-    once instead of twice (measured: 2 to 24 % less time forward and backward, up to 117 MB more memory).
+    ``lcs_conv``: on a CPU, if a gradient is recorded and all logits take 64 KiB to 32 MiB, which are then computed once
+    instead of twice (measured: 2 to 24 % less time forward and backward, up to 117 MB more memory); on a GPU, for 3x3
+    kernels of 16-bit elements, if the CUDA kernels were built and all logits take at most 256 MiB (predicted for an
+    H100 at C = 512 and T = 847: less than half the time).
     Under autocast it runs in autocast's dtype. B and T may be 0. ``backend`` is "auto" or a name that ``explain``
     lists. Source: FGAseg, section III-C, eq. 10. Raises ValueError for an even K, an unknown norm, mismatched shapes or
     devices, TypeError for mismatched dtypes.
@@ -113,15 +116,18 @@ def lcs_conv_from_text(
     (texts, weight, bias, pixels), no_more_casts = under_autocast(texts, weight, bias, pixels)
     _check(texts, weight, bias, pixels, kernel_size, norm)
     with no_more_casts:
-        if backend == "auto" and _keeps_logits(texts, weight, bias, pixels):
+        if backend == "auto" and _keeps_logits(kernel_size, texts, weight, bias, pixels):
             outputs = F.linear(texts, weight, bias)
             return lcs_conv(pixels, outputs[..., :-1], outputs[..., -1], kernel_size, norm)
         return dispatch("lcs_conv_from_text", backend, texts, weight, bias, pixels, kernel_size, norm)
 
 
-def _keeps_logits(*args: Tensor) -> bool:
+def _keeps_logits(kernel_size: int, *args: Tensor) -> bool:
     texts, weight = args[:2]
     gradient = torch.is_grad_enabled() and any(x.requires_grad for x in args)
     logits_bytes = texts.shape[0] * texts.shape[1] * weight.shape[0] * texts.element_size()
+    if texts.device.type == "cuda":
+        few_instructions = kernel_size == 3 and texts.dtype in (torch.float16, torch.bfloat16)
+        return few_instructions and logits_bytes <= MOST_ON_GPU and "cuda" in able_backends("lcs_conv", args).named
     least, most = KEPT_LOGITS
     return gradient and texts.device.type == "cpu" and least <= logits_bytes <= most

@@ -1,6 +1,9 @@
+import importlib
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +68,57 @@ def test_auto_leaves_small_calls_to_the_reference(monkeypatch):
         )
     kernel_softmax(many.requires_grad_(), 5)
     assert len(ran) == 2
+
+
+def chosen_by_auto(op: str, *args, without: str = "") -> str:
+    """The backend that "auto" would take if all that are not ``without`` could run the call."""
+    ran = []
+
+    def backend(one: _dispatch.Backend) -> _dispatch.Backend:
+        return replace(
+            one, run=lambda *_: ran.append(one.name), limit=lambda *_: "left out" if one.name == without else ""
+        )
+
+    able = tuple(backend(one) for one in _dispatch.OPS[op] if one.name != "cpp")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dispatch, "able_backends", lambda *_: _dispatch._Able(able, {}, able))
+        _dispatch.dispatch(op, "auto", *args)
+    return ran[0]
+
+
+@pytest.mark.parametrize(
+    "dtype, size, without, expected",
+    [
+        (torch.bfloat16, 3, "", "cuda"),
+        (torch.bfloat16, 3, "cuda", "triton"),
+        (torch.float16, 5, "", "triton"),
+        (torch.float32, 3, "", "triton"),
+        (torch.float32, 3, "triton", "cuda"),  # rather than the reference
+    ],
+)
+def test_lcs_conv_on_a_gpu_takes_the_fewest_instructions(dtype, size, without, expected):
+    logits = torch.zeros(1, 3, 2 * size**2, dtype=dtype)
+    args = torch.zeros(1, 2, 4, 4, dtype=dtype), logits, torch.zeros(1, 3, dtype=dtype), size, "taps"
+    assert chosen_by_auto("lcs_conv", *args, without=without) == expected
+
+
+@pytest.mark.parametrize(
+    "dtype, size, classes, cuda, steps",
+    [
+        (torch.bfloat16, 3, 4, True, True),
+        (torch.bfloat16, 3, 4, False, False),
+        (torch.bfloat16, 5, 4, True, False),
+        (torch.float32, 3, 4, True, False),
+        (torch.bfloat16, 3, 10**6, True, False),  # the logits would take more than 256 MiB
+    ],
+)
+def test_lcs_conv_from_text_on_a_gpu_takes_two_steps_for_cuda(dtype, size, classes, cuda, steps, monkeypatch):
+    module = importlib.import_module("fgaseg.kernels.lcs_conv_from_text.op")
+    monkeypatch.setattr(module, "able_backends", lambda *_: SimpleNamespace(named={"cuda": 0} if cuda else {}))
+    texts = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, classes, 8), requires_grad=False)
+    texts.element_size = lambda: dtype.itemsize
+    weight = torch.zeros(16 * size**2 + 1, 8)
+    assert module._keeps_logits(size, texts, weight) == steps
 
 
 def test_a_kind_of_call_is_asked_once(monkeypatch):
