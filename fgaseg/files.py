@@ -69,7 +69,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     parent folders are made. If `write` or the disk fails, the exception passes and the temporary file is removed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with _naming(path), os.fdopen(descriptor, "wb") as file:
@@ -92,7 +92,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     library writes next to its file, such as `<path>.aux.xml`, is there when the file is. Otherwise nothing is left.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(path)
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
         with _naming(path):
@@ -115,7 +115,7 @@ def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[
     keep_previous  keep `<path>.old` afterwards, as the last but one version
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parents(path)
     previous = previous_directory(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
     try:
@@ -151,6 +151,14 @@ def complete_directory(path: str | Path) -> Path | None:
 def previous_directory(path: Path) -> Path:
     """`<path>.old`, where `atomic_directory(path)` keeps the version before."""
     return path.with_name(path.name + ".old")
+
+
+def _make_parents(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((one for one in path.parents if one.exists()), path)
+        raise NotADirectoryError(f"{path}: cannot be written, because {file} is a file; give another path") from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import add_json, add_words, split_words, whole_numbers
+from .options import add_json, add_words, check_out, split_words, whole_numbers
 from .printing import say, say_json
 
 HELP = """\
@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.steps < 1:
         raise UsageError(f"--steps {options.steps}: give 1 or more")
+    check_out(options.out)
     tables, overrides = split_words(options.words)
     results = run_ablations(tables, options.on, options.steps, options.seed, options.out, overrides)
     if options.json:

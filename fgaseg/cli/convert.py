@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..errors import UsageError
-from .options import add_json, add_words, load_model, model_and_overrides
+from .options import add_json, add_words, check_out, load_model, model_and_overrides
 from .printing import say, say_json
 
 HELP = """\
@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from ..weights import read_released
 
     source, overrides = model_and_overrides(options.model, options.words)
+    check_out(options.out, file=options.to_released)
     if options.to_released:
         if overrides or options.allow_foreign:
             raise UsageError("--to-released takes the model as it is: leave key=value and --allow-foreign out")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .options import add_json, add_words, only_overrides, whole_numbers
+from .options import add_json, add_words, check_out, only_overrides, whole_numbers
 from .printing import say_json
 
 HELP = """\
@@ -34,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     from ..reproduce import run_demo
 
+    check_out(options.out)
     results = run_demo(options.out, options.seed, only_overrides(options.words), options.restart)
     if options.json:
         say_json(results)

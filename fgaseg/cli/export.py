@@ -12,6 +12,7 @@ from .options import (
     add_class_options,
     add_json,
     add_words,
+    check_out,
     class_values,
     load_model,
     model_and_overrides,
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     source, overrides = model_and_overrides(options.model, options.words)
     check_arguments(options)
+    check_out(options.out)
     model = load_model(source, overrides, "cpu")
     chosen = export_options(options, model, source)
     manifest = export_model(model, options.out, chosen)

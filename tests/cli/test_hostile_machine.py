@@ -85,6 +85,12 @@ WRITERS = {
     "train": ("train", "{place}/mine.yaml", "--out", "{out}"),
     "raster": ("raster", "{place}/images/0.png", "--model", "{place}/model", "--classes", "cat, sky", "--out",
                "{out}.tif"),
+    "convert": ("convert", "{place}/model", "--to-released", "--out", "{out}.pth"),
+    "export": ("export", "{place}/model", "--to", "torch", "--parts", "text", "--out", "{out}"),
+    "demo": ("demo", "--out", "{out}", "train.steps=1", "train.warmup=0", "train.eval_every=0"),
+    "ablate": ("ablate", "II", "--on", "{place}/mine.yaml", "--steps", "1", "--out", "{out}"),
+    "data prepare": ("data", "prepare", "--images", "{place}/images", "--labels", "{place}/labels", "--names",
+                     "{place}/names.txt", "--out", "{out}"),
 }  # fmt: skip
 PLACES = {"a full disk": ("{tmp}/out", 200), "below a file": ("{place}/file/out", 0), "not writable": ("/sys/out", 0)}
 
