@@ -19,8 +19,8 @@ python=${PYTHON:-python3}
 dry=${FGASEG_DRY_RUN:-0}
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 arch=${arch:-90}
-first="S3,T=150,T=150 shift=6"
-table="$first,S8,small,S7,S2,S1,S5,S6,T=150 shift=0,T=20,T=20 shift=6,T=847"
+first="S3,T=150,T=150 shift=6,T=150 48x48x64"
+table="$first,S8,small,S7,S2,S1,S5,S6,T=150 shift=0,T=20,T=20 shift=6,T=847,T=150 96x96x32,T=20 48x48x64,T=20 96x96x32"
 model=(--passes inference --batch 1 --classes 150 --seconds 2)
 calls=benchmarks/small_calls.py types=float32,bfloat16
 tests=tests/kernels workers=(-n 8)

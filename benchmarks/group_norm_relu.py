@@ -11,7 +11,8 @@ from fgaseg.kernels.calls import DECODER
 from fgaseg.kernels.group_norm_relu.reference import group_norm_relu_reference
 
 MAPS = (1, 8, 20, 150)
-SHAPES = {f"{stage}, N={n}": (n, *sizes) for stage, sizes in DECODER.items() for n in MAPS}
+SHAPES = {f"T={n} {stage}": (n, *sizes) for stage, sizes in DECODER.items() for n in MAPS}
+SHAPES["small"] = (2, 6, 32, 2)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -12,6 +12,10 @@ from .reference import embed_maps_reference, score_maps_reference
 
 def _check_embedding(maps: Tensor, weight: Tensor, bias: Tensor) -> None:
     check_same("embed_maps", maps=maps, weight=weight, bias=bias)
+    _check_embedding_shapes(maps, weight, bias)
+
+
+def _check_embedding_shapes(maps: Tensor, weight: Tensor, bias: Tensor) -> None:
     if maps.dim() != 3 or any(n < 1 for n in maps.shape[1:]):
         raise ValueError(f"embed_maps: maps has shape {list(maps.shape)}; expected [R, H, W], H and W at least 1")
     odd = weight.dim() == 4 and weight.shape[2] == weight.shape[3] and weight.shape[3] % 2 == 1
@@ -24,6 +28,10 @@ def _check_embedding(maps: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 def _check_scores(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     check_same("score_maps", x=x, weight=weight, bias=bias)
+    _check_score_shapes(x, weight, bias)
+
+
+def _check_score_shapes(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if x.dim() != 4 or any(n < 1 for n in x.shape[1:]):
         raise ValueError(f"score_maps: x has shape {list(x.shape)}; expected [R, H, W, C], H, W and C at least 1")
     check_shape("score_maps", "weight", weight, [1, x.shape[3], 3, 3])
@@ -89,7 +97,7 @@ def embed_maps(maps: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "au
     Source: FGAseg's embedding of the similarity maps (section III-C2). Raises ValueError for mismatched shapes or
     devices, TypeError for mismatched dtypes, RuntimeError for a gradient of the C++ backend.
     """
-    _check_embedding(maps, weight, bias)
+    _check_embedding_shapes(maps, weight, bias)
     return _run("embed_maps", embed_maps_reference, backend, maps, weight, bias)
 
 
@@ -104,5 +112,5 @@ def score_maps(x: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto"
     Gradients, autocast, backends and errors are those of ``embed_maps``. Source: the head of FGAseg's decoder (section
     III-D).
     """
-    _check_scores(x, weight, bias)
+    _check_score_shapes(x, weight, bias)
     return _run("score_maps", score_maps_reference, backend, x, weight, bias)

@@ -177,6 +177,7 @@ def test_rows_are_written_as_they_come_and_say_what_failed(tmp_path):
     command += ["--csv", str(tmp_path / "rows.csv"), "--benchmark-max-time=0.001", "--benchmark-min-rounds=1"]
     path = os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT, ROOT / "tests")))
     environment = {**os.environ, "PYTHONPATH": path, "FGASEG_DRY_RUN": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # under it, pytest-benchmark measures nothing
     subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     with open(tmp_path / "rows.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -23,6 +23,17 @@ def inputs(op, shape):
     return [random(r, h, w, c), random(1, c, 3, 3, seed=1) / c**0.5, random(1, seed=2)]
 
 
+@pytest.mark.parametrize("backend", backends("cpp", "reference", "auto"))
+@pytest.mark.parametrize("op, reference, shape", [CASES[3], CASES[-2]], ids=["embed_maps", "score_maps"])
+def test_autocast_runs_like_a_convolution(op, reference, shape, backend):
+    """Inputs of different dtypes, as autocast leaves them, come out in its dtype."""
+    maps, weight, bias = (x.float() for x in inputs(op, shape))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = op(maps.bfloat16(), weight, bias, backend=backend)
+    exact = reference(maps.bfloat16().double(), weight.bfloat16().double(), bias.bfloat16().double())
+    check_error(got, reference(maps.bfloat16(), weight.bfloat16(), bias.bfloat16()), exact, torch.bfloat16)
+
+
 @pytest.mark.parametrize("op, reference, shape", CASES, ids=lambda x: getattr(x, "__name__", str(x)))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
