@@ -71,7 +71,7 @@ class OnMeta(TorchDispatchMode):
         if namespace == "fgaseg":
             with self:  # for what the launcher calls
                 return self.launchers[name.removesuffix("_triton")](*args)
-        if name == "_local_scalar_dense" and args[0].device.type == "meta":
+        if name in ("item", "_local_scalar_dense") and args[0].device.type == "meta":
             return ROWS
         return func(*args, **(kwargs or {}))
 

@@ -321,7 +321,7 @@ ahead.triton.runtime.driver.set_active(ahead.Driver(90))
 ahead.record("small")
 names = {one.kernel.__name__ for one in ahead.LAUNCHES}
 packages = {name.split(".")[2] for name in (one.kernel.fn.__module__ for one in ahead.LAUNCHES)}
-assert packages == set(ahead.packages_with_triton()), packages
+assert packages == set(ahead.packages_with_triton()) - {"lcs_conv_from_text"}, packages  # it has lcs_conv's kernels
 index = next(i for i, one in enumerate(ahead.LAUNCHES) if "gather" in one.kernel.__name__)
 assert ahead.compile_one(index) == (ahead.LAUNCHES[index].kernel.__name__, "")
 seen = []
