@@ -158,7 +158,8 @@ def _make_parents(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next((one for one in path.parents if one.exists()), path)
-        raise NotADirectoryError(f"{path}: cannot be written, because {file} is a file; give another path") from error
+        reason = f"cannot be written, because {file} is a file; give another path"
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(path)) from error
 
 
 @contextlib.contextmanager
