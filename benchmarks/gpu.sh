@@ -22,10 +22,10 @@ arch=${arch:-90}
 first="S3,T=150,T=150 shift=6,T=150 48x48x64"
 table="$first,S8,small,S7,S2,S1,S5,S6,T=150 shift=0,T=20,T=20 shift=6,T=847,T=150 96x96x32,T=20 48x48x64,T=20 96x96x32"
 model=(--passes inference --batch 1 --classes 150 --seconds 2)
-calls=benchmarks/small_calls.py types=float32,bfloat16
+calls=benchmarks/small_calls.py types=float32,bfloat16 large="--shape S3"
 tests=tests/kernels workers=(-n 8)
 if [ "$dry" = 1 ]; then
-    first="S8,small" table="S8,small" calls="$calls --op topk_classes" types=float32
+    first="small" table="S8" calls="$calls --op topk_classes" types=float32 large=
     model=(--passes inference --batch 1 --classes 5 --seconds 0) tests=tests/kernels/test_kernel_softmax.py workers=()
     export TRITON_INTERPRET=1
 fi
@@ -44,7 +44,7 @@ bench=("$python" -m pytest -q --tb=short -p no:cacheprovider --benchmark-max-tim
 # In a copy, so that the libraries of this folder that the GPU does not need stay as they are.
 build='rm -rf "$work/copy" && mkdir "$work/copy" && cp -r setup.py pyproject.toml README.md csrc "$work/copy" &&
     cp -rL fgaseg kernels configs "$work/copy" && cd "$work/copy" && rm -rf fgaseg/kernels fgaseg/configs kernels/*.so &&
-    FGASEG_CPU=0 FGASEG_CUDA=1 "$python" setup.py build_ext --inplace && ls -l kernels/*.so &&
+    FGASEG_CPU=0 FGASEG_CUDA=1 FGASEG_CUDA_ARCHS=$arch "$python" setup.py build_ext --inplace && ls -l kernels/*.so &&
     if [ "$dry" != 1 ]; then cp kernels/_C_cuda*.so "$OLDPWD/kernels/"; fi'
 versions='import importlib.util, sys, torch, triton
 needed = ["pytest_benchmark", "rich", "einops", "timm", "open_clip", "pydantic", "safetensors", "huggingface_hub"]
@@ -79,7 +79,7 @@ plan() {
         --forms "plain,accelerated,bfloat16,compiled plain"
     step 10 kernels 35 -t ncu --clock-control none --section SpeedOfLight --section MemoryWorkloadAnalysis \
         --section WarpStateStats --section Occupancy --section LaunchStats --kernel-name "$ours" --launch-count 60 -- \
-        "$python" $calls --shape S3 --dtype ${types#float32,}
+        "$python" $calls $large --dtype ${types#float32,}
     step 11 timeline 15 -t nsys profile --trace cuda --force-overwrite true --output "$out/model" -- \
         "$python" benchmarks/model.py --check --csv "$work/check.csv"
 }
@@ -136,7 +136,7 @@ mkdir "$work/site"
 ln -s "$PWD/fgaseg" "$work/site/fgaseg"
 export PYTHONPATH="$work/site:$PWD/tests:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:/usr/local/cuda/bin"
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
-export TRITON_CACHE_DIR=${FGASEG_TRITON_CACHE:-$PWD/build/triton} python dry work versions
+export TRITON_CACHE_DIR=${FGASEG_TRITON_CACHE:-$PWD/build/triton} python dry work versions arch
 plan
 wait
 cat "$out/summary.txt"
