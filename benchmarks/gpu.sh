@@ -25,7 +25,7 @@ model=(--passes inference --batch 1 --classes 150 --seconds 2)
 calls=benchmarks/small_calls.py types=float32,bfloat16 large="--shape S3"
 tests=tests/kernels workers=(-n 8)
 if [ "$dry" = 1 ]; then
-    first="small" table="S8" calls="$calls --op topk_classes" types=float32 large=
+    first="S8" table="S8" calls="$calls --op topk_classes" types=float32 large=
     model=(--passes inference --batch 1 --classes 5 --seconds 0) tests=tests/kernels/test_kernel_softmax.py workers=()
     export TRITON_INTERPRET=1
 fi
