@@ -1,9 +1,9 @@
 """Changes single expressions of the package and sees whether a quick test fails: how sharp the tests are.
 
-    python tests/mutation.py copy /tmp/mutants                # the repository, without the data beside it
-    python tests/mutation.py cover /tmp/mutants tests/model   # and the others: which test runs which line
-    python tests/mutation.py run /tmp/mutants model           # a seeded sample; then --again, what survived
-    python tests/mutation.py report /tmp/mutants              # kill rates, and what survived
+    python tests/mutation.py copy ../mutants                 # the repository, without the data beside it
+    python tests/mutation.py cover ../mutants tests/model    # and the others: which test runs which line
+    python tests/mutation.py run ../mutants model            # a seeded sample; then --again, what survived
+    python tests/mutation.py report ../mutants               # kill rates, and what survived
 
 A mutant meets the tests that run its line, of all that were covered, then the others of their files; where none runs it
 (at import, in another process), those that run its module; fastest first, `--seconds` of them. Not changed: messages,
