@@ -30,13 +30,22 @@ def test_matches_reference(dtype, layout, backend):
         check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, inputs(*sizes), dtype, layout)
 
 
+@pytest.mark.parametrize("sizes", [(2, 70, 67, 2, 9, 11), (2, 72, 67, 1, 8, 13), (1, 72, 5, 2, 4, 18)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", backends("triton", "cuda"))
-def test_more_than_one_tile(backend, dtype, monkeypatch):
-    """Texts and pixels beyond a tile, in the larger of Triton's two."""
+def test_more_than_one_tile(backend, dtype, sizes, monkeypatch):
+    """Texts and pixels beyond a tile, in the larger of Triton's two; sizes that CUDA reads 16 bytes at a time and not."""
     monkeypatch.setattr(importlib.import_module("fgaseg.kernels.cosine_cost_volume.triton"), "PROCESSORS", 1)
-    args = inputs(2, 70, 67, 2, 9, 11)
+    args = inputs(*sizes)
     check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, dtype, "contiguous")
+
+
+@pytest.mark.parametrize("backend", backends("triton", "cuda"))
+def test_channels_last(backend):
+    pixels, texts = inputs(2, 72, 67, 1, 8, 13)
+    pixels = pixels.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    args = [pixels, texts]
+    check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, torch.float16, "contiguous")
 
 
 @pytest.mark.slow
