@@ -100,7 +100,7 @@ def cuda_archs() -> list[str]:
 
 
 def compile_kernels(folder: Path) -> list[str]:
-    """Compiles the CUDA kernels to object files, one process each; without torch's headers nvcc takes only seconds."""
+    """Compiles the CUDA kernels to object files, one process each, which compiles several kernels at a time."""
     home, _ = find_nvcc() or ("", None)
     codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda_archs()]
     codes.append(f"-gencode=arch=compute_{cuda_archs()[-1]},code=compute_{cuda_archs()[-1]}")
@@ -109,6 +109,7 @@ def compile_kernels(folder: Path) -> list[str]:
     for source in sorted((HERE / "csrc").glob("*/kernel.cu")):
         target = str(folder / f"{source.parent.name}.o")
         command = [f"{home}/bin/nvcc", "-c", "-O3", "-std=c++17", "-Xcompiler=-fPIC", f"-I{HERE / 'csrc'}", *codes]
+        command.append("--split-compile=0")  # as many threads as cores
         running.append((target, subprocess.Popen([*command, str(source), "-o", target])))
     if any(process.wait() for _, process in running):
         raise RuntimeError("nvcc failed, see above")

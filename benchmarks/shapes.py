@@ -6,7 +6,6 @@ without memory, for compile_ahead.py.
 
 import os
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -15,6 +14,14 @@ DRY = os.environ.get("FGASEG_DRY_RUN") == "1"
 META = os.environ.get("FGASEG_META") == "1"
 DEVICE = "meta" if META else "cuda" if torch.cuda.is_available() else "cpu"
 GPU = DEVICE == "cuda" or DRY  # whether the GPU's backends are measured
+
+if DRY and DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when fgaseg.kernels is imported
+    import accuracy  # noqa: F401  of the tests: emulates CUDA
+
+from fgaseg.kernels import calls  # noqa: E402  after the above
+
+Shape = calls.Shape
 
 
 def backends(op: str) -> list[str]:
@@ -34,34 +41,9 @@ def providers(op: str, *others: str) -> list[str]:
     return backends(op) if META else [*backends(op), "reference", "torch.compile", *others]
 
 
-class Shape(NamedTuple):
-    """B images of H×W pixels with C channels, T classes, K×K kernels."""
-
-    b: int
-    c: int
-    t: int
-    h: int
-    w: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"B{self.b} C{self.c} T{self.t} {self.h}x{self.w} K{self.k}"
-
-
 SHAPES = {
-    "S1": Shape(1, 512, 171, 24, 24, 3),  # training on COCO-Stuff
-    "S2": Shape(5, 512, 150, 24, 24, 3),  # A-150, five views
-    "S3": Shape(5, 512, 847, 24, 24, 3),  # A-847, five views
-    "S4": Shape(5, 768, 847, 24, 24, 3),  # the same with ViT-L/14
-    "S5": Shape(5, 512, 171, 24, 24, 11),  # a large kernel (Table IV)
-    "S6": Shape(1, 512, 150, 48, 48, 3),  # a fine grid
-    "S7": Shape(5, 512, 847, 24, 24, 11),  # many classes and a large kernel
-    "S8": Shape(2, 37, 5, 7, 9, 5),  # small and odd: call overhead
+    **calls.SHAPES,
     **{f"T={t}": Shape(1, 512, t, 24, 24, 3) for t in (1, 20, 60, 459, 847, 2000)},
     **{f"K={k}": Shape(1, 512, 64, 24, 24, k) for k in (1, 3, 5, 7, 11, 15)},
 }
 CLASS_SHAPES = {name: shape for name, shape in SHAPES.items() if name[0] != "K"}  # for the ops without a kernel
-
-if DRY and DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"  # read when fgaseg.kernels is imported
-    import accuracy  # noqa: F401  of the tests: emulates CUDA

@@ -34,7 +34,7 @@ def test_matches_reference(dtype, layout, backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("backend", backends("triton", "cuda"))
 def test_more_than_one_tile(backend, dtype, sizes, monkeypatch):
-    """Texts and pixels beyond a tile, in the larger of Triton's two; sizes that CUDA reads 16 bytes at a time and not."""
+    """Texts and pixels beyond a tile, in the larger of Triton's two; CUDA reads some sizes 16 bytes at a time."""
     monkeypatch.setattr(importlib.import_module("fgaseg.kernels.cosine_cost_volume.triton"), "PROCESSORS", 1)
     args = inputs(*sizes)
     check_backend(lambda *a: cosine_cost_volume(*a, backend=backend), reference, args, dtype, "contiguous")
