@@ -303,10 +303,14 @@ def linear(
     return _rows_through(x, backend, weight, bias, scale, shift, eps, activation, residual)
 
 
+def _matrix(x: Tensor) -> Tensor:
+    """x [..., K] as rows [R, K]."""
+    return x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(prod(x.shape[:-1]), 0)  # -1 of 0 is not defined
+
+
 def _rows_through(x: Tensor, backend: str, weight: Tensor, *args) -> Tensor:
     """The op on x as a matrix."""
-    rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.reshape(prod(x.shape[:-1]), 0)  # -1 of 0 is not defined
-    y = dispatch("linear", backend, rows, weight, *args)
+    y = dispatch("linear", backend, _matrix(x), weight, *args)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -369,7 +373,7 @@ def mlp(
         check_same("mlp", x=x, **{"norm.weight": norm.weight, "norm.bias": norm.bias}, **named)
     if fused:
         check_same("mlp", x=x, **({} if added is None else {"added": added}))
-        rows, more = (None if y is None else y.reshape(-1, y.shape[-1]) for y in (x, added))
+        rows, more = (None if y is None else _matrix(y) for y in (x, added))
         run = overload("mlp_of_sum", "triton")
         return run(rows, more, *norm, weight1, bias1, weight2, bias2, activation).view(x.shape)
     if _left_to_pytorch(x, backend):
@@ -379,5 +383,4 @@ def mlp(
             return linear(activate(hidden, activation), weight2, bias2, backend=backend)
 
         return x + checkpoint(rest, hidden, use_reentrant=False, preserve_rng_state=False)
-    rows = x.reshape(-1, x.shape[-1])
-    return dispatch("mlp", backend, rows, *norm, weight1, bias1, weight2, bias2, activation).view(x.shape)
+    return dispatch("mlp", backend, _matrix(x), *norm, weight1, bias1, weight2, bias2, activation).view(x.shape)

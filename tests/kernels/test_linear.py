@@ -81,6 +81,26 @@ def test_no_input_channels(backend):
     assert torch.equal(y, (torch.arange(5.0) + 1).expand(2, 3, 5))
 
 
+@pytest.mark.parametrize("sizes", [(0,), (3, 0), (2, 3, 0), (0, 0)], ids=str)
+@pytest.mark.parametrize("backend", backends("auto", "cpp", "triton", "reference"))
+def test_no_channels_of_an_mlp(backend, sizes):
+    """All gradients are empty but that of the hidden bias, which nothing depends on."""
+    bias = torch.ones(5, requires_grad=backend != "triton")
+    y = mlp(torch.ones(sizes), Norm(torch.ones(0), torch.ones(0), 1e-5), torch.ones(5, 0), bias, torch.ones(0, 5),
+            torch.ones(0), "gelu", backend=backend)  # fmt: skip
+    assert y.shape == sizes
+    if bias.requires_grad:
+        assert not torch.autograd.grad(y.sum(), bias)[0].any()
+
+
+@pytest.mark.parametrize("backend", backends("auto", "cpp", "reference"))
+def test_no_hidden_channels_of_an_mlp(backend):
+    norm = Norm(torch.ones(4), torch.ones(4), 1e-5)
+    x, bias = torch.ones(2, 3, 4), torch.arange(4.0)
+    y = mlp(x, norm, torch.ones(0, 4), torch.ones(0), torch.ones(4, 0), bias, "gelu", backend=backend)
+    assert torch.equal(y, x + bias)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
