@@ -44,6 +44,40 @@ def _opened(path: Path) -> IO[bytes]:
     return path.open("w+b")
 
 
+class _Target:
+    """The file as FFmpeg writes to it: an error of the disk is kept for `check`, and what follows it is dropped.
+
+    Raised, it would come back later and from another call, and PyAV prints the traceback of any further one.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self._error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._error = error
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._error is None:
+            try:
+                return self._file.seek(offset, whence)
+            except OSError as error:
+                self._error = error
+        return offset
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 class VideoWriter:
     """A video file that takes frames and, from the same `VideoReader`, packets of sound.
 
@@ -71,6 +105,7 @@ class VideoWriter:
         self._converter = self._av.video.reformatter.VideoReformatter()
         self.frames, self._last, self._last_sound = 0, -1, -1
         self._file = _opened(path)
+        self._target = _Target(self._file)
         try:
             self.sound = self._open(source.audio)
         except BaseException:
@@ -96,7 +131,7 @@ class VideoWriter:
         return refused or "none"
 
     def _begin(self, audio: AudioStream | None) -> None:
-        self._container = self._av.open(self._file, "w", format=self._kind)
+        self._container = self._av.open(self._target, "w", format=self._kind)
         self._time_base = self._source.time_base
         if self._kind in ("matroska", "webm") or (self.codec == "mpeg4" and self._time_base.denominator > _MPEG4_TICKS):
             self._time_base = _MILLISECOND
@@ -112,6 +147,7 @@ class VideoWriter:
         context.flags |= self._av.codec.context.Flags.frame_duration  # else the last frame lasts as long as the average
         self._sound = None if audio is None else self._container.add_stream_from_template(audio)
         self._container.start_encoding()
+        self._target.check()
 
     def write(self, frame: Frame, pixels: np.ndarray) -> None:
         """Add pixels, uint8 [H, W, 3] RGB, with the time of `frame`."""
@@ -125,6 +161,7 @@ class VideoWriter:
         picture.pts, picture.time_base = self._last, self._time_base
         picture.duration = round(frame.duration / self._time_base)
         self._container.mux(self._stream.encode(picture))
+        self._target.check()
         self.frames += 1
 
     def copy(self, packet: Packet) -> None:
@@ -141,7 +178,9 @@ class VideoWriter:
     def close(self) -> None:
         """Write what the encoder still holds and the end of the file, which can be played only then."""
         try:
+            self._target.check()
             self._container.mux(self._stream.encode())
             self._container.close()
+            self._target.check()
         finally:
             self._file.close()

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from runs import TINY_MODEL
 from tiny import NAMES, tiny_model
+from videos import scene, write_video
 
 from fgaseg.cli import main
 from fgaseg.data import SceneDataset
@@ -27,7 +28,7 @@ PHOTOS = 4
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A model, photos, labels, names and a raster, and a file that is no folder."""
+    """A model, photos, labels, names and a video, and a file that is no folder."""
     folder = tmp_path_factory.mktemp("place")
     tiny_model().save_pretrained(folder / "model")
     scenes = SceneDataset("seen", PHOTOS, 64)
@@ -39,6 +40,7 @@ def place(tmp_path_factory) -> Path:
         Image.fromarray(item["labels"].numpy().astype(np.uint8)).save(folder / "labels" / f"{number}.png")
     (folder / "names.txt").write_text("\n".join(scenes.names))
     (folder / "file").write_text("no folder")
+    write_video(folder / "clip.mp4", [scene(number) for number in range(4)])
     data = {"images": str(folder / "images"), "labels": str(folder / "labels"), "names": str(folder / "names.txt"),
             "crop": 32, "val_count": 1}  # fmt: skip
     train_ = {"steps": 1, "batch": 1, "warmup": 0, "eval_every": 0, "tensorboard": False}
@@ -85,6 +87,11 @@ WRITERS = {
     "train": ("train", "{place}/mine.yaml", "--out", "{out}"),
     "raster": ("raster", "{place}/images/0.png", "--model", "{place}/model", "--classes", "cat, sky", "--out",
                "{out}.tif"),
+    "video": ("video", "{place}/clip.mp4", "--model", "{place}/model", "--classes", "cat, sky", "--out", "{out}.mp4"),
+    "video to WebM": ("video", "{place}/clip.mp4", "--model", "{place}/model", "--classes", "cat, sky", "--out",
+                      "{out}.webm"),
+    "masks of a video": ("video", "{place}/clip.mp4", "--model", "{place}/model", "--classes", "cat, sky", "--masks",
+                         "{out}"),
     "convert": ("convert", "{place}/model", "--to-released", "--out", "{out}.pth"),
     "export": ("export", "{place}/model", "--to", "torch", "--parts", "text", "--out", "{out}"),
     "demo": ("demo", "--out", "{out}", "train.steps=1", "train.warmup=0", "train.eval_every=0"),
