@@ -14,7 +14,9 @@ import numpy as np
 from ..errors import DataError
 from ..files import ANNOTATION_LIMIT, read_limited
 from .images import PIXEL_LIMIT, load_pixels, open_image
-from .label_formats import UNPAINTED
+from .label_formats import UNPAINTED, WRONG_CONTENT, decode_mask
+
+LONGEST_OUTLINE = 10_000_000  # pixels around a polygon, for which pycocotools takes 40 bytes each
 
 
 @dataclass(frozen=True)
@@ -65,28 +67,30 @@ class CocoLabels:
 
     def _mask(self, segmentation: Any, category: int) -> np.ndarray:
         """bool [H, W] of polygons or run lengths."""
-        from pycocotools import mask as masks  # type: ignore[import-untyped]
-
         try:
             if isinstance(segmentation, dict):
-                if list(segmentation["size"]) != [self.height, self.width]:
-                    raise ValueError(f"its size is {segmentation['size']}, the photo's {[self.height, self.width]}")
-                compressed = isinstance(segmentation["counts"], str | bytes)
-                runs = segmentation if compressed else masks.frPyObjects(segmentation, self.height, self.width)
-            else:
-                polygons = segmentation if isinstance(segmentation[0], list | tuple) else [segmentation]
-                if any(len(polygon) % 2 for polygon in polygons):
-                    raise ValueError("a polygon has an odd number of coordinates")
-                polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # two points have no area
-                if not polygons:
-                    return np.zeros((self.height, self.width), bool)
-                runs = masks.merge(masks.frPyObjects(polygons, self.height, self.width))
-            decoded: np.ndarray = masks.decode(runs)
+                return decode_mask(segmentation, self.height, self.width)
+            return self._inside(segmentation if isinstance(segmentation[0], list | tuple) else [segmentation])
         except Exception as error:  # pycocotools raises a bare Exception for what it cannot read
             raise DataError(f"{self}: a segmentation of category {category} is damaged ({error})") from error
-        if decoded.shape != (self.height, self.width):
-            raise DataError(f"{self}: a segmentation of category {category} has shape {list(decoded.shape)}")
-        return decoded.astype(bool)
+
+    def _inside(self, polygons: Sequence[Sequence[float]]) -> np.ndarray:
+        """bool [H, W] of the pixels that are in one of the polygons."""
+        from pycocotools import mask as masks  # type: ignore[import-untyped]
+
+        if any(len(polygon) % 2 for polygon in polygons):
+            raise ValueError("a polygon has an odd number of coordinates")
+        polygons = [polygon for polygon in polygons if len(polygon) >= 6]  # two points have no area
+        if not polygons:
+            return np.zeros((self.height, self.width), bool)
+        for polygon in polygons:
+            points = np.array(polygon, np.float64).reshape(-1, 2)
+            if not np.isfinite(points).all():
+                raise ValueError("a polygon has a coordinate that is not finite")
+            if (length := np.abs(np.diff(points, axis=0, append=points[:1])).max(1).sum()) > LONGEST_OUTLINE:
+                raise ValueError(f"the outline of a polygon is {length:g} pixels long")
+        runs = masks.merge(masks.frPyObjects(polygons, self.height, self.width))
+        return masks.decode(runs).astype(bool)  # type: ignore[no-any-return]
 
     def _paint_segments(self, file: Path, categories: Mapping[int, int]) -> np.ndarray:
         with open_image(file) as image:
@@ -95,13 +99,12 @@ class CocoLabels:
             load_pixels(image, file)
             parts = np.asarray(image.convert("RGB")).astype(np.int64)
         ids = parts @ np.array([1, 256, 65536])
-        values = np.full(ids.shape, UNPAINTED, np.int64)
-        for one in np.unique(ids).tolist():
-            if one in categories:
-                values[ids == one] = categories[one]
-            elif one:
+        known = {0: UNPAINTED, **categories}
+        found, places = np.unique(ids, return_inverse=True)
+        for one in found.tolist():
+            if one not in known:
                 raise DataError(f"{file}: has the segment id {one}, which {self.file} does not list for {self.photo}")
-        return values
+        return np.array([known[one] for one in found.tolist()], np.int64)[places].reshape(ids.shape)
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ def _read(file: Path, _modified: int, _size: int) -> CocoFile:
             found = _panoptic(file, data)
         else:
             found = _annotated(file, data)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except WRONG_CONTENT as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
@@ -183,9 +186,16 @@ def _annotated(file: Path, data: dict[str, Any]) -> list[CocoLabels]:
             "so their pixels would have no label: export polygons or masks"
         )
     return [
-        CocoLabels(file, one["file_name"], int(one["height"]), int(one["width"]), tuple(annotations[one["id"]]))
+        CocoLabels(file, _name(one), int(one["height"]), int(one["width"]), tuple(annotations[one["id"]]))
         for one in data["images"]
     ]
+
+
+def _name(photo: dict[str, Any]) -> str:
+    name = photo["file_name"]
+    if not isinstance(name, str) or not Path(name).name:
+        raise ValueError(f"the file_name of a photo is {name!r}")
+    return name
 
 
 def _panoptic(file: Path, data: dict[str, Any]) -> list[CocoLabels]:
@@ -201,6 +211,6 @@ def _panoptic(file: Path, data: dict[str, Any]) -> list[CocoLabels]:
                 "there"
             )
         segments = {int(part["id"]): int(part["category_id"]) for part in one["segments_info"]}
-        name, size = photo["file_name"], (int(photo["height"]), int(photo["width"]))
+        name, size = _name(photo), (int(photo["height"]), int(photo["width"]))
         found.append(CocoLabels(file, name, *size, panoptic=(png, segments)))
     return found

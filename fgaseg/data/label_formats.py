@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,6 +32,8 @@ from ..files import ANNOTATION_LIMIT, read_limited
 from ..kernels import decode_runs
 from .images import PIXEL_LIMIT, load_pixels, open_image, pixel_limit
 
+# what files of annotations raise that hold other things than they should, at any depth
+WRONG_CONTENT = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 COLOURS = 1 << 32  # stored colours count from here on, beyond all values
 UNPAINTED = COLOURS + (1 << 24)  # transparent pixels, and pixels outside all annotations of a COCO file
 
@@ -219,14 +221,21 @@ class RunLengths:
         values = np.zeros((self.height, self.width), np.int64)
         for mask, category in self.masks:
             try:
-                if list(mask["size"]) != [self.height, self.width]:
-                    raise DataError(f"its size is {mask['size']}, the photo's {[self.height, self.width]}")
-                counts = mask["counts"]
-                counts = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts)
-                values[decode_runs(counts, self.height, self.width).astype(bool)] = category
+                values[decode_mask(mask, self.height, self.width)] = category
             except (ValueError, TypeError, KeyError, OverflowError) as error:
                 raise DataError(f"{self}: a mask of category {category} is damaged ({error})") from error
         return values
+
+
+def decode_mask(mask: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+    """bool [H, W] of COCO's run lengths. Raises ValueError, TypeError, KeyError or OverflowError for damaged ones."""
+    if list(mask["size"]) != [height, width]:
+        raise ValueError(f"its size is {mask['size']}, the photo's {[height, width]}")
+    counts = mask["counts"]
+    counts = decode_counts(counts) if isinstance(counts, str) else np.asarray(counts)
+    if counts.dtype.kind != "i":
+        raise ValueError("its counts are no whole numbers of 64 bits")
+    return decode_runs(counts, height, width).astype(bool)
 
 
 def decode_counts(text: str) -> np.ndarray:
@@ -242,6 +251,8 @@ def decode_counts(text: str) -> np.ndarray:
         group = character - 48
         value |= (group & 31) << shift
         shift += 5
+        if shift > 60:
+            raise ValueError("a number of its counts has more than 60 bits")
         if not group & 32:
             if group & 16:
                 value -= 1 << shift
@@ -265,7 +276,7 @@ def read_run_lengths(file: Path) -> dict[str, RunLengths]:
             )
             for image, row in photos.items()
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except WRONG_CONTENT as error:
         raise DataError(
             f"{file}: is not PASCAL in Detail's trainval_merged.json ({type(error).__name__}: {error}): fetch it again"
         ) from error

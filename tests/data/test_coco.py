@@ -140,6 +140,23 @@ WRONG = {
     "size": ({"annotations": [annotation({"size": [3, 3], "counts": [0, 9]})]}, "its size is"),
     "odd": ({"annotations": [annotation([[0, 0, 1, 1, 2, 2, 3]])]}, "has an odd number of coordinates"),
     "counts": ({"annotations": [annotation({"size": [3, 4], "counts": ["x"]})]}, "category 1 is damaged"),
+    "far away": ({"annotations": [annotation([[0, 0, 1e9, 0, 1e9, 2]])]}, "outline of a polygon is 2e.09 pixels long"),
+    "NaN": ({"annotations": [annotation([[0, 0, float("nan"), 0, 2, 2]])]}, "a coordinate that is not finite"),
+    "infinite": ({"annotations": [annotation([[0, 0, float("inf"), 0, 2, 2]])]}, "a coordinate that is not finite"),
+    "floating counts": ({"annotations": [annotation({"size": [3, 4], "counts": [0.5, 11.5]})]}, "no whole numbers"),
+    "counts beyond": ({"annotations": [annotation({"size": [3, 4], "counts": [6, 2**32]})]}, "category 1 is damaged"),
+    "endless counts": ({"annotations": [annotation({"size": [3, 4], "counts": "o" * 99})]}, "more than 60 bits"),
+    "infinite id": (
+        {"categories": [{"id": float("inf"), "name": "cat"}]},
+        "is not a file of COCO annotations .Overflow",
+    ),
+    "words": ({"annotations": ["segmentation"]}, "is not a file of COCO annotations .AttributeError"),
+    "deep": ("[" * 100_000, "is not a file of COCO annotations .RecursionError"),
+    "photo's name": ({"images": [{"id": 7, "file_name": [], "width": 4, "height": 3}]}, "file_name of a photo is"),
+    "no photo's name": (
+        {"images": [{"id": 7, "file_name": "", "width": 4, "height": 3}]},
+        "file_name of a photo is ''",
+    ),
     "photo size": ({"images": [{"id": 7, "file_name": "a.jpg", "width": 0, "height": 3}]}, "3 high and 0 wide"),
 }
 
