@@ -72,7 +72,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
     _check_names(shapes, path)
     return shapes
@@ -85,13 +85,15 @@ def _check_names(names: Iterable[Any], source: str | Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
+    if isinstance(error, RuntimeError | FileNotFoundError):  # file descriptors or memory have run out
+        return CheckpointError(f"{path}: cannot read weights: {error}")
     return CheckpointError(f"{path}: damaged or truncated safetensors file ({error}); fetch it again")
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from None
 
 
