@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -205,9 +205,10 @@ def _share(state: EvalState, images: int, partial: PartialCounts | None) -> list
 def _saving_on_error(state: EvalState, partial: PartialCounts | None) -> Iterator[None]:
     try:
         yield
-    except Exception:
+    except Exception:  # of the model, of a file, of another process: whatever it is, it passes, and counts are kept
         if partial is not None and state.done:
-            partial.save(state)
+            with suppress(OSError):  # a full disk would take the place of what happened
+                partial.save(state)
         raise
 
 
