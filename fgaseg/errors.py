@@ -2,16 +2,26 @@
 
 from .visible import visible
 
+LONGEST = 2000  # characters of a line of a message, which may quote what has millions
+
 
 class FGASegError(Exception):
     """The base class of all exceptions that fgaseg raises itself; the command line prints them without a traceback.
 
     Most also derive from ValueError (the input is wrong) or RuntimeError (the work cannot go on). Control characters
-    of names that a message quotes are escaped, so that no file can paint the terminal it is printed on.
+    of names that a message quotes are escaped, so that no file can paint the terminal it is printed on, and the middle
+    of very long lines is left out.
     """
 
     def __init__(self, *arguments: object):
-        super().__init__(*(visible(one, lines=True) if isinstance(one, str) else one for one in arguments))
+        super().__init__(*(_shown(one) if isinstance(one, str) else one for one in arguments))
+
+
+def _shown(message: str) -> str:
+    lines = visible(message, lines=True).split("\n")
+    return "\n".join(
+        line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} [...] {line[-LONGEST // 4 :]}" for line in lines
+    )
 
 
 class CheckpointError(FGASegError, RuntimeError):

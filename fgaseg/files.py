@@ -21,8 +21,9 @@ ANNOTATION_LIMIT = 4 << 30  # bytes of annotations of a whole data set in JSON; 
 def read_limited(path: str | Path, limit: int = TEXT_LIMIT) -> bytes:
     """The content of a file. Raises OSError, whose `strerror` says why, also for one of more than `limit` bytes."""
     with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        large = os.fstat(file.fileno()).st_size > limit  # told without reading 4 GiB; a pipe and a device have no size
+        content = b"" if large else file.read(limit + 1)
+    if large or len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content
 

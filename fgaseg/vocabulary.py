@@ -23,6 +23,9 @@ class ClassPrompts(NamedTuple):
 ClassNames = Sequence[str | Sequence[str] | ClassPrompts] | Mapping[str, str | Sequence[str]]
 
 
+LONGEST = 4000  # characters of a name: tokenizers take time that grows with its square
+# what is no white space but not seen either: soft hyphens, joiners, fillers of Hangul, the empty cell of Braille
+UNSEEN = re.compile(r"[\s\xad\u115f\u1160\u180e\u200b-\u200f\u2060-\u2064\u2800\u3164\ufeff\uffa0]+")
 BREAKS = re.compile(r"[\n\r\t\v\f]+")
 NOTHING = "nothing"  # the label of pixels below a threshold, without a background class
 
@@ -60,8 +63,12 @@ def one_line(name: str) -> str:
     return BREAKS.sub(" ", name.strip("\n\r\t\v\f"))
 
 
-def hidden_in(name: str) -> str | None:
-    """What is wrong with a name, already in one line, that cannot be shown as it is; None: it can."""
+def why_no_name(name: str) -> str | None:
+    """What is wrong with a name, already in one line, that cannot be shown as it is or is too long; None: nothing."""
+    if len(name) > LONGEST:
+        return f"has {len(name):,} characters: give a name of at most {LONGEST:,}"
+    if name.strip() and UNSEEN.fullmatch(name):
+        return "holds nothing that can be seen: write the name as plain text"
     found = HIDDEN.search(name)
     return None if found is None else f"holds the control character {found[0]!a}: write the name as plain text"
 
@@ -81,8 +88,8 @@ def check_names(names: ClassNames | Iterable[str]) -> tuple[ClassPrompts, ...]:
 
     Line breaks and tabs in a name are spaces, and are left out at its ends.
 
-    Raises VocabularyError for an empty list, an entry that is empty or not a string, a name with control characters, a
-    string in place of a list, or one name for two classes with different prompts.
+    Raises VocabularyError for an empty list, an entry that is empty or not a string, a name with control characters
+    or of more than 4000 characters, a string in place of a list, or one name for two classes with different prompts.
     """
     if isinstance(names, str):
         raise VocabularyError(f"class names: got the string {names!r}; give a list of names, such as [{names!r}]")
@@ -117,7 +124,7 @@ def _checked(i: int, entry: Any) -> ClassPrompts:
                       f"{part[:40]!r}; give a list with one name for each class")  # fmt: skip
     parts, name = [one_line(part) for part in parts], None if name is None else one_line(name)
     for part in [*parts, *([] if name is None else [name])]:
-        if (why := hidden_in(part)) is not None:
+        if (why := why_no_name(part)) is not None:
             raise VocabularyError(f"class names: entry {i}, {part[:80]!r}, {why}")
     # a name without synonyms stays as it is written
     prompts = tuple(one for part in parts for one in (split_synonyms(part) if "|" in part else [part]) if one.strip())

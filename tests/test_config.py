@@ -164,7 +164,10 @@ def test_fsdp_and_fp16_exclude_each_other():
 @pytest.mark.parametrize(
     "text, words",
     [("model: [", "not valid YAML"), ("- a\n- b\n", "expected sections"), ("just words", "expected sections"),
-     ("train:\n  lr: 1\n  lr: 2\n", "key 'lr' appears twice"),
+     ("model: " + "[" * 3000, "nested too deeply"), ("a: &a\n  b: *a\n", "an alias stands for what it is a part of"),
+     ("a0: &a0 [x, y]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60)), "aliases stand for"),
+     ("train:\n  lr: !!int ''\n", "a value cannot be read"), ("? [a]\n: b\n", "a key is a list or a mapping"),
+     ("train:\n  lr: 1\n  lr: 2\n", "key 'lr' stands twice"),
      ("train: !!python/object/apply:os.getcwd []", "not valid YAML"),
      (b"\xff\xfe\x00", "UTF-8")],
 )  # fmt: skip

@@ -146,10 +146,14 @@ def _label_map(text: str) -> Any:
         return text
     import yaml
 
+    from ..safe_yaml import load_yaml, yaml_problem
+
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"{text!r}: is not a mapping such as {{0: background, 255: crack}}") from None
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text[:80]!r}: is not a mapping such as {{0: background, 255: crack}} ({yaml_problem(error)})"
+        ) from None
 
 
 def whole_numbers(text: str) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError
-from ..vocabulary import ClassPrompts, hidden_in, one_line, split_synonyms
+from ..vocabulary import ClassPrompts, one_line, split_synonyms, why_no_name
 from .label_formats import COLOURS, UNPAINTED, colour, describe
 
 # names that mean "no class": pixels that are neither trained on nor scored
@@ -93,13 +93,13 @@ def stored_value(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
-        return value
+        return min(value, COLOURS - 1)  # a number is no colour, however large
     text = str(value).strip().strip("()[]").strip()
-    if re.fullmatch(r"-?\d+", text):
-        return int(text)
+    if re.fullmatch(r"-?\d{1,20}", text):
+        return min(int(text), COLOURS - 1)
     if re.fullmatch(r"#[0-9a-fA-F]{6}([0-9a-fA-F]{2})?", text):
         return colour(*(int(text[start : start + 2], 16) for start in (1, 3, 5)))
-    if re.fullmatch(r"\d+([\s,;]+\d+){2,3}", text):
+    if re.fullmatch(r"\d{1,9}([\s,;]+\d{1,9}){2,3}", text):
         parts = [int(part) for part in re.split(r"[\s,;]+", text)]
         return colour(parts[0], parts[1], parts[2]) if max(parts) < 256 else None
     return None
@@ -130,7 +130,7 @@ class Collector:
         if number is None:
             raise DataError(f"{self.origin}: {where}: {stored!r} is no value, and no colour such as 0,0,142 or #00008e")
         if _LARGEST < number < COLOURS:
-            raise DataError(f"{self.origin}: {where}: label images have values up to {_LARGEST}, not {number}")
+            raise DataError(f"{self.origin}: {where}: label images have values up to {_LARGEST}, not {stored}")
         name = self._name(name, where)
         if number in self.names and self.names[number] != name:
             raise DataError(
@@ -267,7 +267,7 @@ class Collector:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{self.origin}: {where}: {name!r} is no name: give text, or null for void")
         name = one_line(name)
-        if (why := hidden_in(name)) is not None:
+        if (why := why_no_name(name)) is not None:
             raise DataError(f"{self.origin}: {where}: {name[:80]!r} {why}")
         if "|" not in name:
             return name.strip()

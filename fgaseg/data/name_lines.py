@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..vocabulary import LONGEST
 from .class_tables import ClassTable, Collector
 
 log = logging.getLogger(__name__)
 
-LONGEST = 4000  # characters of a line or a name: the time to take one apart grows with its square
 _NUMBERS_BEFORE = re.compile(r"(?:-?\d+(?:(?:\s*[:=,;|)])+\s*|\.\s+|\s+-\s+|\s+))+")
-_NUMBERS_AFTER = re.compile(r"(?:(?:(?:\s*[:=,;|])+\s*|\s+-\s+|\s+)-?\d+)+$")
+# of a line that is written backwards: a search for the first of such numbers would try every place of a long line
+_NUMBERS_AFTER = re.compile(r"(?:\d+-?(?:\s*(?:[:=,;|]\s*)+|\s+-\s+|\s+))+")
 _NUMBER = re.compile(r"-?\d+")
 _HEX = re.compile(r"(?<![\w&])#([0-9a-fA-F]{6})(?![\w])")
-_BRACKETS = re.compile(r"[(\[]\s*(-?\d+(?:\s*[,;\s]\s*\d+){0,3})\s*[)\]]")  # (0, 0, 142)
+_BRACKETS = re.compile(r"[(\[]\s*(-?\d+(?:(?:\s*[,;]\s*|\s+)\d+){0,3})\s*[)\]]")  # (0, 0, 142)
 _PARTS = re.compile(r"([^:]+:\s*\d+\s*,\s*\d+\s*,\s*\d+\s*):(.*)")  # car:0,0,142:parts:actions
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _BULLET = re.compile(r"[-*•–]\s+")
@@ -120,7 +121,7 @@ def _lines(text: str) -> tuple[list[Line], list[int]]:
     stripped = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     comments = [number for number, line in stripped if _is_comment(line)]
     said = [(number, line) for number, line in stripped if not _is_comment(line)]
-    said = [(number, line if _HEX.search(line) else re.sub(r"\s+(#|//)\s.*", "", line)) for number, line in said]
+    said = [(number, line if _HEX.search(line) else re.sub(r"(?<!\s)\s+(#|//)\s.*", "", line)) for number, line in said]
     for end in (",", ";", "."):  # of every line, but perhaps not of the last
         if len(said) > 1 and all(line.endswith(end) for _, line in said[:-1]):
             said = [(number, line.removesuffix(end).rstrip()) for number, line in said]
@@ -162,7 +163,7 @@ def _ends(text: str) -> tuple[str, str, str]:
     if len(_NUMBER.findall(before)) == 2:
         before = before[: before.index(_NUMBER.findall(before)[1], 1)]
     rest = text[len(before) :].strip()
-    after = hit[0] if (hit := _NUMBERS_AFTER.search(rest)) else ""
+    after = hit[0][::-1] if (hit := _NUMBERS_AFTER.match(rest[::-1])) else ""
     if before and len(_NUMBER.findall(after)) < 3 and _is_loose(after):
         after = ""
     return before, rest.removesuffix(after).strip(), after

@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import yaml
 
 from ..errors import DataError
 from ..files import read_limited
-from ..vocabulary import ClassPrompts
+from ..safe_yaml import load_yaml, yaml_problem
+from ..vocabulary import LONGEST, ClassPrompts
 from .class_tables import COLOUR_KEYS, NAME_KEYS, VALUE_KEYS, ClassTable, Collector
-from .name_lines import LONGEST, is_numbered, read_lines
-from .typed_names import python_literal, split_names
+from .name_lines import is_numbered, read_lines
+from .typed_names import MOST_TYPED, python_literal, split_names
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +106,11 @@ def _from_data(data: Any, origin: str, label_map: bool) -> ClassTable:
     return collect.finish()
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key may stand once."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(text: str, origin: str, label_map: bool) -> ClassTable:
     try:
-        data = yaml.load(text, _UniqueKeys)
-    except RecursionError:
-        raise _too_deep(origin) from None
-    except (yaml.YAMLError, ValueError) as error:  # the latter of a number with thousands of digits
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        raise DataError(
-            f"{origin}: is not valid YAML ({where}{getattr(error, 'problem', None) or error}): write lines like 7: car"
-        ) from None
+        data = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{origin}: is not valid YAML ({yaml_problem(error)}): write lines like 7: car") from None
     if isinstance(data, str) and not label_map:  # lines of names without any sign of YAML
         return read_lines(text, origin, label_map)
     return _from_data(data, origin, label_map)
@@ -137,8 +121,8 @@ def _too_deep(origin: str) -> DataError:
 
 
 def _unique(origin: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if repeated := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+    counts = Counter(key for key, _ in pairs)
+    if repeated := [key for key, count in counts.items() if count > 1]:
         raise DataError(f"{origin}: {repeated[0]!r} stands twice: give each value once")
     return dict(pairs)
 
@@ -219,7 +203,7 @@ def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
     columns = _header(lines[0]) or {}
     separator = next(mark for mark in ",;\t" if mark in lines[0])
     rows: list[tuple[str, dict[str, Any]]] = []
-    for number, cells in enumerate(csv.reader(lines[1:], delimiter=separator, skipinitialspace=True), 2):
+    for number, cells in _csv_rows(lines, separator, origin):
         if not any(cell.strip() for cell in cells):
             continue
         where = f"line {number}: {lines[number - 1]!r}"
@@ -246,9 +230,21 @@ def _read_csv(text: str, origin: str, label_map: bool) -> ClassTable:
     return collect.finish()
 
 
+def _csv_rows(lines: list[str], separator: str, origin: str) -> Iterator[tuple[int, list[str]]]:
+    """The number and the cells of every line below the header."""
+    reader = csv.reader(lines[1:], delimiter=separator, skipinitialspace=True)
+    try:
+        for number, cells in enumerate(reader, 2):
+            if reader.line_num != number - 1:
+                raise DataError(f"{origin}: line {number}: a quote is not closed on its line: close it, or remove it")
+            yield number, cells
+    except csv.Error as error:
+        raise DataError(f"{origin}: line {reader.line_num + 1}: is not CSV ({error})") from None
+
+
 def _read_one_line(text: str, origin: str, label_map: bool) -> ClassTable:
     """One line: a name, or all of them with separators between."""
-    long = any(len(one) > LONGEST for one in re.split("[,;]", text))
+    long = len(text) > MOST_TYPED or any(len(one) > LONGEST for one in re.split("[,;]", text))
     names = [] if long or is_numbered(text.strip()) else split_names(text.strip(), origin)
     if len(names) < 2:
         return read_lines(text, origin, label_map)

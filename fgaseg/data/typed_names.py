@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DataError
-from ..vocabulary import ClassNames
+from ..vocabulary import LONGEST, ClassNames
 from .name_lines import looks_like_syntax, numbered, strip_quotes
 
 log = logging.getLogger(__name__)
 
+MOST_TYPED = 100_000  # characters: the time to take a text apart grows with its square
 _OPENING = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»"}
 _SEPARATORS = ",;\n\t，；、"
 # "St. Bernard" is one name
@@ -30,9 +31,11 @@ def python_literal(text: str) -> Any:
     for parse in (json.loads, ast.literal_eval):
         try:
             data = parse(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: of {[1]: 2}
             continue
-        return sorted(data) if isinstance(data, set) else data if isinstance(data, list | tuple | dict) else None
+        if isinstance(data, set):
+            return sorted(data, key=str)
+        return data if isinstance(data, list | tuple | dict) else None
     return None
 
 
@@ -48,6 +51,8 @@ def read_typed(text: str) -> ClassNames:
     What is read otherwise than with commas alone is logged. Raises DataError for a text without names.
     """
     text = text.strip()
+    if len(text) > MOST_TYPED:
+        raise DataError(f"class names: have {len(text):,} characters, more than {MOST_TYPED:,}: give a file of names")
     data = python_literal(text)
     if isinstance(data, dict | list):
         return _from_data(data)
@@ -57,7 +62,7 @@ def read_typed(text: str) -> ClassNames:
         text = text[1:-1]
     names = split_names(text, "class names")
     if not names:
-        raise DataError(f"class names: {text!r} holds no name; give names with commas between them")
+        raise DataError(f"class names: {text[:80]!r} holds no name; give names with commas between them")
     return names
 
 
@@ -73,6 +78,11 @@ def _from_data(data: Any) -> ClassNames:
 def split_names(text: str, origin: str) -> list[str]:
     """Names with separators between them; see ``read_typed``."""
     pieces, marks = _split(text)
+    if long := next((piece for piece in pieces if len(piece) > LONGEST), None):
+        raise DataError(
+            f"{origin}: {long[:40]!r} and so on has {len(long):,} characters; a class name has at most {LONGEST:,}: "
+            "give names with commas between them"
+        )
     used = [mark for mark in dict.fromkeys(marks) if mark != ","]
     if not marks and (parts := _at_full_stops(text)):
         pieces, used = parts, ["."]
@@ -156,8 +166,8 @@ def _name(piece: str, origin: str) -> str:
             text = re.sub(_SHORT + r"\.$", "", _BULLET.sub("", text, count=1)).strip()
             if looks_like_syntax(text):
                 raise DataError(
-                    f"{origin}: {text!r} looks like more than a name: give names with commas between them, and a name "
-                    "that is meant so in quotes"
+                    f"{origin}: {text[:80]!r} looks like more than a name: give names with commas between them, and a "
+                    "name that is meant so in quotes"
                 )
             if _FULL_STOP.search(text):
                 log.warning("%s: %r is read as one name; put commas between all names", origin, text)

@@ -137,7 +137,7 @@ MISTAKES = {
     "big.txt": ("road:1,2,300::\n", r"line 1: '1,2,300' is no value, and no colour"),
     "empty.yaml": ("", r"holds NoneType: give a mapping"),
     "nothing.txt": ("# comment\n", r"names no value and no colour"),
-    "twice.yaml": ("7: road\n7: car\n", r"not valid YAML \(line 2: '7' stands twice"),
+    "twice.yaml": ("7: road\n7: car\n", r"not valid YAML \(line 2, column 1: key '7' stands twice"),
     "twice.json": ('{"7": "road", "7": "car"}', r"'7' stands twice"),
     "broken.json": ('{"7": "road"', r"not valid JSON \(line 1"),
     "names.yaml": ("road: car\n", r"neither 'road' nor 'car' is a value or a colour"),
