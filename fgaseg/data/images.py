@@ -18,7 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..errors import ImageError
 from .addresses import fetch, is_address
 from .file_kinds import why_not_read
-from .rasters import TIFF, geotiff_size, is_deep_png, note_pages, read_deep_png, read_tiff, tiff_form
+from .rasters import TIFF, geotiff_size, is_deep_png, no_memory, note_pages, read_deep_png, read_tiff, tiff_form
 from .samples import Bands, Samples, ValueRange, View, note_graded_alpha, note_spread, render, select, white_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,7 +31,7 @@ ImageSource = str | os.PathLike[str] | IO[bytes] | Image.Image | np.ndarray | to
 
 _OPEN_LOCK = threading.Lock()
 _HEAD = 4096  # bytes that tell what a file is
-_EXTRA_SAMPLES = 338  # the tag
+_EXTRA_SAMPLES, _TILE = 338, (322, 323)  # tags
 _NOT_FRAMES = ("MPO", "PSD", "ICO", "ICNS")  # formats of several pictures whose first one is the photo
 
 
@@ -90,6 +90,8 @@ def load_pixels(image: Image.Image, name: str | os.PathLike[str]) -> None:
     """Decode the pixels of an opened image. Raises ImageError with ``name`` if the data is truncated or corrupt."""
     try:
         image.load()
+    except MemoryError as error:
+        raise no_memory(name) from error
     except Exception as error:  # as in _open: every reader has its own types
         raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
 
@@ -127,7 +129,7 @@ def plain_suffix(path: str | os.PathLike[str], size: tuple[int, int]) -> str:
         head = file.read(_HEAD)
     with _open_any_size(Path(path)) as image:  # not as open_image does, at a reduced size
         form, mode, stored = image.format, image.mode, image.size
-        single = getattr(image, "n_frames", 1) == 1 or form in _NOT_FRAMES
+        single = form in _NOT_FRAMES or _frames(image) == 1
         opaque = not image.has_transparency_data
     plain = form in ("JPEG", "MPO", "PNG") and mode in ("L", "RGB") and opaque and single and stored == size
     if not plain or is_deep_png(head) or orientation(path) != 1:
@@ -216,16 +218,19 @@ def _from_file(file: IO[bytes], source: Path | IO[bytes], name: str, view: View)
 def _from_pillow(image: Image.Image, name: str, view: View) -> Image.Image:
     """An opened file as RGB, and what is to be told about it."""
     if image.format not in (*_NOT_FRAMES, "TIFF"):  # the pages of a TIFF are told already
-        try:
-            frames = getattr(image, "n_frames", 1)
-        except Exception:  # what is damaged is named when it is decoded, if it is the first
-            frames = 1
-        if frames > 1:
+        if (frames := _frames(image)) > 1:
             note_pages(frames, name)
     rgb = _to_rgb(image, name, view)
     if not (view or _is_deep(image)):
         note_spread(np.asarray(rgb), 255, name)
     return rgb
+
+
+def _frames(image: Image.Image) -> int:
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # what is damaged is named when it is decoded, if it is the first
+        return 1
 
 
 def _refuse_others(head: bytes, name: str) -> None:
@@ -248,13 +253,27 @@ def _open(source: Path | IO[bytes], name: str) -> Image.Image:
 
 
 def _open_any_size(source: Path | IO[bytes]) -> Image.Image:
-    """Open without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size."""
+    """Open without Pillow's own size guard, which would refuse a JPEG before it could be read at a reduced size.
+
+    Icons keep it: Pillow decodes them when it opens them, and the picture inside may be larger than the icon says.
+    """
+    limit = pixel_limit() if _is_icon(source) else None
     with _OPEN_LOCK:
-        guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        guard, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, limit
         try:
             return Image.open(source)
         finally:
             Image.MAX_IMAGE_PIXELS = guard
+
+
+def _is_icon(source: Path | IO[bytes]) -> bool:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            return _is_icon(file)
+    source.seek(0)
+    head = source.read(4)
+    source.seek(0)
+    return head in (b"\0\0\1\0", b"\0\0\2\0")
 
 
 def pixel_limit() -> int:
@@ -265,16 +284,19 @@ def pixel_limit() -> int:
     return int(setting)
 
 
-def _refuse_large(name: str, width: int, height: int) -> None:
+def _refuse_large(name: str, width: int, height: int, what: str = "") -> None:
     limit = pixel_limit()
     if width * height > limit:
         raise ImageError(
-            f"{name}: {width}x{height} is more than {limit:,} pixels: label it in tiles with `fgaseg raster`, make it "
-            f"smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment"
+            f"{name}: {what}{width}x{height} is more than {limit:,} pixels: label it in tiles with `fgaseg raster`, "
+            f"make it smaller, or set FGASEG_PIXEL_LIMIT={width * height} in the environment"
         )
 
 
 def _limit_pixels(image: Image.Image, name: str) -> None:
+    if isinstance(image, TiffImageFile):
+        tile = [size for tag in _TILE if isinstance(size := image.tag_v2.get(tag), int)]
+        _refuse_large(name, *(tile if len(tile) == 2 else (0, 0)), "a tile counts as ")
     limit, (width, height) = pixel_limit(), image.size
     factor = next((n for n in (1, 2, 4, 8) if width * height <= limit * n * n), None)
     if factor is None or not isinstance(image, JpegImageFile):

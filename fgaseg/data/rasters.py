@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil, prod
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+SEGMENT_BANDS = 4  # a tile or strip, which is decoded whole, may hold as many values as a photo with so many
 _RAW = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".nef", ".nrw", ".pef", ".srw")  # TIFFs by their form
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2  # PhotometricInterpretation
 _SENSOR = (32803, 34892)  # values of a colour filter array, or linear ones
@@ -39,6 +42,10 @@ class Raster:
     orientation: int
 
 
+def no_memory(name: str | os.PathLike[str]) -> ImageError:
+    return ImageError(f"{name}: does not fit into memory: make it smaller, or label it in tiles with `fgaseg raster`")
+
+
 def is_deep_png(head: bytes) -> bool:
     """Whether a file that begins so is a PNG with 16 bits in each of several bands."""
     return head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) > 25 and head[24] == 16 and head[25] in (2, 4, 6)
@@ -58,18 +65,20 @@ def read_deep_png(opened: Callable[[], Any], name: str, view: View) -> Raster | 
             image.tile = [(codec, extents, offset, packing[:-1] + order)]
             try:
                 halves.append(np.asarray(image))
-            except Exception:
-                return None  # Pillow says what is wrong
+            except MemoryError as error:
+                raise no_memory(name) from error
+            except Exception:  # every reader of Pillow has its own types
+                return None  # the plain way fails too, and says what is wrong
             orientation = image.getexif().get(_ORIENTATION, 1)
     values = halves[0].astype(np.uint16) << 8 | halves[1]
     alpha = 3 if values.shape[2] == 4 else None
     return Raster(select(values, name, 65535.0, view, alpha), orientation)
 
 
-def read_tiff(file: IO[bytes], name: str, view: View, check_size: Callable[[int, int], None]) -> Raster | None:
+def read_tiff(file: IO[bytes], name: str, view: View, check_size: Callable[..., None]) -> Raster | None:
     """The bands of a TIFF that ``view`` asks for, in the type that they are stored in.
 
-    check_size  called with width and height before anything is decoded
+    check_size  called with width, height and perhaps what has these, before anything is decoded
     returns     None if Pillow reads all that is asked for: 8-bit grey and RGB, palettes, CMYK, YCbCr, LAB
 
     Several pages are told; where each holds one band and ``view`` names bands, they are the bands. Raises ImageError.
@@ -86,6 +95,8 @@ def read_tiff(file: IO[bytes], name: str, view: View, check_size: Callable[[int,
             return _read_page(pages, tiff, file, name, view, check_size)
         except ImageError:
             raise
+        except MemoryError as error:
+            raise no_memory(name) from error
         except Exception as error:
             raise ImageError(f"{name}: is truncated or corrupt ({error}): fetch or copy it again") from error
 
@@ -96,7 +107,7 @@ def _read_page(
     file: IO[bytes],
     name: str,
     view: View,
-    check_size: Callable[[int, int], None],
+    check_size: Callable[..., None],
 ) -> Raster | None:
     _refuse_raw(pages[0], name)
     page = pages[0]
@@ -112,8 +123,16 @@ def _read_page(
     if not page.imagewidth * page.imagelength:
         raise ImageError(f"{name}: has no pixels ({page.imagewidth}x{page.imagelength}): fetch or copy it again")
     check_size(page.imagewidth, page.imagelength)
+    for one in pages if as_bands else [page]:
+        _check_segment(one, check_size)
     samples = _pages_as_bands(pages, name, view) if as_bands else _page_samples(page, file, name, view)
     return Raster(samples, _orientation(page))
+
+
+def _check_segment(page: TiffPage, check_size: Callable[..., None]) -> None:
+    """Tiles can be far larger than the photo, and hold any number of bands."""
+    width = page.tilewidth if page.is_tiled else page.imagewidth
+    check_size(width, ceil(prod(page.chunks) / width / SEGMENT_BANDS), "a tile or strip with all its bands counts as ")
 
 
 def tiff_form(file: IO[bytes]) -> tuple[tuple[int, int], int] | None:
@@ -260,7 +279,9 @@ def _by_pillow(page: TiffPage, file: IO[bytes], kept: list[int], view: View) -> 
     try:
         with Image.open(file) as image:
             values = np.asarray(image)
-    except Exception:
+    except MemoryError:
+        raise
+    except Exception:  # every reader of Pillow has its own types; that this one does not read it is no error
         return None
     values = values[..., None] if values.ndim == 2 else values
     if max(kept) >= values.shape[2]:

@@ -18,6 +18,7 @@ from tiny import tiny_model
 import fgaseg
 from fgaseg import FGASeg, ModelConfig
 from fgaseg.errors import CheckpointError, ConfigError
+from fgaseg.model.encoders.tokenizers import LARGEST_FILE
 from fgaseg.weights import read_weights, write_weights
 
 SECRET = "root:x:0:0:a file of somebody else"
@@ -293,6 +294,14 @@ def test_tokenizers_of_saved_models(with_tokenizer, tmp_path):
     settings.write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="tokenizer_config.json: .*nested too deeply|Expecting"):
         FGASeg.from_pretrained(with_tokenizer)
+    settings.write_text(json.dumps(known))
+    for name in [one.name for one in settings.parent.iterdir()]:
+        kept = (settings.parent / name).read_bytes()
+        with (settings.parent / name).open("ab") as sparse:
+            sparse.truncate(LARGEST_FILE + 1)
+        with pytest.raises(fgaseg.errors.EncoderError, match=rf"{name}: has 134,217,729 bytes; .* at most 134,217,728"):
+            FGASeg.from_pretrained(with_tokenizer)
+        (settings.parent / name).write_bytes(kept)
     shutil.rmtree(with_tokenizer / "tokenizer")
     with pytest.raises(CheckpointError, match=r"tokenizer: is missing: this model's tokenizer comes with its weights"):
         FGASeg.from_pretrained(with_tokenizer)
