@@ -3,6 +3,7 @@
 FGASEG_FUZZ=N makes the counts N times as large.
 """
 
+import contextlib
 import os
 import resource
 import sys
@@ -48,7 +49,20 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(*words: object, bytes_of_a_file: int = 0, files: int = 0) -> tuple[int, str]:
+def leave_descriptors(count: int) -> None:
+    """So many file descriptors are left, whatever this process has open."""
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 32
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    opened = []
+    with contextlib.suppress(OSError):
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    for descriptor in opened[:count]:
+        os.close(descriptor)
+    assert len(opened) >= count
+
+
+def run(*words: object, bytes_of_a_file: int = 0, files: int = 0, left: int | None = None) -> tuple[int, str]:
     """Exit status and standard error of a command in a child of this process, with limits."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -61,6 +75,8 @@ def run(*words: object, bytes_of_a_file: int = 0, files: int = 0) -> tuple[int, 
                 resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, bytes_of_a_file))
             if files:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+            if left is not None:
+                leave_descriptors(left)
             torch.set_num_threads(1)
             status = main([str(word) for word in words])
         except BaseException:
@@ -138,6 +154,22 @@ def test_few_file_descriptors_are_enough(place, tmp_path):
     status, errors = run(*words, files=opened + 30)
     assert status == 0, errors
     assert len(list((tmp_path / "out").rglob("*.png"))) == 60
+
+
+@pytest.mark.parametrize("writer", ["segment", "segment a folder", "eval", "video", "export", "convert", "train"])
+def test_too_few_file_descriptors_are_one_line(writer, place, tmp_path):
+    """With one left after another, until they are enough."""
+    seen = set()
+    for left in range(40):
+        words = [word.format(place=place, out=tmp_path / f"out{left}") for word in WRITERS[writer]]
+        status, errors = run(*words, left=left)
+        assert "Traceback" not in errors, errors
+        if status == 0:
+            break
+        last = errors.strip().splitlines()[-1]
+        assert status == 1 and last.startswith(f"fgaseg {words[0]}: "), errors
+        seen.add(last.replace(str(tmp_path / f"out{left}"), ""))
+    assert status == 0 and any("Too many open files" in line for line in seen), seen
 
 
 def resident() -> float:
