@@ -136,7 +136,9 @@ def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") ->
     x        [B, T, ...]  float32, float64, float16 or bfloat16; any strides
     returns  [R, ...]     contiguous, in the order of selection.rows; a copy
 
-    Differentiable any number of times. Raises ValueError if B or T is not the selection's, or if devices differ.
+    Differentiable any number of times. Raises ValueError if B or T is not the selection's, or if devices differ. Rows
+    that are not in 0..B*T-1, which ``topk_classes`` never gives, are a RuntimeError on a CPU; a GPU does not read them
+    back: Triton gives zeros for them, and an assertion stops the CUDA kernel.
     """
     if x.dim() < 2 or x.shape[0] != selection.batch or x.shape[1] != selection.classes:
         raise ValueError(
@@ -153,7 +155,9 @@ def scatter_classes(y: Tensor, selection: Selection, fill: float, *, backend: st
     y        [R, ...]     float32, float64, float16 or bfloat16; any strides
     returns  [B, T, ...]  contiguous
 
-    Differentiable in y any number of times. Raises ValueError if R is not the selection's, or if devices differ.
+    Differentiable in y any number of times. Raises ValueError if R is not the selection's, or if devices differ. For
+    rows that are out of range see ``gather_classes``; Triton leaves them out. Rows that do not ascend are defined on a
+    CPU alone: a GPU may not find them.
     """
     _check_scatter(y, selection.rows, selection.batch, selection.classes, fill)
     return dispatch("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))

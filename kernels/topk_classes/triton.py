@@ -12,7 +12,7 @@ for the number of rows.
 
 gather, scatter: one read and one write of what is kept; a scattered row finds its source by binary search in the
 ascending rows, so each output is written once. Elements are copied as integers of their width, which keeps every bit of
-any type. A row index that is out of range is not read: gather gives zeros for it.
+any type. A row index that is out of range is not read: gather gives zeros for it, and no row of scatter looks for it.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, backend_layouts, laid_out, needs_cpp, random
+from accuracy import BACKENDS, COMPILED, DTYPES, LAYOUTS, backend_layouts, backends, laid_out, needs_cpp, random
 from paths import SHARED
 from torch import Tensor
 
@@ -149,6 +149,23 @@ def test_says_what_is_wrong():
         scatter_classes(torch.zeros(9, 5), selection, 0.0)
     with pytest.raises(ValueError, match="x is on meta but the selection is on cpu"):
         gather_classes(torch.zeros(2, 3, 5, device="meta"), selection)
+
+
+@pytest.mark.parametrize("rows", [[-1, 2], [1, 6], [-(2**63), 2], [2, 2**31], [-(2**31), 2**62], [2, 2**63 - 1]])
+@pytest.mark.parametrize("backend", backends("triton"))
+def test_rows_out_of_range_touch_no_memory_in_triton(backend, rows):
+    """On a GPU they are not read back. Whatever is accessed beside a tensor is an error of this test."""
+    x, y, index = random(1, 3, 4), random(2, 4, seed=1), torch.tensor(rows)
+    packed = gather_classes(x, Selection(index, torch.tensor([2]), 1, 3), backend=backend)
+    full = scatter_classes(y, Selection(index, torch.tensor([2]), 1, 3), 0.5, backend=backend)
+    expected_full = torch.full_like(x, 0.5)
+    for i, row in enumerate(rows):
+        inside = 0 <= row < 3
+        assert torch.equal(packed[i], x[0, row] if inside else torch.zeros(4).to(x))
+        if inside:
+            expected_full[0, row] = y[i]
+    assert torch.equal(full, expected_full)
+    assert gather_classes(x[:, :0], Selection(index, torch.tensor([2]), 1, 0), backend=backend).eq(0).all()
 
 
 @needs_cpp
