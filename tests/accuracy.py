@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from interpreter import truncate_tf32
+from interpreter import index_by_one_element, truncate_tf32
 from shim import emulate_cuda, guarded
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     unavailable["cuda"] = emulate_cuda()
 if "triton" in emulated:
     truncate_tf32()
+    index_by_one_element()
 
 NAMES = ["cpp", "triton", "cuda"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

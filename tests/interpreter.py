@@ -1,4 +1,4 @@
-"""Makes Triton's interpreter multiply as a GPU does."""
+"""Makes Triton's interpreter multiply as a GPU does, and that of Triton 3.6 run with a newer NumPy."""
 
 import dataclasses
 
@@ -27,3 +27,22 @@ def truncate_tf32() -> None:
         return create_dot(self, a, b, d, input_precision, *rest)
 
     InterpreterBuilder.create_dot = dot
+
+
+def index_by_one_element() -> None:
+    """NumPy 2.4 refuses int() of an array with a dimension, which Triton's interpreter uses up to version 3.6.
+
+    It is fixed in Triton 3.7: https://github.com/triton-lang/triton/issues/9171
+    """
+    import triton
+    from triton.runtime import interpreter
+
+    if tuple(map(int, triton.__version__.split(".")[:2])) > (3, 6):
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch(tensor, scope) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
