@@ -3,16 +3,19 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._library import BACKENDS, emulated, overload, unavailable
+from ._library import BACKENDS, CHECKS, checked, emulated, overload, unavailable
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# Listed because torch 2.11's Dynamo cannot trace torch.amp.is_autocast_available
+AUTOCASTING = ("cpu", "cuda", "xpu", "mps")
 # As in csrc/common/arguments.h: of a kernel, a window or a frame; of a result, either side
 LONGEST_SIDE, LONGEST_AXIS = 2**15 - 1, 2**31 - 1
 
@@ -48,11 +51,16 @@ class _Able(NamedTuple):
     of: tuple[Backend, ...]  # the backends that were asked
     named: dict[str, Backend]
     auto: tuple[Backend, ...]  # those that "auto" chooses among: on a CPU without emulated ones, which are slow
+    autocast: str = ""  # the type of device whose autocast casts the call's tensors, or ""
 
 
 OPS: dict[str, tuple[Backend, ...]] = {}
 _shown: set[str] = set()  # the ops whose fallback warning was shown
-_asked: dict[tuple, _Able] = {}
+_asked: dict[tuple, _Able] = {}  # by the devices and dtypes of a call's tensors
+_examined: dict[tuple, _Able] = {}  # by ``_call``, of valid calls: to check again takes longer than to look up
+MOST_EXAMINED = 2**12
+_seen = attrgetter("shape", "dtype", "device")
+_casts: dict[str, tuple[int, torch.dtype | None]] = {}  # of ``register``, by op
 
 
 def register(
@@ -62,6 +70,8 @@ def register(
     native: tuple[torch.dtype, ...] = (),
     order: tuple[str, ...] = BACKENDS,
     prefer_next: dict[str, Callable[..., str]] | None = None,
+    casts: int = 0,
+    casts_to: torch.dtype | None = None,
     **limits: Callable[..., str],
 ) -> None:
     """Lists the backends of ``op`` in the order in which they are tried.
@@ -70,10 +80,13 @@ def register(
     prefer_reference  by backend, the calls for which the reference was measured to be faster, as in ``Backend``
     native            of the C++ backend, as in ``Backend``
     prefer_next       by backend, the calls for which the next in the order is preferred, as in ``Backend``
+    casts             how many of the first arguments, all tensors, are cast ``under_autocast``, and to what
     order             of all compiled backends. Triton, whose compiler places the barriers, comes before our own CUDA
                       until both have been measured on a GPU, unless it needs many times as many instructions
     """
     prefer_reference, prefer_next = prefer_reference or {}, prefer_next or {}
+    if casts:
+        _casts[op] = (casts, casts_to)
 
     def limit(name: str) -> Callable[..., str]:
         return limits.get(name, lambda *_: "")
@@ -162,27 +175,81 @@ def _verdict(backend: Backend, args: tuple) -> str:
 
 
 def dispatch(op: str, backend: str, *args):
-    """Runs ``op(*args)`` on the named backend, or with "auto" on the first that can."""
-    able = able_backends(op, args)
+    """Checks the arguments and runs ``op(*args)`` on the named backend, or with "auto" on the first that can.
+
+    Under autocast the arguments are cast first, if the op was registered so.
+    """
+    able = _known(op, args)
+    if able is None or (able.autocast and torch.is_autocast_enabled(able.autocast)):
+        casts, to = _casts.get(op, (0, None))
+        if casts and _autocasts(args[0]):
+            cast, off = under_autocast(*args[:casts], to=to)
+            with off:
+                return dispatch(op, backend, *cast, *args[casts:])
+        able = _examine(op, args)
     if backend == "auto":
-        fitting = (candidate for candidate in able.auto if not candidate.limit(*args))
-        chosen = next(fitting)
-        if chosen.prefer_next(*args):
-            chosen = next((one for one in fitting if one.name != "reference"), chosen)
-        if chosen.prefer_reference(*args):  # a choice, not a fallback: no warning
-            return able.of[-1].run(*args)
-        if chosen.name == "reference" and len(able.of) > 1 and _to_be_told(op, args):
+        chosen, by_choice = _first_that_can(able, args)
+        # a choice is no fallback: no warning
+        if chosen.name == "reference" and not by_choice and len(able.of) > 1 and _to_be_told(op, args):
             reasons = ((b.name, b.why_not(*args)) for b in able.of)
             warn_fallback(op, "\n".join(f"  {name:<10}{why}" for name, why in reasons if why))
+    else:
+        found = able.named.get(backend)
+        if found is None or found.limit(*args):
+            raise _cannot_run(op, backend, able, args)
+        chosen = found
+    if chosen.name != "triton" or torch.compiler.is_compiling():
         return chosen.run(*args)
-    candidate = able.named.get(backend)
-    if candidate is not None and not candidate.limit(*args):
-        return candidate.run(*args)
+    checked.args = args  # so that the op does not check them again
+    try:
+        return chosen.run(*args)
+    finally:
+        checked.args = ()
+
+
+def _call(op: str, args: tuple) -> tuple:
+    """All that checks look at, and what was loaded or is emulated, which may change."""
+    return (op, *[_seen(x) if isinstance(x, Tensor) else x for x in args], *unavailable.values(), len(emulated))
+
+
+def _known(op: str, args: tuple) -> _Able | None:
+    """The op's able backends if a call like this one was examined before."""
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        found = _examined.get(_call(op, args))
+    except TypeError:  # sizes that are symbols have no hash
+        return None
+    return found if found is not None and found.of is OPS[op] else None
+
+
+def _examine(op: str, args: tuple) -> _Able:
+    """Checks the arguments; the op's able backends."""
+    CHECKS[op](*args)
+    able = able_backends(op, args)
+    if not torch.compiler.is_compiling():
+        if len(_examined) >= MOST_EXAMINED:
+            _examined.clear()
+        with suppress(TypeError):
+            _examined[_call(op, args)] = able
+    return able
+
+
+def _first_that_can(able: _Able, args: tuple) -> tuple[Backend, bool]:
+    """The backend that "auto" takes, and whether it is the reference by choice."""
+    fitting = (candidate for candidate in able.auto if not candidate.limit(*args))
+    chosen = next(fitting)
+    if chosen.prefer_next(*args):
+        chosen = next((one for one in fitting if one.name != "reference"), chosen)
+    return (able.of[-1], True) if chosen.prefer_reference(*args) else (chosen, False)
+
+
+def _cannot_run(op: str, backend: str, able: _Able, args: tuple) -> Exception:
     for candidate in able.of:
         if candidate.name == backend:
             why = candidate.why_not(*args)
-            raise CannotRun(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
-    raise ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in able.of)}")
+            return CannotRun(f"{op}: backend='{backend}' cannot run this call: {why}\n{explain(op, *args)}")
+    return ValueError(f"{op}: no backend '{backend}'; there are auto, {', '.join(b.name for b in able.of)}")
 
 
 def able_backends(op: str, args: tuple) -> _Able:
@@ -200,9 +267,10 @@ def able_backends(op: str, args: tuple) -> _Able:
 
 def _ask(op: str, args: tuple) -> _Able:
     able = [b for b in OPS[op] if b.name not in unavailable or not _why_not(b.name, args)]
-    on_cpu = tensors(args)[0].device.type == "cpu"
-    auto = (b for b in able if not (on_cpu and b.name in emulated))
-    return _Able(OPS[op], {b.name: b for b in able}, tuple(auto))
+    kind = tensors(args)[0].device.type
+    auto = (b for b in able if not (kind == "cpu" and b.name in emulated))
+    autocast = kind if op in _casts and kind in AUTOCASTING else ""
+    return _Able(OPS[op], {b.name: b for b in able}, tuple(auto), autocast)
 
 
 def _to_be_told(op: str, args: tuple) -> bool:
@@ -250,16 +318,20 @@ def check_shape(op: str, name: str, x: Tensor, expected: Sequence[int]) -> None:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}; expected {list(expected)}")
 
 
+def _autocasts(x: Tensor) -> bool:
+    device = x.device.type
+    return device in AUTOCASTING and torch.is_autocast_enabled(device)
+
+
 def under_autocast(*args: Tensor, to: torch.dtype | None = None):
     """The arguments cast to autocast's dtype, and a context manager in which autocast is off.
 
     Outside autocast the arguments are returned unchanged. ``to`` replaces autocast's dtype (float32 for the ops that
     autocast would run in full precision). float64 is not cast, as in autocast itself.
     """
-    device = args[0].device.type
-    # device types are listed because torch 2.11's Dynamo cannot trace torch.amp.is_autocast_available
-    if device not in ("cpu", "cuda", "xpu", "mps") or not torch.is_autocast_enabled(device):
+    if not _autocasts(args[0]):
         return args, nullcontext()
+    device = args[0].device.type
     target = to or torch.get_autocast_dtype(device)
     cast = tuple(arg.to(target) if arg.is_floating_point() and arg.dtype != torch.float64 else arg for arg in args)
     return cast, torch.autocast(device, enabled=False)

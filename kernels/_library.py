@@ -9,6 +9,7 @@ import ctypes
 import importlib
 import importlib.util
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,41 @@ from ._triton import INTERPRETED
 HERE = Path(__file__).parent
 BACKENDS = ("cpp", "triton", "cuda")
 LIBRARY = torch.library.Library(ops.name, "DEF")
+CHECKS: dict[str, Callable] = {}  # of ``define``, by op
+
+
+class _Checked(threading.local):
+    """The arguments, already checked, of the op that ``dispatch`` is calling in this thread; () otherwise."""
+
+    args: tuple = ()
+
+
+checked = _Checked()
+
+
+def _were_checked(args: tuple) -> bool:
+    """Whether ``dispatch`` checked these. On their way through PyTorch numbers and words become equal objects."""
+    before = checked.args
+    if len(args) != len(before):
+        return False
+    for one, other in zip(args, before, strict=True):
+        if one is not other and (type(one) is not type(other) or isinstance(one, torch.Tensor) or one != other):
+            return False
+    return True
 
 
 def define(op: str, arguments: str, check: Callable, fake: Callable, package: str) -> None:
     """Defines the op <op>_<backend> for every backend.
 
     arguments  the schema without the op's name
-    check      takes the op's arguments and raises ValueError or TypeError for what no backend can take. Called by the
-               shape rule and before Triton; C++ and CUDA check for themselves (csrc/common/arguments.h)
+    check      takes the op's arguments, of which the first is a tensor, and raises ValueError or TypeError for what no
+               backend can take. Called by ``dispatch``, by the shape rule and, if ``dispatch`` did not call it, before
+               Triton; C++ and CUDA check for themselves (csrc/common/arguments.h)
     fake       takes the op's arguments and returns empty results, by which PyTorch learns their shapes and dtypes
     package    of the op; the function <op> of <package>.triton is the Triton implementation, imported when first called
     """
+
+    CHECKS[op] = check
 
     def shape_rule(*args, **kwargs):
         check(*args, **kwargs)
@@ -46,12 +71,13 @@ def define(op: str, arguments: str, check: Callable, fake: Callable, package: st
 
     def launch(*args):
         nonlocal launcher
-        check(*args)
-        if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args):
-            raise TypeError(f"{op}: on a GPU float64 is left to the reference")
+        if not _were_checked(args):
+            check(*args)
+            if any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in args):
+                raise TypeError(f"{op}: on a GPU float64 is left to the reference")
         if launcher is None:
             launcher = getattr(importlib.import_module(".triton", package), op)
-        device = next(arg for arg in args if isinstance(arg, torch.Tensor)).device
+        device = args[0].device
         if device.type == "cpu" or device.index == torch.cuda.current_device():
             return launcher(*args)
         with torch.cuda.device(device):

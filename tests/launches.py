@@ -110,6 +110,7 @@ def pretended_gpu() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(_dispatch, "_why_not_this_gpu", lambda device: "")
         patch.setattr(_dispatch, "_asked", {})
+        patch.setattr(_dispatch, "_examined", {})
         patch.setattr(torch._C, "_conv_determine_backend_memory_format", _of_cudnn)
         # also where CUDA's kernels were built; those of the model's ops are as many as Triton's
         patch.setitem(_dispatch.unavailable, "cuda", "Triton's launches are counted")

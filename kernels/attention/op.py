@@ -95,7 +95,7 @@ def attention(
     """
     if backend == "auto" and (q.device.type != "cpu" or torch.is_autocast_enabled("cpu")):
         return attention_reference(q, k, v, causal, scale).transpose(1, 2)
-    _check(q, k, v, causal, scale)
     if backend == "auto" and _only_in_pytorch(q):
+        _check(q, k, v, causal, scale)
         return attention_reference(q, k, v, causal, scale).transpose(1, 2)
     return dispatch("attention", backend, q, k, v, causal, scale).transpose(1, 2)

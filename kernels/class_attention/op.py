@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import accumulator, class_lookup_reference, class_summary_reference, positive
 
@@ -166,8 +166,8 @@ def _too_wide(x: Tensor, *others) -> str:
     return "" if width <= WIDEST else f"a head has {width} channels, more than {WIDEST}"
 
 
-register("class_summary", class_summary_reference, triton=_too_wide, cuda=_no_cuda)
-register("class_lookup", class_lookup_reference, triton=_too_wide, cuda=_no_cuda)
+register("class_summary", class_summary_reference, casts=3, triton=_too_wide, cuda=_no_cuda)
+register("class_lookup", class_lookup_reference, casts=2, triton=_too_wide, cuda=_no_cuda)
 
 
 def class_summary(
@@ -192,10 +192,7 @@ def class_summary(
     FGAseg, section III-C3, as released (CAT-Seg's class aggregation; Katharopoulos et al., 2020). Raises ValueError for
     mismatched shapes or devices, TypeError for mismatched dtypes.
     """
-    (k, v, k_guidance), no_more_casts = under_autocast(k, v, k_guidance)
-    _check_summary(k, v, k_guidance, offsets, heads)
-    with no_more_casts:
-        return dispatch("class_summary", backend, k, v, k_guidance, offsets, heads)
+    return dispatch("class_summary", backend, k, v, k_guidance, offsets, heads)
 
 
 def class_lookup(
@@ -223,10 +220,7 @@ def class_lookup(
 
     Differentiable in q, q_guidance, summary and total; everything else is as in ``class_summary``.
     """
-    (q, q_guidance), no_more_casts = under_autocast(q, q_guidance)
-    _check_lookup(q, q_guidance, summary, total, offsets, heads)
-    with no_more_casts:
-        return dispatch("class_lookup", backend, q, q_guidance, summary, total, offsets, heads, float(eps))
+    return dispatch("class_lookup", backend, q, q_guidance, summary, total, offsets, heads, float(eps))
 
 
 def class_attention(

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import DTYPES, check_same, check_shape, dispatch, register, under_autocast
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import cosine_cost_volume_reference
+
+SHORTEST = {dtype: max(1e-12, torch.finfo(dtype).tiny) for dtype in DTYPES}  # to which lengths are raised
 
 
 def _check(pixels: Tensor, texts: Tensor, eps: float) -> None:
@@ -73,7 +75,5 @@ def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") 
     section III-C, eq. 9. Raises ValueError for mismatched shapes or devices, TypeError for mismatched dtypes.
     """
     (pixels, texts), no_more_casts = under_autocast(pixels, texts)
-    _check(pixels, texts, 0.0)
-    eps = max(1e-12, torch.finfo(pixels.dtype).tiny)
     with no_more_casts:
-        return dispatch("cosine_cost_volume", backend, pixels, texts, eps)
+        return dispatch("cosine_cost_volume", backend, pixels, texts, SHORTEST.get(pixels.dtype, 0.0))

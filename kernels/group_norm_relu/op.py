@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import group_norm_relu_reference
 
@@ -84,6 +84,8 @@ first_order_only("group_norm_relu_backward")
 register(
     "group_norm_relu",
     lambda *args: (group_norm_relu_reference(*args),),
+    casts=3,
+    casts_to=torch.float32,
     triton=_narrow,
     cuda=lambda *_: "there is no CUDA kernel: Triton's needs few instructions an element",
 )
@@ -110,7 +112,4 @@ def group_norm_relu(
     lists. Source: FGAseg's decoder (section III-D). Raises ValueError for mismatched shapes or devices, TypeError for
     mismatched dtypes.
     """
-    (x, weight, bias), no_more_casts = under_autocast(x, weight, bias, to=torch.float32)
-    _check(x, weight, bias, groups)
-    with no_more_casts:
-        return dispatch("group_norm_relu", backend, x, weight, bias, groups, eps, relu)[0]
+    return dispatch("group_norm_relu", backend, x, weight, bias, groups, eps, relu)[0]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register
 from .._library import define, first_order_only, register_autograd
 from .reference import kernel_softmax_reference
 
@@ -91,7 +91,13 @@ def _few_elements(kernel_logits: Tensor, kernel_size: int, norm: str) -> str:
     return f"it is faster up to {limit} elements" if kernel_logits.numel() <= limit else ""
 
 
-register("kernel_softmax", kernel_softmax_reference, prefer_reference={"cpp": _few_elements})
+register(
+    "kernel_softmax",
+    kernel_softmax_reference,
+    prefer_reference={"cpp": _few_elements},
+    casts=1,
+    casts_to=torch.float32,
+)
 
 
 def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str = "taps", *, backend: str = "auto") -> Tensor:
@@ -107,7 +113,4 @@ def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str = "taps", 
     a GPU. B, T and C may be 0. ``backend`` is "auto" or a name that ``explain`` lists. Source: FGAseg, section III-C,
     eq. 10. Raises ValueError for an even K, an unknown norm or a wrong shape, TypeError for another dtype.
     """
-    _check(kernel_logits, kernel_size, norm)
-    (kernel_logits,), full_precision = under_autocast(kernel_logits, to=torch.float32)
-    with full_precision:
-        return dispatch("kernel_softmax", backend, kernel_logits, kernel_size, norm)
+    return dispatch("kernel_softmax", backend, kernel_logits, kernel_size, norm)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import check_same, check_shape, dispatch, register
 from .._library import define, empty_like, first_order_only, register_autograd
 from ..kernel_softmax.op import check_kernels
 from .reference import lcs_conv_reference
@@ -82,6 +82,7 @@ register(
     lcs_conv_reference,
     order=("cpp", "cuda", "triton"),  # a fifth of Triton's instructions, where it is not passed over
     prefer_next={"cuda": _large_kernels},
+    casts=3,
 )
 
 
@@ -104,7 +105,4 @@ def lcs_conv(
     ``explain`` lists. Source: FGAseg, section III-C, eq. 10. Raises ValueError for an even K, an unknown norm,
     mismatched shapes or devices, TypeError for mismatched dtypes.
     """
-    (pixels, kernel_logits, bias), no_more_casts = under_autocast(pixels, kernel_logits, bias)
-    _check(pixels, kernel_logits, bias, kernel_size, norm)
-    with no_more_casts:
-        return dispatch("lcs_conv", backend, pixels, kernel_logits, bias, kernel_size, norm)
+    return dispatch("lcs_conv", backend, pixels, kernel_logits, bias, kernel_size, norm)

@@ -114,7 +114,8 @@ def lcs_conv_from_text(
     devices, TypeError for mismatched dtypes.
     """
     (texts, weight, bias, pixels), no_more_casts = under_autocast(texts, weight, bias, pixels)
-    _check(texts, weight, bias, pixels, kernel_size, norm)
+    if backend == "auto":
+        _check(texts, weight, bias, pixels, kernel_size, norm)
     with no_more_casts:
         if backend == "auto" and _keeps_logits(kernel_size, texts, weight, bias, pixels):
             outputs = F.linear(texts, weight, bias)

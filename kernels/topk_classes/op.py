@@ -125,7 +125,6 @@ def topk_classes(scores: Tensor, k: int, union: str = "image", *, backend: str =
     section III-D (the released code unites over the batch). Raises ValueError for a wrong shape, k or union, TypeError
     for a wrong dtype.
     """
-    _check_topk(scores, k, union)
     rows, counts = dispatch("topk_classes", backend, scores.detach(), k, union)
     return Selection(rows, counts, scores.shape[0], scores.shape[1])
 
@@ -145,7 +144,6 @@ def gather_classes(x: Tensor, selection: Selection, *, backend: str = "auto") ->
             f"gather_classes: x has shape {list(x.shape)}; "
             f"the selection expects [{selection.batch}, {selection.classes}, ...]"
         )
-    _check_gather(x, selection.rows)
     return dispatch("gather_classes", backend, x, selection.rows)
 
 
@@ -159,5 +157,4 @@ def scatter_classes(y: Tensor, selection: Selection, fill: float, *, backend: st
     rows that are out of range see ``gather_classes``; Triton leaves them out. Rows that do not ascend are defined on a
     CPU alone: a GPU may not find them.
     """
-    _check_scatter(y, selection.rows, selection.batch, selection.classes, fill)
     return dispatch("scatter_classes", backend, y, selection.rows, selection.batch, selection.classes, float(fill))

@@ -128,6 +128,5 @@ def up_stage(
         raise RuntimeError(f"up_stage: backend='{backend}' has no gradient; use 'auto', 'reference' or torch.no_grad()")
     (x, *rest), no_more_casts = under_autocast(x, *weights, *([] if guidance is None else [guidance]))
     weights, guidance = UpWeights(*rest[: len(weights)]), None if guidance is None else rest[-1]
-    _check_same(x, guidance, weights)
     with no_more_casts:
         return dispatch("up_stage", backend, x, guidance, *weights, groups, eps)

@@ -109,7 +109,6 @@ def upsample_argmax(
     results are detached. Autocast changes nothing. ``backend`` is "auto" or a name that ``explain`` lists. Source: the
     evaluation of FGAseg and CAT-Seg. Raises ValueError for other shapes or sizes, TypeError for other dtypes.
     """
-    _check(maps, *size, total)
     labels, scores, totals = dispatch("upsample_argmax", backend, maps.detach(), *size, total)
     return (labels, scores, totals) if total else (labels, scores)
 
@@ -144,10 +143,9 @@ def upsample_argmax_windows(
     the others the frames of 16 classes. Source: the sliding-window evaluation of FGAseg and CAT-Seg.
     Raises ValueError for other shapes, sizes or activations, TypeError for other dtypes.
     """
-    side, sigmoid = _crops_per_side(logits), activation == "sigmoid"
-    _check_windows(logits, side, window, stride, *size, sigmoid)
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"upsample_argmax_windows: activation is '{activation}'; expected one of {', '.join(ACTIVATIONS)}"
         )
-    return dispatch("upsample_argmax_windows", backend, logits.detach(), side, window, stride, *size, sigmoid)
+    call = (logits.detach(), _crops_per_side(logits), window, stride, *size, activation == "sigmoid")
+    return dispatch("upsample_argmax_windows", backend, *call)

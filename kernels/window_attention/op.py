@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register, under_autocast
+from .._dispatch import LONGEST_SIDE, check_same, check_shape, dispatch, register
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import window_attention_reference
 
@@ -93,6 +93,7 @@ register(
     window_attention_reference,
     native=(torch.bfloat16,),
     order=("cpp", "cuda", "triton"),  # a seventh of Triton's instructions, in forward (docs/design/kernels.md)
+    casts=5,
     cuda=_not_for_cuda,
 )
 
@@ -132,7 +133,4 @@ def window_attention(
     III-C3). Raises ValueError for mismatched shapes or devices and for a wrong heads, window or shift, TypeError for
     mismatched dtypes.
     """
-    (q, k, v, q_guidance, k_guidance), no_more_casts = under_autocast(q, k, v, q_guidance, k_guidance)
-    _check(q, k, v, q_guidance, k_guidance, heads, window, shift)
-    with no_more_casts:
-        return dispatch("window_attention", backend, q, k, v, q_guidance, k_guidance, heads, window, shift)
+    return dispatch("window_attention", backend, q, k, v, q_guidance, k_guidance, heads, window, shift)

@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accuracy import emulated
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgaseg import kernels
 from fgaseg.environment import CALLS, collect
-from fgaseg.kernels import _dispatch, kernel_softmax
+from fgaseg.kernels import _dispatch, _library, kernel_softmax
 
 LOGITS = torch.zeros(1, 1, 9 * 256)
+needs_interpreter = pytest.mark.skipif("triton" not in emulated, reason="Triton is not interpreted here")
 
 
 @pytest.fixture
@@ -81,6 +84,7 @@ def chosen_by_auto(op: str, *args, without: str = "") -> str:
 
     able = tuple(backend(one) for one in _dispatch.OPS[op] if one.name != "cpp")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_dispatch, "_examined", {})
         patch.setattr(_dispatch, "able_backends", lambda *_: _dispatch._Able(able, {}, able))
         _dispatch.dispatch(op, "auto", *args)
     return ran[0]
@@ -126,6 +130,7 @@ def test_a_kind_of_call_is_asked_once(monkeypatch):
     asked, why_not = [], _dispatch._why_not
     monkeypatch.setattr(_dispatch, "_why_not", lambda name, args: asked.append(name) or why_not(name, args))
     monkeypatch.setattr(_dispatch, "_asked", {})
+    monkeypatch.setattr(_dispatch, "_examined", {})
     for _ in range(3):
         kernel_softmax(LOGITS, 3)
         kernel_softmax(LOGITS, 3, backend="reference")
@@ -139,6 +144,68 @@ def test_a_kind_of_call_is_asked_once(monkeypatch):
         kernel_softmax(LOGITS, 3)
         with pytest.raises(ValueError, match="no backend 'cpp'"):
             kernel_softmax(LOGITS, 3, backend="cpp")
+
+
+def test_a_call_is_checked_once_and_others_again(monkeypatch):
+    seen, check = [], _dispatch.CHECKS["kernel_softmax"]
+    monkeypatch.setitem(_dispatch.CHECKS, "kernel_softmax", lambda *args: seen.append(args) or check(*args))
+    monkeypatch.setattr(_dispatch, "_examined", {})
+    for _ in range(3):
+        kernel_softmax(LOGITS, 3)
+        kernel_softmax(LOGITS[:, :0], 3)
+        kernel_softmax(LOGITS.half(), 3)
+        kernel_softmax(LOGITS, 1)
+        kernel_softmax(LOGITS, 3, "none")
+    assert len(seen) == 5
+    for _ in range(2):  # an invalid call is not remembered
+        with pytest.raises(ValueError, match="kernel_size is 2"):
+            kernel_softmax(LOGITS, 2)
+    assert len(seen) == 7
+
+
+def test_what_is_remembered_of_calls_is_bounded(monkeypatch):
+    monkeypatch.setattr(_dispatch, "_examined", {})
+    monkeypatch.setattr(_dispatch, "MOST_EXAMINED", 4)
+    for count in range(10):
+        assert kernel_softmax(torch.zeros(1, count, 9), 3).shape[1] == count
+        assert len(_dispatch._examined) <= 4
+
+
+def test_a_call_under_autocast_is_cast_although_the_same_was_examined_before():
+    bias, pixels, logits = torch.zeros(1, 2), torch.zeros(1, 3, 4, 4), torch.zeros(1, 2, 27)
+    for _ in range(2):
+        assert kernels.lcs_conv(pixels, logits, bias, 3).dtype == torch.float32
+        with torch.autocast("cpu", torch.bfloat16):
+            assert kernels.lcs_conv(pixels, logits, bias, 3).dtype == torch.bfloat16
+            assert kernels.lcs_conv(pixels.double(), logits.double(), bias.double(), 3).dtype == torch.float64
+            assert kernel_softmax(logits.bfloat16(), 3).dtype == torch.float32
+            with torch.autocast("cpu", enabled=False), pytest.raises(TypeError, match="kernel_logits has dtype"):
+                kernels.lcs_conv(pixels.bfloat16(), logits, bias, 3)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("grad", [False, True])
+def test_triton_checks_what_dispatch_did_not(monkeypatch, grad):
+    """Not what dispatch has checked, but a call of its own and one whose arguments change on their way."""
+
+    class Cut(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "fgaseg":
+                args = (args[0][..., :10], *args[1:])
+            return function(*args, **(kwargs or {}))
+
+    seen, ask = [], _library._were_checked
+    monkeypatch.setattr(_library, "_were_checked", lambda args: seen.append(ask(args)) or seen[-1])
+    logits = LOGITS.clone().requires_grad_(grad)
+    kernel_softmax(logits, 3, backend="triton")
+    assert seen == [True]
+    with pytest.raises(ValueError, match=r"kernel_logits has shape \[1, 1, 10\]"), Cut():
+        kernel_softmax(logits, 3, backend="triton")
+    raw = _library.overload("kernel_softmax", "triton")
+    raw(logits, 3, "taps")
+    with pytest.raises(ValueError, match=r"kernel_logits has shape \[1, 1, 10\]"):
+        raw(logits[..., :10], 3, "taps")
+    assert seen == [True, False, False, False]
 
 
 def test_what_was_told_is_not_put_into_words_again(without_library, monkeypatch):
