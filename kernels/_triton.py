@@ -9,6 +9,8 @@ on alignment, divisibility by 16 and 1, the same warps and stages.
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -17,6 +19,9 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when a kernel is decorated
 FLOATS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 FAR = 2**33  # a stride that needs 64 bits
+# For a function of sizes, strides and dtypes alone: what a launch needs beside its tensors. Its result is shared, so
+# nobody may change it.
+planned = lru_cache(maxsize=1024)
 
 
 class _AbsentGPU:
@@ -51,9 +56,10 @@ class Launch:
     num_warps: int
     num_stages: int
 
-    def run(self) -> None:
-        values = self.arguments.values()
-        self.kernel[(self.programs,)](*values, num_warps=self.num_warps, num_stages=self.num_stages)
+    @classmethod
+    def of(cls, kernel: Any, programs: int, values: tuple, num_warps: int, num_stages: int) -> "Launch":
+        """The launch that ``run`` makes of these arguments."""
+        return cls(kernel, programs, dict(zip(kernel.arg_names, values, strict=True)), num_warps, num_stages)
 
     def compiled(self, capability: int) -> Any:
         """The kernel that Triton's JIT compiles for this launch on a GPU of this compute capability, such as 90.
@@ -82,6 +88,7 @@ class Configuration:
 
 
 _recording: list[Launch] | None = None
+_values: dict[int, tuple[Any, Callable[[Mapping[str, Any]], tuple]]] = {}  # by id: a kernel's hash takes long
 
 
 def launch(
@@ -92,11 +99,19 @@ def launch(
     ``arguments`` holds them by the name of the parameter. It may hold more than this kernel takes, so that one
     description of a call serves several kernels. Warps and stages are Triton's own where nothing else is said.
     """
-    one = Launch(kernel, programs, {name: arguments[name] for name in kernel.arg_names}, num_warps, num_stages)
+    found = _values.get(id(kernel))
+    if found is None:
+        found = _values[id(kernel)] = (kernel, itemgetter(*kernel.arg_names))  # with the kernel, whose id stays taken
+    values = found[1](arguments)
     if _recording is None:
-        one.run()
+        run(kernel, programs, values, num_warps, num_stages)
     else:
-        _recording.append(one)
+        _recording.append(Launch.of(kernel, programs, values, num_warps, num_stages))
+
+
+def run(kernel: Any, programs: int, values: tuple, num_warps: int, num_stages: int) -> None:
+    """Launches a kernel with the values of its parameters in their order."""
+    kernel[(programs,)](*values, num_warps=num_warps, num_stages=num_stages)
 
 
 def recorded(launcher: Callable, *args: Any) -> list[Launch]:
@@ -108,6 +123,11 @@ def recorded(launcher: Callable, *args: Any) -> list[Launch]:
         return _recording
     finally:
         _recording = None
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up; triton.cdiv takes ten times as long, because it also takes constants of kernels."""
+    return -(-a // b)
 
 
 def strides(x: Tensor, *names: str) -> dict[str, int]:

@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, far_apart, launch, precision, recorded, strides
+from .._triton import FLOATS, Configuration, far_apart, launch, planned, precision, recorded
 
 ROWS = 32  # of an image at a time
 
@@ -184,38 +184,50 @@ def _class_lookup_backward(
     tl.store(total_grad + program * WIDTH + channel, dz, valid)
 
 
-def _choice(dtype: torch.dtype, heads: int, width: int) -> tuple[dict[str, Any], int]:
+@planned
+def _choice(dtype: torch.dtype, heads: int, width: int, exact: str) -> tuple[dict[str, Any], int]:
     """The kernels' constants and warps; a thread has at most 16 elements of S. With half the warps float32 spills."""
     block = max(triton.next_power_of_2(width), 16)
-    exact = "tf32" if dtype != torch.float32 else precision()
     constants = {"HEADS": heads, "WIDTH": width, "BLOCK": block, "ROWS": ROWS, "PRECISION": exact}
     return constants, {16: 2, 32: 4, 64: 8}[block]
 
 
 def _with_dense_channels(x: Tensor) -> Tensor:
     """x, copied if the channels of a pixel are not adjacent in memory."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride()[-1] == 1 else x.contiguous()
 
 
-def _launch(kernel: Any, x: Tensor, offsets: Tensor, heads: int, **arguments: Any) -> None:
-    """Runs a kernel, one program per pixel and head of an image; x has the shape and dtype of q or k."""
+def _launch(kernel: Any, x: Tensor, offsets: Tensor, heads: int, places: dict[str, int], **arguments: Any) -> None:
+    """Runs a kernel, one program per pixel and head of an image; x has the shape and dtype of q or k.
+
+    places  the strides of the kernel's inputs
+    """
     rows, pixels, channels = x.shape
     programs = (offsets.shape[0] - 1) * pixels * heads
     if programs:
-        constants, warps = _choice(x.dtype, heads, channels // heads)
-        shared = {"row_offsets": offsets.contiguous(), "rows": rows, "pixels": pixels, **constants}
-        for name in ("k", "v", "q", "grad", "guidance"):
-            if name in arguments:
-                shared |= strides(arguments[name], f"stride_{name}_row", f"stride_{name}_pixel")
-        launch(kernel, programs, shared | arguments, num_warps=warps)
+        constants, warps = _choice(
+            x.dtype, heads, channels // heads, precision() if x.dtype == torch.float32 else "tf32"
+        )
+        shared = {"row_offsets": offsets.contiguous(), "rows": rows, "pixels": pixels}
+        launch(kernel, programs, {**shared, **constants, **places, **arguments}, num_warps=warps)
+
+
+def _places(guidance: Tensor, **maps: Tensor) -> dict[str, int]:
+    """The strides of maps [R, P, D] and of their guidance [R, D], whose channels are adjacent, for ``_launch``."""
+    places = {"stride_guidance_row": guidance.stride(0)}
+    for name, x in maps.items():
+        places[f"stride_{name}_row"], places[f"stride_{name}_pixel"], _ = x.stride()
+    return places
 
 
 def class_summary(k: Tensor, v: Tensor, k_guidance: Tensor, offsets: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     k, v, guidance = map(_with_dense_channels, (k, v, k_guidance))
-    images, width = offsets.shape[0] - 1, k.shape[2] // heads
-    summary = k.new_empty(images, k.shape[1], heads, width, width, dtype=torch.float32)
-    total = k.new_empty(images, k.shape[1], heads, width, dtype=torch.float32)
-    _launch(_class_summary, k, offsets, heads, k=k, v=v, guidance=guidance, summary=summary, total=total)
+    images, (_, pixels, channels) = offsets.shape[0] - 1, k.shape
+    width = channels // heads
+    summary = k.new_empty(images, pixels, heads, width, width, dtype=torch.float32)
+    total = summary.new_empty(images, pixels, heads, width)
+    places = _places(guidance, k=k, v=v)
+    _launch(_class_summary, k, offsets, heads, places, k=k, v=v, guidance=guidance, summary=summary, total=total)
     return summary, total
 
 
@@ -225,7 +237,8 @@ def class_summary_backward(
     k, v, guidance = map(_with_dense_channels, (k, v, k_guidance))
     k_grad, v_grad = k.new_empty(k.shape), k.new_empty(k.shape)
     _launch(
-        _class_summary_backward, k, offsets, heads, k=k, v=v, guidance=guidance, k_grad=k_grad, v_grad=v_grad,
+        _class_summary_backward, k, offsets, heads, _places(guidance, k=k, v=v),
+        k=k, v=v, guidance=guidance, k_grad=k_grad, v_grad=v_grad,
         summary_grad=summary_grad.contiguous(), total_grad=total_grad.contiguous(),
     )  # fmt: skip
     return k_grad, v_grad, k_grad.sum(1)
@@ -235,9 +248,9 @@ def class_lookup(
     q: Tensor, q_guidance: Tensor, summary: Tensor, total: Tensor, offsets: Tensor, heads: int, eps: float
 ) -> Tensor:
     q, guidance = map(_with_dense_channels, (q, q_guidance))
-    y = q.new_empty(q.shape)
+    y = q.new_empty(*q.shape)
     _launch(
-        _class_lookup, q, offsets, heads, q=q, guidance=guidance, y=y, eps=eps,
+        _class_lookup, q, offsets, heads, _places(guidance, q=q), q=q, guidance=guidance, y=y, eps=eps,
         summary=summary.contiguous(), total=total.contiguous(),
     )  # fmt: skip
     return y
@@ -250,7 +263,8 @@ def class_lookup_backward(
     q_grad = q.new_empty(q.shape)
     summary_grad, total_grad = summary.new_empty(summary.shape), total.new_empty(total.shape)
     _launch(
-        _class_lookup_backward, q, offsets, heads, grad=grad, q=q, guidance=guidance, eps=eps,
+        _class_lookup_backward, q, offsets, heads, _places(guidance, q=q, grad=grad),
+        grad=grad, q=q, guidance=guidance, eps=eps,
         summary=summary.contiguous(), total=total.contiguous(),
         q_grad=q_grad, summary_grad=summary_grad, total_grad=total_grad,
     )  # fmt: skip

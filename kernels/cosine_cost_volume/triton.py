@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, far_apart, launch, precision, recorded, strides
+from .._triton import FLOATS, Configuration, far_apart, launch, planned, precision, recorded, strides
 
 PROCESSORS = 128  # about those of an A100 or H100
 UNSPECIALISED = ("texts_size", "classes")  # whether 16 divides them changes no load
@@ -212,36 +212,51 @@ def _cosine_cost_volume_texts_grad(
     tl.store(texts_grad + row[None, :] * channels + channel, dt.to(texts_grad.dtype.element_ty), inside)
 
 
-def _constants(dtype: torch.dtype, axes: tuple[str, str, str], large: bool = False) -> dict[str, Any]:
+def _constants(dtype: torch.dtype, axes: tuple[str, str, str], large: bool, exact: str) -> dict[str, Any]:
     """The constants of a product whose rows, columns and summed axis are these."""
     sizes = (64, 64, 16) if dtype == torch.float32 else (128 if large else 64, 64, 32)
     blocks = {f"BLOCK_{axis}": size for axis, size in zip(axes, sizes, strict=True)}
-    return blocks | {"PRECISION": precision() if dtype == torch.float32 else "ieee"}  # half types have only one way
+    return blocks | {"PRECISION": exact}
+
+
+@planned
+def _plan(
+    axes: tuple[str, str, str], pixels: tuple[int, ...], texts: tuple[int, ...], dtype: torch.dtype, large: bool,
+    exact: str,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    """The programs, one per tile of the product, the sizes and the constants for pixels [B, C, X] and texts.
+
+    large: with larger tiles if these are enough for all processors
+    """
+    large = large and pixels[0] * triton.cdiv(texts[1] * texts[2], 128) * triton.cdiv(pixels[2], 64) >= PROCESSORS
+    sizes = {"PIXELS": pixels[2], "TEXTS": texts[1] * texts[2], "CHANNELS": pixels[1]}
+    constants = _constants(dtype, axes, large, exact)
+    tiles = [triton.cdiv(sizes[axis], constants[f"BLOCK_{axis}"]) for axis in axes[:2]]
+    numbers = dict(channels=sizes["CHANNELS"], size=sizes["PIXELS"], texts_size=sizes["TEXTS"], classes=texts[1])
+    return pixels[0] * tiles[0] * tiles[1], {**numbers, **constants}
 
 
 def _launch(
     kernel: Any, axes: tuple[str, str, str], pixels: Tensor, texts: Tensor, large: bool = False, **arguments: Any
 ) -> None:
     """Runs a kernel for pixels [B, C, X] and texts [B, T, P, C], one program per tile of its product."""
-    sizes = {"PIXELS": pixels.shape[2], "TEXTS": texts.shape[1] * texts.shape[2], "CHANNELS": pixels.shape[1]}
-    constants = _constants(pixels.dtype, axes, large)
-    tiles = [triton.cdiv(sizes[axis], constants[f"BLOCK_{axis}"]) for axis in axes[:2]]
-    call = {
-        **dict(pixels=pixels, texts=texts),
-        **dict(channels=sizes["CHANNELS"], size=sizes["PIXELS"], texts_size=sizes["TEXTS"], classes=texts.shape[1]),
+    exact = precision() if pixels.dtype == torch.float32 else "ieee"  # half types have only one way
+    programs, shared = _plan(axes, pixels.shape, texts.shape, pixels.dtype, large, exact)
+    places = {
         **strides(pixels, "stride_pixels_image", "stride_pixels_channel", "stride_pixel"),
         **strides(texts, "stride_texts_image", "stride_class", "stride_prompt", "stride_texts_channel"),
     }
-    launch(kernel, len(pixels) * tiles[0] * tiles[1], call | constants | arguments, num_warps=8, num_stages=3)
+    call = {"pixels": pixels, "texts": texts, **shared, **places, **arguments}
+    launch(kernel, programs, call, num_warps=8, num_stages=3)
 
 
 def cosine_cost_volume(pixels: Tensor, texts: Tensor, eps: float) -> Tensor:
     batch, classes, prompts, _ = texts.shape
-    cosines = pixels.new_empty(batch, prompts, classes, *pixels.shape[2:])
+    _, _, height, width = pixels.shape
+    cosines = pixels.new_empty(batch, prompts, classes, height, width)
     if cosines.numel():
         pixels = pixels.flatten(2)  # a copy only if the rows of an image are unevenly spaced
-        large = batch * triton.cdiv(classes * prompts, 128) * triton.cdiv(pixels.shape[2], 64) >= PROCESSORS
-        _launch(_cosine_cost_volume, AXES, pixels, texts, large, cosines=cosines, eps=eps)
+        _launch(_cosine_cost_volume, AXES, pixels, texts, large=True, cosines=cosines, eps=eps)
     return cosines
 
 

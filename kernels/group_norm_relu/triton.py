@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, launch, recorded
+from .._triton import FLOATS, Configuration, launch, planned, recorded
 
 ELEMENTS = 4096  # of a tile, 16 a thread
 WARPS = 8
@@ -118,21 +118,26 @@ def _group_norm_relu_backward(
         tl.store(x_grad + place, dx.to(x_grad.dtype.element_ty), inside)
 
 
+@planned
+def _plan(sizes: tuple[int, ...], groups: int, relu: bool) -> dict[str, int]:
+    maps, height, width, channels = sizes
+    size = channels // groups
+    block = triton.next_power_of_2(size)
+    tile = {"SIZE": size, "BLOCK": block, "PIXELS": ELEMENTS // block, "RELU": relu}
+    return {"maps": maps, "pixels": height * width, "channels": channels, "groups": groups, **tile}
+
+
 def _launch(kernel: Any, x: Tensor, groups: int, relu: bool, **arguments: Any) -> None:
-    maps, height, width, channels = x.shape
-    if maps:
-        size = channels // groups
-        block = triton.next_power_of_2(size)
-        sizes = {"maps": maps, "pixels": height * width, "channels": channels, "groups": groups}
-        tile = {"SIZE": size, "BLOCK": block, "PIXELS": ELEMENTS // block, "RELU": relu}
-        launch(kernel, maps * groups, {"x": x, **sizes, **tile, **arguments}, num_warps=WARPS)
+    shared = _plan(x.shape, groups, relu)
+    if shared["maps"]:
+        launch(kernel, shared["maps"] * groups, {"x": x, **shared, **arguments}, num_warps=WARPS)
 
 
 def group_norm_relu(
     x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor]:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    y, moments = x.new_empty(x.shape), x.new_empty(x.shape[0], groups, 2, dtype=torch.float32)
+    y, moments = x.new_empty(*x.shape), x.new_empty(x.shape[0], groups, 2, dtype=torch.float32)
     _launch(_group_norm_relu, x, groups, relu, weight=weight, bias=bias, y=y, moments=moments, eps=eps)
     return y, moments
 

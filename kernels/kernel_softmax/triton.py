@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, far_apart, launch, recorded, strides
+from .._triton import FLOATS, Configuration, far_apart, launch, planned, recorded
 
 UNSPECIALISED = ("classes", "channels", "taps")  # not worth compilations of their own
 
@@ -217,18 +217,25 @@ def _choice(channels: int, taps: int, norm: str) -> tuple[tuple[Any, Any], dict[
     return kernels, {"AXIS": 0, "BLOCK_CHANNELS": 512, "BLOCK_TAPS": block}, block // 2
 
 
-def _launch(x: Tensor, kernels: Tensor, norm: str, backward: bool, **tensors: Tensor) -> None:
-    """Runs the kernel for x [B, T, C*K*K], the tensor that may have any strides, and kernels [B, T, C, K, K]."""
-    batch, classes, channels, rows, columns = kernels.shape
+@planned
+def _plan(sizes: tuple[int, ...], norm: str, backward: bool) -> tuple[Any, int, dict[str, int], int]:
+    """For kernels of these sizes the kernel that is launched, its programs, constants and warps."""
+    batch, classes, channels, rows, columns = sizes
     taps = rows * columns
     both, constants, warps = _choice(channels, taps, norm)
     kernel = both[backward]
     loops = kernel in (_kernel_softmax_many_channels, _kernel_softmax_many_channels_backward)
     blocks = 1 if loops else triton.cdiv(channels, constants["BLOCK_CHANNELS"])
     programs = batch * classes * blocks * triton.cdiv(taps, constants["BLOCK_TAPS"])
-    sizes = {"classes": classes, "channels": channels, "taps": taps}
-    shared = sizes | strides(x, "stride_image", "stride_class", "stride") | constants
-    launch(kernel, programs, shared | {"kernels": kernels} | tensors, num_warps=warps)
+    return kernel, programs, {"classes": classes, "channels": channels, "taps": taps, **constants}, warps
+
+
+def _launch(x: Tensor, kernels: Tensor, norm: str, backward: bool, **tensors: Tensor) -> None:
+    """Runs the kernel for x [B, T, C*K*K], the tensor that may have any strides, and kernels [B, T, C, K, K]."""
+    kernel, programs, shared, warps = _plan(kernels.shape, norm, backward)
+    image, class_, stride = x.stride()
+    places = {"stride_image": image, "stride_class": class_, "stride": stride, "kernels": kernels}
+    launch(kernel, programs, {**shared, **places, **tensors}, num_warps=warps)
 
 
 def kernel_softmax(kernel_logits: Tensor, kernel_size: int, norm: str) -> Tensor:

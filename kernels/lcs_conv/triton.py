@@ -29,12 +29,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, launch, precision, recorded, strides
+from .._triton import FLOATS, Configuration, cdiv, launch, planned, precision, recorded, strides
 from ..kernel_softmax.triton import kernel_softmax, kernel_softmax_backward
 
 SCRATCH = 1 << 23  # kernel elements at a time, 16 MiB in half: a third of the second-level cache of an H100
 DEPTH = 32  # the depth of a tl.dot; channels and classes are padded with zeros to its multiples
 STAGES = 4
+BLOCK_M = 64  # rows of a tile of the product
 PROGRAMS = 264  # wanted at least: two for each multiprocessor of an H100
 
 
@@ -211,9 +212,8 @@ def _lcs_conv_logits_grad(
     tl.store(out + c[:, None] * taps + tap[None, :], g.to(out.dtype.element_ty), mask=inside)
 
 
-def _product_constants(dtype: torch.dtype, backward: bool) -> dict[str, Any]:
-    half = dtype != torch.float32
-    return dict(BACKWARD=backward, BLOCK_M=64, BLOCK_N=128 if half else 64, DEPTH=DEPTH, PRECISION=precision())
+def _exact(dtype: torch.dtype) -> str:
+    return precision() if dtype == torch.float32 else "ieee"  # half types have only one way
 
 
 def _softmax_constants(taps: int) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _softmax_constants(taps: int) -> dict[str, Any]:
 
 
 def _padded(length: int) -> int:
-    return triton.cdiv(length, DEPTH) * DEPTH
+    return cdiv(length, DEPTH) * DEPTH
 
 
 def _rows(maps: Tensor) -> Tensor:
@@ -233,37 +233,63 @@ def _rows(maps: Tensor) -> Tensor:
     return rows.contiguous().flatten(1, 2)
 
 
-def _chunks(batch: int, classes: int, channels: int, taps: int) -> Iterator[tuple[slice, slice]]:
+@planned
+def _chunks(batch: int, classes: int, channels: int, taps: int) -> list[tuple[slice, slice]]:
     """The images and channels of every chunk: at most SCRATCH kernel elements, but at least DEPTH channels."""
     smallest = classes * taps * DEPTH
     images = min(max(1, SCRATCH // smallest), batch)
     step = max(1, SCRATCH // (images * smallest)) * DEPTH
-    for b, c in product(range(0, batch, images), range(0, channels, step)):
-        yield slice(b, min(b + images, batch)), slice(c, min(c + step, channels))
+    return [
+        (slice(b, min(b + images, batch)), slice(c, min(c + step, channels)))
+        for b, c in product(range(0, batch, images), range(0, channels, step))
+    ]
+
+
+def _of_chunk(x: Tensor, images: slice, channels: slice) -> Tensor:
+    """x[images, :, channels], x itself if that is all of it: a view takes as long as an eighth of a call."""
+    if images.stop - images.start == x.shape[0] and channels.stop - channels.start == x.shape[2]:
+        return x
+    return x[images, :, channels]
+
+
+def of_images(x: Tensor, images: slice) -> Tensor:
+    """Likewise x[images]."""
+    return x if images.stop - images.start == x.shape[0] else x[images]
+
+
+@planned
+def _kernels_plan(sizes: tuple[int, ...], normalise: bool) -> tuple[Any, int, int, dict[str, int]]:
+    """For logits of these sizes the kernel that is launched, its programs, the pitch, sizes and constants."""
+    batch, classes, channels, taps = sizes
+    few, pitch = taps <= 25, _padded(channels)
+    constants = dict(BLOCK_C=256) if few else _softmax_constants(taps)
+    numbers = dict(T=classes, C=channels, taps=taps, pitch=pitch, normalise=int(normalise), **constants)
+    programs = batch * classes * triton.cdiv(pitch, constants["BLOCK_C"])
+    return _lcs_conv_kernels_few_taps if few else _lcs_conv_kernels, programs, pitch, numbers
 
 
 def _kernels(logits: Tensor, normalise: bool) -> Tensor:
     """Kernels [B, K*K, T, C padded to a multiple of DEPTH] from logits [B, T, C, K*K] of any strides."""
-    batch, classes, channels, taps = logits.shape
-    few = taps <= 25
-    constants = dict(BLOCK_C=256) if few else _softmax_constants(taps)
-    kernels = logits.new_empty(batch, taps, classes, _padded(channels))
-    call = {
-        **dict(logits=logits, out=kernels, T=classes, C=channels, taps=taps, pitch=kernels.shape[3]),
-        **strides(logits, "stride_b", "stride_t", "stride_c", "stride_tap"),
-        **dict(normalise=int(normalise), **constants),
-    }
-    programs = batch * classes * triton.cdiv(kernels.shape[3], constants["BLOCK_C"])
-    launch(_lcs_conv_kernels_few_taps if few else _lcs_conv_kernels, programs, call)
+    sizes = logits.shape
+    kernel, programs, pitch, numbers = _kernels_plan(sizes, normalise)
+    kernels = logits.new_empty(sizes[0], sizes[3], sizes[1], pitch)
+    places = strides(logits, "stride_b", "stride_t", "stride_c", "stride_tap")
+    launch(kernel, programs, {"logits": logits, "out": kernels, **places, **numbers})
     return kernels
 
 
-def _tiles(out: Tensor) -> tuple[int, int]:
-    """The programs of one part of a sum for out [B, M, H, W], and the length of a row of its tiles."""
-    batch, rows, height, width = out.shape
-    constants = _product_constants(out.dtype, backward=False)
-    across = triton.cdiv(height * width, constants["BLOCK_N"])
-    return batch * triton.cdiv(rows, constants["BLOCK_M"]) * across, across * constants["BLOCK_N"]
+@planned
+def _tiles(sizes: tuple[int, ...], dtype: torch.dtype) -> tuple[int, int]:
+    """The programs of one part of a sum for results [B, M, H, W], and the length of a row of their tiles."""
+    batch, rows, height, width = sizes
+    block = _block(dtype)
+    across = triton.cdiv(height * width, block)
+    return batch * triton.cdiv(rows, BLOCK_M) * across, across * block
+
+
+def _block(dtype: torch.dtype) -> int:
+    """Pixels of a tile of the product."""
+    return 64 if dtype == torch.float32 else 128
 
 
 def _sums(out: Tensor, depth: int, chunks: int) -> Tensor:
@@ -271,9 +297,28 @@ def _sums(out: Tensor, depth: int, chunks: int) -> Tensor:
 
     If that takes few programs, the sum over ``depth`` is split into parts, which are added at the end in a fixed order.
     """
-    programs, length = _tiles(out)
+    programs, length = _tiles(out.shape, out.dtype)
     parts = max(1, min(PROGRAMS // programs, depth // (8 * DEPTH)))
-    return out.new_empty((parts, *out.shape[:2], length) if parts * chunks > 1 else 0, dtype=torch.float32)
+    if parts * chunks == 1:
+        return out.new_empty(0, dtype=torch.float32)
+    return out.new_empty(parts, *out.shape[:2], length, dtype=torch.float32)
+
+
+@planned
+def _product_plan(
+    kernels: tuple[int, ...], results: tuple[int, ...], dtype: torch.dtype, exact: str, maps_pitch: int, parts: int,
+    backward: bool, first: bool, last: bool,
+) -> tuple[int, dict[str, Any]]:  # fmt: skip
+    """The programs and all arguments but tensors and strides, for the sizes of kernels and results."""
+    _, taps, classes, pitch = kernels
+    batch, m, height, width = results
+    blocks_depth = (_padded(classes) if backward else pitch) // DEPTH
+    return parts * _tiles(results, dtype)[0], {
+        **dict(B=batch, T=classes, H=height, W=width, K=math.isqrt(taps), M=m),
+        **dict(blocks_c=pitch // DEPTH, blocks_depth=blocks_depth, blocks_maps=maps_pitch // DEPTH),
+        **dict(steps=triton.cdiv(taps * blocks_depth, parts), first=int(first), last=int(last and parts == 1)),
+        **dict(BACKWARD=backward, BLOCK_M=BLOCK_M, BLOCK_N=_block(dtype), DEPTH=DEPTH, PRECISION=exact),
+    }
 
 
 def _product(
@@ -283,28 +328,27 @@ def _product(
 
     ``first`` and ``last``: it is for the first or last chunk of the sum.
     """
-    _, taps, classes, pitch = kernels.shape
-    batch, m, height, width = out.shape
-    parts, blocks_depth = sums.shape[0] or 1, (_padded(classes) if bias is None else pitch) // DEPTH
+    dtype, parts, backward = out.dtype, sums.shape[0] or 1, bias is None
+    programs, numbers = _product_plan(
+        kernels.shape, out.shape, dtype, _exact(dtype), rows.stride()[1], parts, backward, first, last
+    )
+    bias_image, bias_class = (0, 0) if bias is None else bias.stride()
     call = {
-        **dict(kernels=kernels, maps=rows, bias=out if bias is None else bias, sums=sums, out=out),
-        **strides(out, "stride_out_b"),
-        **(dict(stride_bias_b=0, stride_bias_t=0) if bias is None else strides(bias, "stride_bias_b", "stride_bias_t")),
-        **dict(B=batch, T=classes, H=height, W=width, K=math.isqrt(taps), M=m),
-        **dict(blocks_c=pitch // DEPTH, blocks_depth=blocks_depth, blocks_maps=rows.stride(1) // DEPTH),
-        **dict(steps=triton.cdiv(taps * blocks_depth, parts), first=int(first), last=int(last and parts == 1)),
-        **_product_constants(out.dtype, backward=bias is None),
+        **{"kernels": kernels, "maps": rows, "bias": out if bias is None else bias, "sums": sums, "out": out},
+        **{"stride_out_b": out.stride()[0], "stride_bias_b": bias_image, "stride_bias_t": bias_class},
+        **numbers,
     }
-    warps = 4 if out.dtype == torch.float32 else 8
-    launch(_lcs_conv_product, parts * _tiles(out)[0], call, num_warps=warps, num_stages=STAGES)
+    warps = 4 if dtype == torch.float32 else 8
+    launch(_lcs_conv_product, programs, call, num_warps=warps, num_stages=STAGES)
     if last and parts > 1:
+        height, width = out.shape[2:]
         out.copy_(sums.sum(0)[..., : height * width].unflatten(2, (height, width)))
 
 
 def _taps_grad(grad_rows: Tensor, rows: Tensor, kernels: Tensor, height: int, width: int) -> Tensor:
     """The gradient of the kernels, in float32 and in their layout."""
     batch, taps, classes, pitch = kernels.shape
-    constants = dict(BLOCK_T=64, BLOCK_C=64, BLOCK_N=32, DEPTH=DEPTH, PRECISION=precision())
+    constants = dict(BLOCK_T=64, BLOCK_C=64, BLOCK_N=32, DEPTH=DEPTH, PRECISION=_exact(rows.dtype))
     out = torch.empty_like(kernels, dtype=torch.float32)
     call = {
         **dict(grad=grad_rows, pixels=rows, out=out, T=classes, H=height, W=width, K=math.isqrt(taps)),
@@ -334,17 +378,17 @@ OfChunk = Callable[[slice, slice], Tensor]
 
 def convolve(pixels: Tensor, bias: Tensor, kernel_size: int, normalise: bool, logits_of: OfChunk) -> Tensor:
     """lcs_conv [B, T, H, W] with logits that are asked for a chunk at a time."""
-    channels, classes = pixels.shape[1], bias.shape[1]
-    out = pixels.new_empty(pixels.shape[0], classes, *pixels.shape[2:])
+    (batch, channels, height, width), classes = pixels.shape, bias.shape[1]
+    out = pixels.new_empty(batch, classes, height, width)
     if not out.numel() or channels == 0:
         return out.copy_(bias[:, :, None, None])
     rows = _rows(pixels)
-    for images, chunk in _chunks(len(out), classes, channels, kernel_size**2):
-        first, last = chunk.start == 0, chunk.stop == channels
+    for images, chunk in _chunks(batch, classes, channels, kernel_size**2):
+        first, last, part = chunk.start == 0, chunk.stop == channels, of_images(out, images)
         if first:
-            sums = _sums(out[images], kernel_size**2 * chunk.stop, triton.cdiv(channels, chunk.stop))
+            sums = _sums(part, kernel_size**2 * chunk.stop, cdiv(channels, chunk.stop))
         kernels = _kernels(logits_of(images, chunk), normalise)
-        _product(kernels, rows[images, :, chunk], bias[images], out[images], sums, first, last)
+        _product(kernels, _of_chunk(rows, images, chunk), of_images(bias, images), part, sums, first, last)
     return out
 
 
@@ -376,8 +420,9 @@ def convolve_backward(
 def lcs_conv(pixels: Tensor, kernel_logits: Tensor, bias: Tensor, kernel_size: int, norm: str) -> Tensor:
     if norm == "channels":
         kernel_logits = kernel_softmax(kernel_logits, kernel_size, norm).flatten(2)
-    logits = kernel_logits.unflatten(2, (pixels.shape[1], kernel_size**2))  # a view, whatever the strides
-    return convolve(pixels, bias, kernel_size, norm == "taps", lambda images, chunk: logits[images, :, chunk])
+    batch, classes, _ = kernel_logits.shape
+    logits = kernel_logits.view(batch, classes, pixels.shape[1], kernel_size**2)  # whatever the strides
+    return convolve(pixels, bias, kernel_size, norm == "taps", lambda images, chunk: _of_chunk(logits, images, chunk))
 
 
 def lcs_conv_backward(

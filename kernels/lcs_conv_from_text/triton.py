@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._triton import Configuration
-from ..lcs_conv.triton import convolve, convolve_backward, lcs_conv, lcs_conv_backward
+from ..lcs_conv.triton import convolve, convolve_backward, lcs_conv, lcs_conv_backward, of_images
 
 
 def _logits(texts: Tensor, weight: Tensor, bias: Tensor, channels: slice, taps: int) -> Tensor:
     """Logits [b, T, c, K*K] of some channels."""
     outputs = slice(channels.start * taps, channels.stop * taps)
-    return F.linear(texts, weight[outputs], bias[outputs]).unflatten(2, (channels.stop - channels.start, taps))
+    logits = F.linear(texts, weight[outputs], bias[outputs])
+    return logits.view(texts.shape[0], texts.shape[1], channels.stop - channels.start, taps)
 
 
 def lcs_conv_from_text(
@@ -36,7 +37,7 @@ def lcs_conv_from_text(
         return lcs_conv(pixels, logits, class_bias, kernel_size, norm)
     return convolve(
         pixels, class_bias, kernel_size, norm == "taps",
-        lambda images, channels: _logits(texts[images], weight, bias, channels, taps),
+        lambda images, channels: _logits(of_images(texts, images), weight, bias, channels, taps),
     )  # fmt: skip
 
 

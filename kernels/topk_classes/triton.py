@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, far_apart, launch, recorded, strides
+from .._triton import FLOATS, Configuration, far_apart, launch, planned, recorded, strides
 
 BLOCK_PIXELS = 16  # 32 bytes of a half type: a sector
 STREAMED = 64  # classes that are read again together
@@ -140,30 +140,37 @@ def _choice(dtype: torch.dtype, classes: int) -> tuple[dict[str, int], int]:
     return {"KEY_BITS": KEY_BITS[dtype], **sizes}, warps
 
 
+@planned
+def _mark_plan(sizes: tuple[int, ...], dtype: torch.dtype, k: int) -> tuple[int, dict[str, int], int]:
+    """The programs of the marking kernel, all arguments but tensors and strides, and the warps."""
+    batch, classes, height, width = sizes
+    constants, warps = _choice(dtype, classes)
+    bits = ((classes << constants["KEY_BITS"]) - 1).bit_length()  # of the largest key
+    numbers = {"k": min(k, classes), "classes": classes, "pixels": height * width, "width": width, "bits": bits}
+    return batch * triton.cdiv(height * width, BLOCK_PIXELS), {**numbers, **constants}, warps
+
+
 def _mark(scores: Tensor, k: int, marks: Tensor) -> None:
     """Marks [B or 1, T] the classes that are among the k best of some pixel of scores [B, T, H, W]."""
-    batch, classes, height, width = scores.shape
-    constants, warps = _choice(scores.dtype, classes)
-    bits = ((classes << constants["KEY_BITS"]) - 1).bit_length()  # of the largest key
-    programs = batch * triton.cdiv(height * width, BLOCK_PIXELS)
-    sizes = {"k": min(k, classes), "classes": classes, "pixels": height * width, "width": width, "bits": bits}
-    strides_of = strides(scores, "stride_image", "stride_class", "stride_y", "stride_x")
-    stride_marks = classes if len(marks) == batch else 0
-    call = {"scores": scores, "marks": marks, "stride_marks": stride_marks, **sizes, **strides_of, **constants}
-    launch(_topk_classes_mark, programs, call, num_warps=warps)
+    sizes = scores.shape
+    programs, numbers, warps = _mark_plan(sizes, scores.dtype, k)
+    places = strides(scores, "stride_image", "stride_class", "stride_y", "stride_x")
+    places["stride_marks"] = sizes[1] if marks.shape[0] == sizes[0] else 0
+    launch(_topk_classes_mark, programs, {"scores": scores, "marks": marks, **numbers, **places}, num_warps=warps)
 
 
 def _rows(marks: Tensor, counts: Tensor, rows: Tensor, total: Tensor) -> None:
     """Fills counts [B], total [1] and the first `total` of rows [B*T]."""
     sizes = {"classes": marks.shape[1], "marked": marks.numel(), "BLOCK": BLOCK}
-    launch(_topk_classes_rows, len(counts), {"marks": marks, "rows": rows, "counts": counts, "total": total, **sizes})
+    call = {"marks": marks, "rows": rows, "counts": counts, "total": total, **sizes}
+    launch(_topk_classes_rows, counts.shape[0], call)
 
 
 def topk_classes(scores: Tensor, k: int, union: str) -> tuple[Tensor, Tensor]:
     batch, classes = scores.shape[:2]
-    counts = scores.new_zeros(batch, dtype=torch.int64)
     if not scores.numel():
-        return counts.new_empty(0), counts
+        return scores.new_empty(0, dtype=torch.int64), scores.new_zeros(batch, dtype=torch.int64)
+    counts = scores.new_empty(batch, dtype=torch.int64)
     marks = scores.new_zeros(1 if union == "batch" else batch, classes, dtype=torch.int8)
     rows, total = counts.new_empty(batch * classes), counts.new_empty(1)
     _mark(scores, k, marks)

@@ -13,13 +13,14 @@ before it is interpolated. Most tiles of the frame are covered by the same crops
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, far_apart, launch, recorded, strides
+from .._triton import FLOATS, Configuration, far_apart, launch, planned, recorded
 
 TILE_Y, TILE_X = 8, 32  # pixels: two a thread, so that the loads of two are in flight
 CLASSES = 16  # with frames of 640x640, a buffer of 26 MB: it stays in the second-level cache of an H100
@@ -133,33 +134,54 @@ def _upsample_argmax_frame(
     tl.store(frames + (class_ * frame + y) * frame + x, result, inside)
 
 
-def _argmax(maps: Tensor, before: int, labels: Tensor, scores: Tensor, totals: Tensor) -> None:
-    """Updates labels and scores [B, H, W], which hold the winners of `before` classes, with maps [B, T, h, w]."""
-    batch, height, width = labels.shape
-    classes, h, w = maps.shape[1:]
-    call = {
-        **dict(maps=maps, labels=labels, scores=scores, totals=totals, before=before, classes=classes),
-        **dict(h=h, w=w, height=height, width=width, scale_y=h / height, scale_x=w / width),
-        **strides(maps, "stride_image", "stride_class", "stride_y", "stride_x"),
-        **dict(TOTAL=totals.numel() > 0, TILE_Y=TILE_Y, TILE_X=TILE_X),
+@planned
+def _argmax_plan(maps: tuple[int, ...], places: tuple[int, ...], height: int, width: int) -> tuple[int, dict[str, Any]]:
+    """The programs and all arguments but the tensors and `before`, for the sizes and strides of maps [B, T, h, w]."""
+    batch, classes, h, w = maps
+    image, class_, y, x = places
+    return batch * _tiles(height, width), {
+        **dict(classes=classes, h=h, w=w, height=height, width=width, scale_y=h / height, scale_x=w / width),
+        **dict(stride_image=image, stride_class=class_, stride_y=y, stride_x=x, TILE_Y=TILE_Y, TILE_X=TILE_X),
     }
-    if labels.numel():
-        launch(_upsample_argmax, batch * _tiles(height, width), call)
+
+
+def _argmax(
+    maps: Tensor, before: int, labels: Tensor, scores: Tensor, totals: Tensor | None, height: int, width: int
+) -> None:
+    """Updates labels and scores [B, H, W], which hold the winners of `before` classes, with maps [B, T, h, w]."""
+    programs, shared = _argmax_plan(maps.shape, maps.stride(), height, width)
+    results = {"labels": labels, "scores": scores, "totals": scores if totals is None else totals}
+    if programs:
+        call = {"maps": maps, **results, "before": before, "TOTAL": totals is not None, **shared}
+        launch(_upsample_argmax, programs, call)
+
+
+@planned
+def _average_plan(
+    logits: tuple[int, ...], places: tuple[int, ...], side: int, window: int, stride: int
+) -> tuple[int, dict[str, Any]]:
+    """The programs and all arguments but the tensors and switches, for the sizes and strides of the crops."""
+    _, classes, h, w = logits
+    view, class_, y, x = places
+    frame = (side - 1) * stride + window
+    return classes * _tiles(frame, frame), {
+        **dict(h=h, w=w, side=side, window=window, stride=stride),
+        **dict(scale_y=h / window, scale_x=w / window, scale_frame=window / frame),
+        **dict(stride_view=view, stride_class=class_, stride_y=y, stride_x=x, TILE_Y=TILE_Y, TILE_X=TILE_X),
+    }
 
 
 def _average(
     logits: Tensor, whole: Tensor | None, frames: Tensor, side: int, window: int, stride: int, sigmoid: bool
 ) -> None:
-    """Fills frames [T, frame, frame] from crops [side * side, T, h, w] and, if given, whole [T, window, window]."""
-    classes, h, w = logits.shape[1:]
-    frame = frames.shape[-1]
-    call = {
-        **dict(logits=logits, whole=frames if whole is None else whole, frames=frames, h=h, w=w, side=side),
-        **dict(window=window, stride=stride, scale_y=h / window, scale_x=w / window, scale_frame=window / frame),
-        **strides(logits, "stride_view", "stride_class", "stride_y", "stride_x"),
-        **dict(WHOLE=whole is not None, SIGMOID=sigmoid, TILE_Y=TILE_Y, TILE_X=TILE_X),
-    }
-    launch(_upsample_argmax_frame, classes * _tiles(frame, frame), call)
+    """Fills frames [T, frame, frame] from crops and, if given, whole [T, window, window].
+
+    The crops are the first side * side of logits [V, T, h, w]; the frame's side is (side - 1) * stride + window.
+    """
+    programs, shared = _average_plan(logits.shape, logits.stride(), side, window, stride)
+    tensors = {"logits": logits, "whole": frames if whole is None else whole, "frames": frames}
+    call = {**tensors, **shared, "WHOLE": whole is not None, "SIGMOID": sigmoid}
+    launch(_upsample_argmax_frame, programs, call)
 
 
 def _tiles(height: int, width: int) -> int:
@@ -167,10 +189,11 @@ def _tiles(height: int, width: int) -> int:
 
 
 def upsample_argmax(maps: Tensor, height: int, width: int, total: bool) -> tuple[Tensor, Tensor, Tensor]:
-    labels = maps.new_empty(maps.shape[0], height, width, dtype=torch.int64)
-    scores = maps.new_empty(labels.shape, dtype=torch.float32)
-    totals = maps.new_empty(maps.shape[0] if total else 0, height, width, dtype=torch.float32)
-    _argmax(maps, 0, labels, scores, totals)
+    batch = maps.shape[0]
+    labels = maps.new_empty(batch, height, width, dtype=torch.int64)
+    scores = maps.new_empty(batch, height, width, dtype=torch.float32)
+    totals = scores.new_empty(batch if total else 0, height, width)
+    _argmax(maps, 0, labels, scores, totals if total else None, height, width)
     return labels, scores, totals
 
 
@@ -179,16 +202,17 @@ def upsample_argmax_windows(
 ) -> tuple[Tensor, Tensor]:
     classes = logits.shape[1]
     frame = (side - 1) * stride + window
-    labels = logits.new_empty(1, height, width, dtype=torch.int64)
-    scores = logits.new_empty(labels.shape, dtype=torch.float32)
-    whole = logits.new_empty(min(classes, CLASSES), window, window, dtype=torch.float32)
-    frames = logits.new_empty(1, min(classes, CLASSES), frame, frame, dtype=torch.float32)
+    labels = logits.new_empty(height, width, dtype=torch.int64)
+    scores = logits.new_empty(height, width, dtype=torch.float32)
+    whole = scores.new_empty(min(classes, CLASSES), window, window)
+    frames = scores.new_empty(1, min(classes, CLASSES), frame, frame)
     for before in range(0, classes, CLASSES):
-        part = logits[:, before : before + CLASSES]
+        part = logits if classes <= CLASSES else logits[:, before : before + CLASSES]
         _average(part[-1:], None, whole, 1, window, window, sigmoid)
-        _average(part[:-1], whole, frames[0], side, window, stride, sigmoid)
-        _argmax(frames[:, : part.shape[1]], before, labels, scores, scores[:0])
-    return labels[0], scores[0]
+        _average(part, whole, frames, side, window, stride, sigmoid)
+        winners = frames if part.shape[1] == frames.shape[1] else frames[:, : part.shape[1]]
+        _argmax(winners, before, labels, scores, None, height, width)
+    return labels, scores
 
 
 def configurations() -> Iterator[Configuration]:
@@ -199,7 +223,7 @@ def configurations() -> Iterator[Configuration]:
         maps = far_apart(5, 150, 96, 96, dtype=dtype)
         for one in recorded(upsample_argmax, maps, 480, 640, switch):
             yield Configuration(f"{name} total" if switch else name, one)
-        for one in recorded(_average, maps[:-1], whole, frames, 2, 384, 256, switch):
+        for one in recorded(_average, maps, whole, frames, 2, 384, 256, switch):
             yield Configuration(f"{name} sigmoid" if switch else name, one)
         for one in recorded(_average, maps[-1:], None, whole, 1, 384, 384, switch):
             yield Configuration(f"{name} whole sigmoid" if switch else f"{name} whole", one)

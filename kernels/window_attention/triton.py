@@ -15,7 +15,6 @@ summed in float32; q + g is rounded to the input's type, as in the reference. do
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -24,9 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import FLOATS, Configuration, launch, precision, recorded, strides
+from .._triton import FLOATS, Configuration, launch, planned, precision, recorded
 
 LOG2E = tl.constexpr(1.4426950408889634)
+ROW = ("row", "y", "x")  # axes of q, k and v whose strides the kernels take
 
 
 @triton.jit
@@ -198,13 +198,13 @@ def _window_attention_keys_grad(
     tl.store(dv + row * H * W * D + dense, values_acc.to(dv.dtype.element_ty), mask=inside)
 
 
-def _choice(dtype: torch.dtype, tokens: int, size: int) -> dict[str, Any]:
+def _choice(dtype: torch.dtype, tokens: int, size: int, exact: str) -> dict[str, Any]:
     """The constants of the kernels for windows of so many tokens and heads of so many channels."""
     length = max(16, triton.next_power_of_2(size))
     # without tensor cores a product keeps whole rows of its operands in registers: smaller tiles, or they spill
     largest = 64 if dtype != torch.float32 else 32 if length <= 32 else 16
     block = min(largest, max(16, triton.next_power_of_2(tokens)))
-    return dict(BLOCK=block, STEP=16, SIZE=length, PRECISION=precision())
+    return dict(BLOCK=block, STEP=16, SIZE=length, PRECISION=exact)
 
 
 def _warps(dtype: torch.dtype, constants: dict[str, Any]) -> int:
@@ -213,64 +213,55 @@ def _warps(dtype: torch.dtype, constants: dict[str, Any]) -> int:
     return constants["BLOCK"] // (16 if constants["SIZE"] <= 32 else 8)  # a warp's product has 16 rows
 
 
-@dataclass(frozen=True)
+@planned
+def _plan(
+    sizes: tuple[int, ...], places: tuple[tuple[int, ...], ...], images: int, dtype: torch.dtype, heads: int,
+    window: int, shift: int, exact: str,
+) -> tuple[int, dict[str, Any], int]:  # fmt: skip
+    """The programs, all arguments but the tensors, and the warps, for the sizes of q and the strides of q, k and v."""
+    rows, height, width, channels = sizes
+    size = channels // heads
+    constants = _choice(dtype, window**2, size, exact)
+    windows = triton.cdiv(height, window) * triton.cdiv(width, window)
+    programs = rows * windows * heads * triton.cdiv(window**2, constants["BLOCK"])
+    strides = {
+        f"stride_{x}_{axis}": n for x, own in zip("qkv", places, strict=True) for axis, n in zip(ROW, own, strict=False)
+    }
+    numbers = dict(heads=heads, window=window, shift=shift, H=height, W=width, size=size, scale=1 / math.sqrt(size))
+    return programs, {**strides, **numbers, "classes": rows // images, **constants}, _warps(dtype, constants)
+
+
 class _Call:
     """One call of the op: its inputs, as the kernels take them, and everything that all of its launches share."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    q_guidance: Tensor
-    k_guidance: Tensor
-    heads: int
-    window: int
-    shift: int
-
-    @classmethod
-    def of(
-        cls,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        q_guidance: Tensor,
-        k_guidance: Tensor,
-        heads: int,
-        window: int,
-        shift: int,
-    ) -> "_Call":
-        q, k, v = map(_with_dense_channels, (q, k, v))
+    def __init__(
+        self, q: Tensor, k: Tensor, v: Tensor, q_guidance: Tensor, k_guidance: Tensor,
+        heads: int, window: int, shift: int,
+    ) -> None:  # fmt: skip
+        q, k, v = _with_dense_channels(q), _with_dense_channels(k), _with_dense_channels(v)
+        # half types have only one precision
+        exact = precision() if q.dtype == torch.float32 else "ieee"
+        places, images = (q.stride(), k.stride(), v.stride()), q_guidance.shape[0]
+        self._programs, plan, self._warps = _plan(q.shape, places, images, q.dtype, heads, window, shift, exact)
         # the guidance, which is small, is copied rather than given strides of its own
-        return cls(q, k, v, q_guidance.contiguous(), k_guidance.contiguous(), heads, window, shift)
+        guidance = {"q_guidance": q_guidance.contiguous(), "k_guidance": k_guidance.contiguous()}
+        self._arguments = {"q": q, "k": k, "v": v, **guidance, **plan}
 
     def launch(self, kernel: Any, **tensors: Tensor) -> None:
-        rows, height, width, channels = self.q.shape
-        size = channels // self.heads
-        constants = _choice(self.q.dtype, self.window**2, size)
-        windows = triton.cdiv(height, self.window) * triton.cdiv(width, self.window)
-        programs = rows * windows * self.heads * triton.cdiv(self.window**2, constants["BLOCK"])
-        arguments = {
-            **vars(self),
-            **strides(self.q, "stride_q_row", "stride_q_y", "stride_q_x"),
-            **strides(self.k, "stride_k_row", "stride_k_y", "stride_k_x"),
-            **strides(self.v, "stride_v_row", "stride_v_y", "stride_v_x"),
-            **dict(classes=rows // len(self.q_guidance), H=height, W=width, size=size, scale=1 / math.sqrt(size)),
-            **constants,
-            **tensors,
-        }
-        launch(kernel, programs, arguments, num_warps=_warps(self.q.dtype, constants))
+        launch(kernel, self._programs, {**self._arguments, **tensors}, num_warps=self._warps)
 
 
 def _with_dense_channels(x: Tensor) -> Tensor:
     """x, copied if the channels of a pixel are not adjacent in memory: they could not be loaded as vectors."""
-    return x if x.stride(3) == 1 else x.contiguous()
+    return x if x.stride()[3] == 1 else x.contiguous()
 
 
 def window_attention(
     q: Tensor, k: Tensor, v: Tensor, q_guidance: Tensor, k_guidance: Tensor, heads: int, window: int, shift: int
 ) -> Tensor:
-    y = q.new_empty(q.shape)
+    y = q.new_empty(*q.shape)
     if y.numel():
-        call = _Call.of(q, k, v, q_guidance, k_guidance, heads, window, shift)
+        call = _Call(q, k, v, q_guidance, k_guidance, heads, window, shift)
         call.launch(_window_attention_forward, out=y)
     return y
 
@@ -279,9 +270,9 @@ def window_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, q_guidance: Tensor, k_guidance: Tensor,
     heads: int, window: int, shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = (x.new_empty(*x.shape) for x in (q, k, v))
     if dq.numel():
-        call = _Call.of(q, k, v, q_guidance, k_guidance, heads, window, shift)
+        call = _Call(q, k, v, q_guidance, k_guidance, heads, window, shift)
         grad = grad.contiguous()  # it is often expanded
         sums, dots = (q.new_empty((q.shape[0], heads, *q.shape[1:3]), dtype=torch.float32) for _ in range(2))
         call.launch(_window_attention_queries_grad, grad=grad, sums=sums, dots=dots, out=dq)
