@@ -221,14 +221,14 @@ def _constants(dtype: torch.dtype, axes: tuple[str, str, str], large: bool, exac
 
 @planned
 def _plan(
-    axes: tuple[str, str, str], pixels: tuple[int, ...], texts: tuple[int, ...], dtype: torch.dtype, large: bool,
+    axes: tuple[str, str, str], pixels: tuple[int, ...], texts: tuple[int, ...], dtype: torch.dtype, processors: int,
     exact: str,
 ) -> tuple[int, dict[str, Any]]:  # fmt: skip
     """The programs, one per tile of the product, the sizes and the constants for pixels [B, C, X] and texts.
 
-    large: with larger tiles if these are enough for all processors
+    processors  tiles are larger if these many get one; 0: they are not
     """
-    large = large and pixels[0] * triton.cdiv(texts[1] * texts[2], 128) * triton.cdiv(pixels[2], 64) >= PROCESSORS
+    large = 0 < processors <= pixels[0] * triton.cdiv(texts[1] * texts[2], 128) * triton.cdiv(pixels[2], 64)
     sizes = {"PIXELS": pixels[2], "TEXTS": texts[1] * texts[2], "CHANNELS": pixels[1]}
     constants = _constants(dtype, axes, large, exact)
     tiles = [triton.cdiv(sizes[axis], constants[f"BLOCK_{axis}"]) for axis in axes[:2]]
@@ -237,11 +237,11 @@ def _plan(
 
 
 def _launch(
-    kernel: Any, axes: tuple[str, str, str], pixels: Tensor, texts: Tensor, large: bool = False, **arguments: Any
+    kernel: Any, axes: tuple[str, str, str], pixels: Tensor, texts: Tensor, processors: int = 0, **arguments: Any
 ) -> None:
     """Runs a kernel for pixels [B, C, X] and texts [B, T, P, C], one program per tile of its product."""
     exact = precision() if pixels.dtype == torch.float32 else "ieee"  # half types have only one way
-    programs, shared = _plan(axes, pixels.shape, texts.shape, pixels.dtype, large, exact)
+    programs, shared = _plan(axes, pixels.shape, texts.shape, pixels.dtype, processors, exact)
     places = {
         **strides(pixels, "stride_pixels_image", "stride_pixels_channel", "stride_pixel"),
         **strides(texts, "stride_texts_image", "stride_class", "stride_prompt", "stride_texts_channel"),
@@ -256,7 +256,7 @@ def cosine_cost_volume(pixels: Tensor, texts: Tensor, eps: float) -> Tensor:
     cosines = pixels.new_empty(batch, prompts, classes, height, width)
     if cosines.numel():
         pixels = pixels.flatten(2)  # a copy only if the rows of an image are unevenly spaced
-        _launch(_cosine_cost_volume, AXES, pixels, texts, large=True, cosines=cosines, eps=eps)
+        _launch(_cosine_cost_volume, AXES, pixels, texts, PROCESSORS, cosines=cosines, eps=eps)
     return cosines
 
 

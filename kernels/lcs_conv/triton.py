@@ -234,11 +234,11 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 @planned
-def _chunks(batch: int, classes: int, channels: int, taps: int) -> list[tuple[slice, slice]]:
-    """The images and channels of every chunk: at most SCRATCH kernel elements, but at least DEPTH channels."""
+def _chunks(batch: int, classes: int, channels: int, taps: int, most: int) -> list[tuple[slice, slice]]:
+    """The images and channels of every chunk: at most so many kernel elements, but at least DEPTH channels."""
     smallest = classes * taps * DEPTH
-    images = min(max(1, SCRATCH // smallest), batch)
-    step = max(1, SCRATCH // (images * smallest)) * DEPTH
+    images = min(max(1, most // smallest), batch)
+    step = max(1, most // (images * smallest)) * DEPTH
     return [
         (slice(b, min(b + images, batch)), slice(c, min(c + step, channels)))
         for b, c in product(range(0, batch, images), range(0, channels, step))
@@ -383,7 +383,7 @@ def convolve(pixels: Tensor, bias: Tensor, kernel_size: int, normalise: bool, lo
     if not out.numel() or channels == 0:
         return out.copy_(bias[:, :, None, None])
     rows = _rows(pixels)
-    for images, chunk in _chunks(batch, classes, channels, kernel_size**2):
+    for images, chunk in _chunks(batch, classes, channels, kernel_size**2, SCRATCH):
         first, last, part = chunk.start == 0, chunk.stop == channels, of_images(out, images)
         if first:
             sums = _sums(part, kernel_size**2 * chunk.stop, cdiv(channels, chunk.stop))
@@ -407,7 +407,7 @@ def convolve_backward(
         dpixels.zero_()
         return
     rows, grad_rows = _rows(pixels), _rows(grad)
-    for images, chunk in _chunks(batch, classes, channels, kernel_size**2):
+    for images, chunk in _chunks(batch, classes, channels, kernel_size**2, SCRATCH):
         logits, out = logits_of(images, chunk), dpixels[images, chunk]
         kernels = _kernels(logits, normalise)
         _product(kernels, grad_rows[images], None, out, _sums(out, kernel_size**2 * classes, 1))
