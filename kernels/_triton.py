@@ -126,7 +126,7 @@ def recorded(launcher: Callable, *args: Any) -> list[Launch]:
 
 
 def cdiv(a: int, b: int) -> int:
-    """a / b rounded up; triton.cdiv takes ten times as long, because it also takes constants of kernels."""
+    """a / b rounded up; triton.cdiv takes longer, because it also takes constants of kernels."""
     return -(-a // b)
 
 

@@ -168,9 +168,9 @@ def _rows(marks: Tensor, counts: Tensor, rows: Tensor, total: Tensor) -> None:
 
 def topk_classes(scores: Tensor, k: int, union: str) -> tuple[Tensor, Tensor]:
     batch, classes = scores.shape[:2]
+    counts = scores.new_zeros(batch, dtype=torch.int64)
     if not scores.numel():
-        return scores.new_empty(0, dtype=torch.int64), scores.new_zeros(batch, dtype=torch.int64)
-    counts = scores.new_empty(batch, dtype=torch.int64)
+        return counts.new_empty(0), counts
     marks = scores.new_zeros(1 if union == "batch" else batch, classes, dtype=torch.int8)
     rows, total = counts.new_empty(batch * classes), counts.new_empty(1)
     _mark(scores, k, marks)
