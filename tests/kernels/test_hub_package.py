@@ -47,13 +47,15 @@ def package(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory):
-    """A file with a call of every op and what fgaseg's reference returns."""
+    """A file with a call of every op, what fgaseg's reference returns, and whether Triton's interpreter runs it."""
     new = lambda *sizes: random(*sizes).float()  # noqa: E731
+    able = "triton" in _library.emulated and not _library.unavailable["triton"]
+    interpreted = ("upsample_argmax", "window_attention") if able else ()  # those of use elsewhere; others take longer
     saved = {}
     for op, arguments in CALLS.items():
         given = arguments(new, "cpu")
         result = getattr(kernels, op)(*given, backend="reference")
-        saved[op] = {"arguments": [plain(x) for x in given], "results": flat(result)}
+        saved[op] = {"arguments": [plain(x) for x in given], "results": flat(result), "triton": op in interpreted}
     file = tmp_path_factory.mktemp("calls") / "calls.pt"
     torch.save(saved, file)
     return file
