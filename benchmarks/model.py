@@ -8,8 +8,9 @@ Passes: "inference" goes from pixels to labels at 480×640 with the vocabulary a
 photo of 640×640 in five views; "text" embeds the vocabulary; "training" is one step, forward and backward, including
 the text tower. Forms: "fast" prunes to every pixel's best class, with nine of ten classes unlike the image; "uncapped"
 computes all classes, not only the 256 strongest, and "budget" does the same within 100 MB of class maps; "compiled" is
-the accelerated head and "compiled plain" the plain form, by torch.compile. Rows are written as they are measured. A run
-that needs more memory than is available gets a row with the memory that it would need instead of a time.
+the accelerated head and "compiled plain" the plain form, by torch.compile, and both are timed as a whole. Rows are
+written as they are measured. A run that needs more memory than is available gets a row with the memory that it would
+need instead of a time.
 
 --check compares the logits with the plain form's in float32 instead, and on a GPU prints the kernels that took longest.
 Its exit status is 1 if the model in float32 is off by more than 1e-3 of the largest logit, or in bfloat16 by more than
@@ -36,6 +37,7 @@ from fgaseg.inference import prediction as segment
 from fgaseg.model import reference as plain
 from fgaseg.model.head import Output
 from fgaseg.reproduce.profiling import stage_seconds
+from fgaseg.reproduce.profiling.machine import synchronize
 from fgaseg.training.losses import segmentation_losses
 from fgaseg.vocabulary import Vocabulary
 
@@ -61,6 +63,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 UNCAPPED = 256  # up to this many classes the cap and the budget change nothing
 TRAINED = 171  # the largest vocabulary for which training is measured
+WHOLE = "all"  # in the place of a stage
 SECONDS, ROUNDS = 15, 5  # a measurement is repeated until it has taken so many seconds, or so many rounds
 
 
@@ -211,26 +214,38 @@ def available_bytes() -> float:
 def measure(
     bench: Bench, passed: str, form: str, classes: int, batch: int, longest: float = SECONDS
 ) -> list[dict[str, Any]]:
-    """One row for the whole pass and one for every stage of it; no new round begins after ``longest`` seconds."""
+    """One row for the whole pass and one for every stage of it; no new round begins after ``longest`` seconds.
+
+    A compiled form has no stages: the clocks between them would have it compiled again, in pieces, in the first round.
+    """
     what = {"pass": passed, "form": form, "classes": classes, "batch": batch}
     needed = needed_bytes(passed, form, classes, batch)
     if needed > 0.9 * available_bytes():
-        return [what | {"stage": "all", "needed_gb": round(needed / 1e9, 1)}]
+        return [what | {"stage": WHOLE, "needed_gb": round(needed / 1e9, 1)}]
     step = bench.step(passed, form, classes, batch)
     begin = time.perf_counter()
     memory = peak(step)  # also the warm-up, and the only round of very long runs
-    times, stages = [time.perf_counter() - begin], dict[str, float]()
-    if times[0] < 5 * longest or "compiled" in form:
+    times, stages, compiled = [time.perf_counter() - begin], dict[str, float](), "compiled" in form
+    if times[0] < 5 * longest or compiled:
         times = []
     while not times or (len(times) < ROUNDS and sum(times) < longest):
-        now = stage_seconds(step, DEVICE)
+        now = {WHOLE: whole_seconds(step)} if compiled else stage_seconds(step, DEVICE)
         times.append(sum(now.values()))
         if times[-1] == min(times):
             stages = now
-    total = {"stage": "all", "seconds": round(min(times), 4), "peak_mb": round(memory / 1e6), "rounds": len(times)}
+    total = {"stage": WHOLE, "seconds": round(min(times), 4), "peak_mb": round(memory / 1e6), "rounds": len(times)}
     if passed == "inference" and form in ("bfloat16", "compiled"):
         total["labels_changed"] = f"{changed(bench, step, classes, batch):.2e}"
-    return [what | total, *(what | {"stage": s, "seconds": round(t, 4)} for s, t in stages.items())]
+    parts = ({"stage": stage, "seconds": round(t, 4)} for stage, t in stages.items() if stage != WHOLE)
+    return [what | total, *(what | part for part in parts)]
+
+
+def whole_seconds(step: Callable[[], Any]) -> float:
+    synchronize(DEVICE)
+    begin = time.perf_counter()
+    step()
+    synchronize(DEVICE)
+    return time.perf_counter() - begin
 
 
 def changed(bench: Bench, step: Callable[[], Tensor], classes: int, batch: int) -> float:

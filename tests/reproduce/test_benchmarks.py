@@ -5,14 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import model  # of the benchmarks
 import pytest
+import torch
 from paths import ROOT
 from PIL import Image
 from rich.console import Console
+from torch._dynamo.testing import CompileCounter
 
 from fgaseg.cli import main
 from fgaseg.cli.bench import show_against, show_model, show_ops
+from fgaseg.model import reference
 from fgaseg.reproduce import benchmarks, row_milliseconds
 from fgaseg.reproduce.benchmarks import plot_model, plot_ops
 
@@ -112,6 +117,18 @@ def test_missing_packages_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmarks, "NEEDED", {"json": "json", "no_such_module": "no-such-package"})
     assert main(["bench", "lcs_conv", "--out", str(tmp_path / "out")]) == 1
     assert "need no-such-package: pip install 'fgaseg[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["compiled", "compiled plain"])
+def test_a_compiled_form_of_the_model_is_timed_as_it_was_compiled(form):
+    """The clocks of the stages would have it compiled again while its time is taken."""
+    counter = CompileCounter()
+    run = torch.compile(lambda logits: reference.labels(logits, (8, 8)), backend=counter)
+    logits = torch.randn(1, 3, 4, 4)
+    bench = SimpleNamespace(variant=lambda form: None, step=lambda *_: lambda: run(logits))
+    whole, *stages = model.measure(bench, "inference", form, 20, 1, longest=0)
+    assert counter.frame_count == 1
+    assert whole["stage"] == "all" and whole["rounds"] == 1 and not stages
 
 
 def test_a_row_that_disagrees_has_no_time():
