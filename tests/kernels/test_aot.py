@@ -24,12 +24,19 @@ def compiled(*arguments: str) -> list[dict]:
     return json.loads(done.stdout)
 
 
+def skip_another_triton():
+    pytest.importorskip("triton")
+    if why := aot.why_not_comparable():
+        pytest.skip(reason=why)
+
+
 @pytest.fixture(scope="module")
 def rows():
     return compiled("--arch", "sm_90")
 
 
 def test_what_calls_launch_is_within_its_budget(rows):
+    skip_another_triton()
     assert not [row for row in rows if row["verdict"] != "ok"]
 
 
@@ -43,6 +50,7 @@ def test_every_launch_of_a_call_is_measured(rows):
 
 @pytest.mark.slow
 def test_what_calls_launch_is_within_its_budget_on_an_a100():
+    skip_another_triton()
     assert not [row for row in compiled("--arch", "sm_80") if row["verdict"] != "ok"]
 
 
@@ -87,6 +95,16 @@ def test_judges(change, words):
 def test_counts_the_blocks_of_a_multiprocessor(registers, shared, threads, arch, blocks):
     """Against NVIDIA's table of technical specifications."""
     assert aot.blocks_per_processor(registers, shared, threads, arch) == blocks
+
+
+@pytest.mark.parametrize(
+    "version, words", [("3.8.1", ""), ("3.6.0", "3.8, and this is Triton 3.6.0"), ("3.80.0", "3.80")]
+)
+def test_a_budget_of_another_triton_is_told(monkeypatch, version, words):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    why = aot.why_not_comparable()
+    assert words in why if words else not why
 
 
 def test_refuses_to_run_under_the_interpreter(monkeypatch, capsys):
