@@ -20,12 +20,22 @@ ANNOTATION_LIMIT = 4 << 30  # bytes of annotations of a whole data set in JSON; 
 
 def read_limited(path: str | Path, limit: int = TEXT_LIMIT) -> bytes:
     """The content of a file. Raises OSError, whose `strerror` says why, also for one of more than `limit` bytes."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a name cannot hold a null character", str(path))
     with open(path, "rb") as file:
         large = os.fstat(file.fileno()).st_size > limit  # told without reading 4 GiB; a pipe and a device have no size
         content = b"" if large else file.read(limit + 1)
     if large or len(content) > limit:
         raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return content
+
+
+def real_path(path: Path) -> Path:
+    """`path.resolve()`, or the path itself where links lead back to it, or where it is none."""
+    try:
+        return path.resolve()
+    except (RuntimeError, ValueError):  # of a loop of links in Python 3.11 and 3.12; of a null character
+        return path
 
 
 @contextlib.contextmanager
@@ -71,7 +81,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """
     path = Path(path)
     _make_parents(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp")
     try:
         with _naming(path), os.fdopen(descriptor, "wb") as file:
             write(file)
@@ -94,7 +104,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     _make_parents(path)
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp"))
     try:
         with _naming(path):
             yield folder / path.name
@@ -118,7 +128,7 @@ def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[
     path = Path(path)
     _make_parents(path)
     previous = previous_directory(path)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp"))
     try:
         os.chmod(temporary, 0o777 & ~_umask())
         with _naming(path):
@@ -152,6 +162,11 @@ def complete_directory(path: str | Path) -> Path | None:
 def previous_directory(path: Path) -> Path:
     """`<path>.old`, where `atomic_directory(path)` keeps the version before."""
     return path.with_name(path.name + ".old")
+
+
+def _hidden(path: Path) -> str:
+    """How temporary names begin: with the whole name, unless that would be longer than names may be."""
+    return f".{path.name if len(os.fsencode(path.name)) <= 240 else path.name[:50]}."
 
 
 def _make_parents(path: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResultError
-from ..files import atomic_write
+from ..files import atomic_write, real_path
 from .data_set_files import data_set_texts
 from .photos import HIDDEN, STDIN, Photo
 from .result_files import FOLDERS, write_photo
@@ -236,7 +236,7 @@ class LabelledFolder:
     def _source(self, job: Job) -> str:
         """The photo's path from here, so that photos and results may move together; or its address."""
         path = job.photo.path
-        return job.photo.name if path is None else os.path.relpath(path.resolve(), self.folder.resolve())
+        return job.photo.name if path is None else os.path.relpath(real_path(path), real_path(self.folder))
 
     def identity(self, job: Job) -> dict[str, Any]:
         """What tells a photo from others, and from what it was before."""

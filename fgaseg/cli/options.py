@@ -1,6 +1,7 @@
 """What several commands share: options, key=value overrides, loading the model, and the check of --out."""
 
 import argparse
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -166,7 +167,7 @@ def whole_numbers(text: str) -> list[int]:
 
 def split_words(words: list[str]) -> tuple[list[str], list[str]]:
     """Separate plain words from key=value overrides. A word that is the name of an existing file is a plain word."""
-    overrides = [word for word in words if re.match(r"[\w.-]+=", word) and not Path(word).exists()]
+    overrides = [word for word in words if re.match(r"[\w.-]+=", word) and not os.path.exists(word)]
     return [word for word in words if word not in overrides], overrides
 
 

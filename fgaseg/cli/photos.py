@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UsageError
-from ..files import read_limited
+from ..files import read_limited, real_path
 from .options import check_out
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pnm",
@@ -72,7 +72,7 @@ def find_photos(words: list[str]) -> list[Photo]:
         raise UsageError("give the photos to label: files, folders, patterns, addresses, or - for standard input")
     found: dict[object, Photo] = {}
     for photo in _expand(words):
-        found.setdefault(photo.path.resolve() if photo.path else photo.name, photo)
+        found.setdefault(real_path(photo.path) if photo.path else photo.name, photo)
     if not found:
         raise UsageError(f"{', '.join(words)}: no image files there (known by {', '.join(SUFFIXES)})")
     return list(found.values())
@@ -220,7 +220,7 @@ def _with_folders(photos: list[Photo]) -> list[Path]:
     """``below`` of each photo, with its folders where several are alike."""
     names = [photo.below for photo in photos]
     for same in _alike(names):
-        paths = {index: path.resolve() for index in same if (path := photos[index].path)}
+        paths = {index: real_path(path) for index in same if (path := photos[index].path)}
         common = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
         for index, path in paths.items():
             names[index] = path.relative_to(common).with_suffix("")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Interrupted, ProcessLostError, UsageError
+from ..files import real_path
 from .labelled_folder import Job, LabelledFolder
 from .labeller import Labeller
 from .options import check_out
@@ -279,6 +280,6 @@ def _save_one(options: argparse.Namespace, photo: Photo, overrides: list[str], k
 def _check_folder(folder: Path, photos: list[Photo]) -> None:
     """Raises UsageError if nothing can be written there, or if photos lie in it, among which results would be."""
     for photo in photos:
-        if photo.path is not None and folder.resolve() in photo.path.resolve().parents:
+        if photo.path is not None and real_path(folder) in real_path(photo.path).parents:
             raise UsageError(f"--out {folder}: holds a photo, {photo.name}: give a folder for results alone")
     check_out(folder)

@@ -186,6 +186,8 @@ def _opened(file: Path) -> IO[bytes]:
         raise ImageError(f"{file}: is a folder, not an image: name a file in it")
     if not file.exists():
         raise ImageError(f"{file}: no such file: check the path")
+    if not file.is_file():  # a pipe among photos would be waited for without end
+        raise ImageError(f"{file}: is no file (a pipe or a device): give a file; - reads a photo from standard input")
     try:
         return file.open("rb")
     except PermissionError as error:

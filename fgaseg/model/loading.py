@@ -90,7 +90,7 @@ def usable_device(device: str | torch.device | None) -> str | torch.device:
     """The device, or cuda where there is one. Raises UsageError if it cannot be used here."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # a device without values, meta, has none
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {chosen}: cannot be used here: {str(error).splitlines()[0]}") from None
     return chosen

@@ -172,6 +172,28 @@ def test_too_few_file_descriptors_are_one_line(writer, place, tmp_path):
     assert status == 0 and any("Too many open files" in line for line in seen), seen
 
 
+def test_what_is_no_file_is_one_line(place, tmp_path):
+    """A pipe would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("loop.png", tmp_path / "loop.png")
+    os.symlink("/dev/zero", tmp_path / "zero.png")
+    (tmp_path / "list.txt").write_bytes(b"nul\0.png\n")
+    usual = ("--model", place / "model", "--classes", "cat, sky", "--out", tmp_path / "out.png")
+    for name, why in {"pipe.png": "is no file", "zero.png": "is no file", "loop.png": "no such file",
+                      "list.txt": "no such file"}.items():  # fmt: skip
+        status, errors = run("segment", tmp_path / name, *usual)
+        lines = errors.strip().splitlines()
+        assert status == 1 and len(lines) == 1 and why in lines[0] and "Traceback" not in errors, errors
+    photo = place / "images" / "0.png"
+    status, errors = run("segment", photo, *usual, "--device", "meta")
+    assert status == 1 and errors.startswith("fgaseg segment: device meta: cannot be used here"), errors
+    status, errors = run("segment", photo, *usual, "class_cap=" + "0" * 300 + "5")
+    assert status == 0, errors
+    long = tmp_path / ("x" * 251 + ".png")
+    status, errors = run("segment", photo, *usual[:-1], long)
+    assert status == 0 and long.exists(), errors
+
+
 def resident() -> float:
     """Megabytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
