@@ -298,7 +298,8 @@ def _refuse_large(name: str, width: int, height: int, what: str = "") -> None:
 def _limit_pixels(image: Image.Image, name: str) -> None:
     if isinstance(image, TiffImageFile):
         tile = [size for tag in _TILE if isinstance(size := image.tag_v2.get(tag), int)]
-        _refuse_large(name, *(tile if len(tile) == 2 else (0, 0)), "a tile counts as ")
+        if len(tile) == 2:
+            _refuse_large(name, tile[0], tile[1], "a tile counts as ")
     limit, (width, height) = pixel_limit(), image.size
     factor = next((n for n in (1, 2, 4, 8) if width * height <= limit * n * n), None)
     if factor is None or not isinstance(image, JpegImageFile):
