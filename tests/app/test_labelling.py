@@ -126,7 +126,7 @@ def test_a_large_photo_is_shown_smaller(labelled, monkeypatch):
         ("<img src=x onerror=alert(1)>", "looks like more than a name"),
         ("cat, " * 6000, "letters: give at most 20,000"),
         (", ".join(f"thing {i}" for i in range(501)), "these are 501 names and synonyms: give at most 500"),
-        (" | ".join(f"thing {i}" for i in range(501)), "these are 501 names and synonyms: give at most 500"),
+        (" | ".join(f"t{i}" for i in range(501)), "these are 501 names and synonyms: give at most 500"),
     ],
 )
 def test_names_that_cannot_be_used_are_told_in_words(labeller, typed, words):
