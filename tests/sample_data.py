@@ -1,4 +1,4 @@
-"""Small data sets: folders that are drawn, a few real pairs of each benchmark set, and ways to damage them."""
+"""Small data sets: folders that are drawn, a few pairs of each benchmark set, and ways to damage them."""
 
 import hashlib
 import itertools
@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_sets import draw_sets
 from paths import SHARED
 from PIL import Image
 
 from fgaseg.config import DataConfig
-from fgaseg.data.benchmark_sets import BENCHMARK_SETS
+from fgaseg.data.benchmark_sets import BENCHMARK_SETS, CLASS_LISTS
 from fgaseg.data.images import CLIP_MEAN, CLIP_STD
 
 SAMPLES = SHARED / "data" / "protocol"
@@ -44,8 +45,14 @@ def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def copy_samples(root: Path) -> Path:
-    """A writable copy of the samples; A-847's three photos are also its validation split, PASCAL Context is drawn."""
-    shutil.copytree(SAMPLES, root)
+    """A writable copy of the samples, or drawn ones where they are not there, in the same number.
+
+    A-847's three photos are also its validation split. PASCAL Context is drawn in either case.
+    """
+    if SAMPLES.exists():
+        shutil.copytree(SAMPLES, root)
+    else:
+        draw_sets(root, sorted(shipped_ids("ade847")))
     shutil.copytree(root / FULL / "images/ADE/training", root / FULL / "images/ADE/validation")
     draw_context(root / CONTEXT)
     return root
@@ -97,7 +104,8 @@ def compressed(mask: np.ndarray) -> str:
 
 
 def shipped_ids(name: str) -> dict[int, int]:
-    table = json.loads((SAMPLES.parent / "classes" / f"{name}_id_to_train_id.json").read_text())
+    folder = SAMPLES.parent / "classes"
+    table = json.loads(((folder if folder.exists() else CLASS_LISTS) / f"{name}_id_to_train_id.json").read_text())
     return {int(key): value for key, value in table.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from sample_data import copy_samples, needs_samples
+from sample_data import copy_samples
 
 from fgaseg.cli import main
 from fgaseg.cli.data import print_prepared
@@ -23,7 +23,6 @@ def tree(tmp_path):
     return copy_samples(tmp_path / "datasets")
 
 
-@needs_samples
 def test_of_many_failures_the_first_are_shown(tree, capsys):
     for file in (tree / "ADEChallengeData2016/annotations").rglob("*.png"):
         file.write_bytes(b"")
@@ -35,7 +34,6 @@ def test_of_many_failures_the_first_are_shown(tree, capsys):
     assert failed > 10 and printed.count(" failed: ") == 10 and f"and {failed - 10} more" in printed
 
 
-@needs_samples
 def test_brackets_in_names_and_paths_are_no_markup(tree, tmp_path, capsys):
     root = tmp_path / "set [a" / "bold]"
     shutil.copytree(tree, root)

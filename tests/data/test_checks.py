@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sample_data import CONTEXT, damage, make_folder, needs_samples
+from sample_data import CONTEXT, FULL, damage, make_folder
 
 from fgaseg.cli import main
 from fgaseg.data.checks import check, check_folders
@@ -11,7 +11,7 @@ from fgaseg.data.preparation import prepare
 from fgaseg.data.prepared_sets import open_set
 from fgaseg.errors import DataError
 
-pytestmark = [needs_samples, pytest.mark.filterwarnings("ignore:.*scores are not comparable")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*scores are not comparable")
 
 
 DAMAGE = {
@@ -41,6 +41,27 @@ def test_check_finds_damage_and_names_the_file(tree, name, capsys):
     assert all("ADE_val_00000001" in text for text in found) and row["state"] == "wrong"
     assert main(["data", "check", "a150", "--root", str(tree), "--workers", "0"]) == 1
     assert kind in (printed := capsys.readouterr().out) and "ADE_val_00000001" in printed
+
+
+def test_shrunk_photos_and_labels_are_compared_with_their_originals(tree):
+    """A-847's: where the original photo is damaged, nothing can be said about what was made of it."""
+    prepare(["a847"], tree)
+    [row] = check(["a847"], tree)
+    assert row.problems.keys() == {"count"} and row.prepared == 3
+    photo = sorted((tree / FULL / "images/ADE/validation").rglob("*.jpg"))[0]
+    prepared = tree / FULL / "annotations_detectron2/validation" / f"{photo.stem}.tif"
+    whole = prepared.read_bytes()
+    damage(prepared, 3)
+    [row] = check(["a847"], tree)
+    [differing] = row.problems.keys() - {"count"}
+    assert differing.startswith("prepared labels that differ") and row.problems[differing] == [str(prepared)]
+    prepared.write_bytes(whole)
+    for how, kind in (("small", "sizes that differ"), ("empty", "unreadable"),
+                      ("remove", "labels without a photo (left out)")):  # fmt: skip
+        damage(photo, how)
+        [row] = check(["a847"], tree)
+        assert row.problems.keys() - {"count"} == {kind}
+        assert all(photo.stem in text for text in row.problems[kind])
 
 
 def test_check_reports_other_numberings_of_pascal_context(tree):

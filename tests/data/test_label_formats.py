@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from sample_data import CONTEXT, FULL, needs_samples
+from sample_data import CONTEXT, FULL
 
 from fgaseg.data.label_formats import decode_counts, read_ade_segments, read_label_map, read_labels
 from fgaseg.data.preparation import prepare
@@ -25,7 +25,6 @@ def test_palette_and_sixteen_bit_labels(tmp_path):
         np.testing.assert_array_equal(read_labels(tmp_path / name), deep)
 
 
-@needs_samples
 def test_a847_ids_are_those_of_the_json_beside_the_labels(tree):
     for file in (tree / FULL).rglob("*_seg.png"):
         objects = json.loads(file.with_name(file.name.replace("_seg.png", ".json")).read_text("latin-1"))
@@ -55,7 +54,6 @@ def test_label_map_of_other_kinds(tmp_path):
         read_label_map(tmp_path / "b.mat")
 
 
-@needs_samples
 @pytest.mark.parametrize("segmentation", [
     {"counts": "0204"}, {"counts": "o" * 30 + "0"}, {"counts": [2**62] * 4 + [60 * 80]}, {"size": [1, 1]},
     {"size": None}, [[1, 2, 3, 4]],
@@ -70,7 +68,6 @@ def test_damaged_run_lengths_name_the_photo(tree, segmentation):
     assert "trainval_merged.json, 2008_000002: a mask of category" in row.failed["2008_000002"] and row.converted == 2
 
 
-@needs_samples
 def test_a_photo_of_impossible_size_is_not_painted(tree):
     file = tree / CONTEXT / "trainval_merged.json"
     data = json.loads(file.read_text())

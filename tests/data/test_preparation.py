@@ -12,18 +12,19 @@ import time
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from sample_data import CONTEXT, FULL, STEMS, damage, hashes, needs_samples, shipped_ids, values
+from sample_data import CONTEXT, FULL, STEMS, damage, hashes, shipped_ids, values
 
 from fgaseg.cli import main
+from fgaseg.config import DataConfig
 from fgaseg.data.benchmark_sets import BENCHMARK_SETS
 from fgaseg.data.checks import check
 from fgaseg.data.label_formats import decode_counts
-from fgaseg.data.preparation import prepare, shrink
+from fgaseg.data.preparation import decode_unrotated, prepare, prepare_folders, shrink
 from fgaseg.data.prepared_sets import open_set
 from fgaseg.data.set_files import SplitFiles
 from fgaseg.errors import DataError
 
-pytestmark = [needs_samples, pytest.mark.filterwarnings("ignore:.*scores are not comparable")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*scores are not comparable")
 
 
 COCO_GAPS = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}  # ids that COCO-Stuff never gave
@@ -90,6 +91,35 @@ def test_shrunk_photos_are_bilinear_without_antialias():
     assert untouched.size == (1100, 512) and same.shape == (512, 1100)
     upright, _ = shrink(Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90), np.zeros((1100, 700)))
     assert upright.size == (512, 805)
+
+
+def test_grey_photos_are_shrunk_like_coloured_ones():
+    grey = Image.fromarray(np.random.default_rng(2).integers(0, 256, (600, 700), dtype=np.uint8))
+    labels = np.arange(600 * 700).reshape(600, 700)
+    (small, kept), (coloured, same) = shrink(grey, labels), shrink(grey.convert("RGB"), labels)
+    assert small.mode == "L" and small.size == (597, 512) and kept.shape == (512, 597)
+    np.testing.assert_array_equal(np.asarray(small), np.asarray(coloured)[..., 1])
+    np.testing.assert_array_equal(kept, same)
+    assert [decode_unrotated(grey.convert(mode), "a.jpg").mode for mode in ("L", "P", "RGB")] == ["L", "RGB", "RGB"]
+
+
+@pytest.mark.parametrize("count, void", [(255, 255), (256, 65535)])
+def test_own_labels_are_written_as_lines_of_the_names_with_a_void_that_is_no_class(tmp_path, count, void):
+    names = [f"class{n}" for n in range(count)]
+    for folder, image in (("photos", Image.new("RGB", (3, 1))),
+                          ("values", Image.fromarray(np.array([[0, count - 1, 60000]], np.uint16)))):  # fmt: skip
+        (tmp_path / folder).mkdir()
+        image.save(tmp_path / folder / "a.png")
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    config = DataConfig(
+        images=tmp_path / "photos", labels=tmp_path / "values", names=tmp_path / "names.txt", ignore=60000
+    )
+    report = prepare_folders(config, tmp_path / "out")
+    assert (report.converted, report.failed) == (1, {})
+    assert np.asarray(Image.open(tmp_path / "out/labels/a.png")).tolist() == [[0, count - 1, void]]
+    assert (tmp_path / "out/names.txt").read_text().split() == names
+    (tmp_path / "values/a.png").write_bytes(b"")
+    assert "a.png" in prepare_folders(config, tmp_path / "out").failed["a"]
 
 
 def test_pascal_context_fixtures_equal_what_was_drawn(tree):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from sample_data import FULL, damage, needs_samples
+from sample_data import FULL, damage
 from tiny import tiny_config, tiny_model
 
 from fgaseg.cli import main
@@ -19,7 +19,7 @@ from fgaseg.data.prepared_sets import open_set
 from fgaseg.errors import ConfigError, DataError, ImageError
 from fgaseg.training import train
 
-pytestmark = [needs_samples, pytest.mark.filterwarnings("ignore:.*scores are not comparable")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*scores are not comparable")
 
 
 def test_labels_that_other_scripts_prepared_are_accepted(tree, tmp_path):
