@@ -47,6 +47,17 @@ def test_padding_is_grey_and_ignored(tmp_path):
     assert (item["labels"][:20, 2:28] < 3).all()
 
 
+@pytest.mark.parametrize("scale, short_edge, side", [(2.0, None, 32), (0.5, None, 8), (0.5, 20, 10), (1.5, 8, 12)])
+def test_the_shorter_side_becomes_the_short_edge_times_the_scale(scale, short_edge, side):
+    config = DataConfig(crop=16, short_edge=short_edge, scale=(scale, scale), flip=False, color_jitter=False)
+    labels = np.arange(8 * 12).reshape(8, 12)
+    _, out = augment(Image.new("RGB", (12, 8)), labels, config, np.random.default_rng(0))
+    shown = min(side, 16), min(side * 12 // 8, 16)
+    assert (out != 255).sum() == shown[0] * shown[1] and (out[: shown[0], : shown[1]] != 255).all()
+    across, down = (len(np.unique(line[line != 255])) for line in (out[0], out[:, 0]))  # pixels of the photo
+    assert (across, down) == pytest.approx((shown[1] * 8 / side, shown[0] * 8 / side), abs=1)
+
+
 def test_flip_happens_in_half_of_the_cases(tmp_path):
     config = make_folder(tmp_path, count=1, size=(32, 32), flip=True)
     data = FolderDataset(config, "train")
@@ -88,6 +99,31 @@ def test_colour_steps_are_those_of_ssd():
     ):
         assert np.abs(np.asarray(got) - np.clip(expected, 0, 255)).max() <= close  # HSV has 8 bits a channel
         assert np.abs(np.asarray(got) - real).max() > 2 * close
+
+
+def test_each_colour_step_is_taken_in_half_of_the_cases_within_its_range(monkeypatch):
+    """Contrast comes before saturation and hue, or after them."""
+    ranges = {"_brightness": (-32, 32), "_contrast": (0.5, 1.5), "_saturation": (0.5, 1.5), "_hue": (-25.6, 25.6)}
+    taken = []
+    for name in ranges:
+        monkeypatch.setattr(augmentation, name, lambda image, by, name=name: taken[-1].update({name: by}) or image)
+    rng, image = np.random.default_rng(0), Image.new("RGB", (1, 1))
+    for _ in range(1000):
+        taken.append({})
+        augmentation._jitter_colours(image, rng)
+    for name, (low, high) in ranges.items():
+        amounts = [one[name] for one in taken if name in one]
+        margin = (high - low) / 50
+        assert 450 < len(amounts) < 550
+        assert low <= min(amounts) < low + margin and high - margin < max(amounts) <= high
+    orders = [list(one) for one in taken]
+    assert all(order[0] == "_brightness" for order in orders if "_brightness" in order)
+    assert all(
+        order.index("_saturation") < order.index("_hue") for order in orders if {"_saturation", "_hue"} <= {*order}
+    )
+    for other in ("_saturation", "_hue"):
+        both = [order for order in orders if {"_contrast", other} <= {*order}]
+        assert 0.4 < np.mean([order.index("_contrast") < order.index(other) for order in both]) < 0.6
 
 
 def test_augment_copes_with_one_pixel():

@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from paths import SHARED
 
-from fgaseg.data.class_names import read_names
+from fgaseg.data.class_names import LabelSpace, read_names
 from fgaseg.errors import DataError
 
 CLASSES = SHARED / "data" / "classes"
@@ -16,6 +17,12 @@ def test_names_as_text_and_json(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffsky\r\ndark green tree\r\n猫\r\n!?\r\nbed \r\n\r\n".encode())
     (tmp_path / "a.json").write_text(json.dumps([*names[:-1], "bed "]))
     assert read_names(tmp_path / "a.txt") == read_names(tmp_path / "a.json") == names
+
+
+def test_values_that_are_neither_a_class_nor_void_are_listed():
+    space = LabelSpace(["sky", "sea"], ["sky", "sea"], 255, None, "two names")
+    assert space.undefined(np.array([[0, 1], [255, 1]])) == []
+    assert space.undefined(np.array([[2, -1, 300], [2, 0, 255]])) == [-1, 2, 300]
 
 
 def test_ten_thousand_names(tmp_path):

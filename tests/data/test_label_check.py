@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from sample_data import SAMPLES, make_folder, needs_samples
 from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset, check_folders, check_labels, read_names
 from fgaseg.data.benchmark_sets import CLASS_LISTS
+from fgaseg.data.class_names import LabelSpace
 from fgaseg.data.label_maps import LabelMap
-from fgaseg.data.label_survey import count_values, survey
+from fgaseg.data.label_survey import LabelSurvey, count_values, survey
 from fgaseg.errors import DataError, ImageError
 
 SIZE = (12, 16)  # of a label image
@@ -108,6 +110,8 @@ UNNAMED = {  # files, names, what is said
     "zero and more": ([[0, 1, 2, 3]], SKY, "if it is void, give data.ignore=[0,255]; if it is background, add a first"),
     "label ids": ([[7, 8, 11, 23, 26, 0]], [f"c{n}" for n in range(19)], "label_map='cityscapes'"),
     "instances": ([[26001, 7, 24003]], SKY, "ids of instances"),
+    "the first instance": ([[1000, 7]], SKY, "ids of instances"),
+    "no instances": ([[999, 7]], SKY, "values with gaps: say which"),
     "photo": ([list(range(256))], SKY, "the files are photos, or labels that were resized"),
     "gaps": ([[0, 4, 9]], ["a", "b"], "label_map='{0: null, 4: a, 9: b}'"),
     "more gaps": ([[1, 4, 9]], ["a", "b"], "say which value has which name with data.label_map"),
@@ -422,6 +426,23 @@ def test_names_that_never_occur_are_listed(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fgaseg"):
         check_labels(dataset, "val")
     assert "val: 1 label files: sky 33 %, grass 33 %, void 33 %; never: cat, dog" in caplog.text
+
+
+@pytest.mark.parametrize("number, more", [(12, ""), (13, " and 1 more")])
+def test_twelve_names_that_never_occur_are_listed_and_the_others_counted(number, more):
+    names = [f"c{n}" for n in range(number + 1)]
+    read = LabelSurvey(1, files=1, counts=Counter({0: 30, 255: 10}))
+    space = LabelSpace(names, names, 255, None, "the names")
+    assert read.summary(space) == f"1 label files: c0 75 %, void 25 %; never: {', '.join(names[1:13])}{more}"
+
+
+@pytest.mark.parametrize("number", [12, 13])
+def test_the_twelve_most_frequent_classes_are_listed_and_the_others_counted(number):
+    names = [f"c{n}" for n in range(number)]
+    read = LabelSurvey(3, files=2, counts=Counter({n: 100 + n for n in range(number)} | {900: 5}))
+    text = read.summary(LabelSpace(names, names, 255, None, "the names"))
+    assert re.findall(r"c\d+", text) == names[::-1][:12] and text.startswith("2 of 3 label files: ")
+    assert (", 1 more classes, void 0 %, without a name " in text) == (number == 13)
 
 
 def test_validation_files_that_cannot_be_used_are_named(tmp_path):

@@ -26,6 +26,7 @@ PLAIN = {
     "quoted and commas.txt": '"road",\n"traffic light",\n"sofa, couch"\n',
     "full stops.txt": "road.\ntraffic light.\nsofa, couch.\n",
     "heading.csv": 'name\nroad\ntraffic light\n"sofa, couch"\n',
+    "heading.txt": "Class Name\nroad\ntraffic light\nsofa, couch\n",
     "list.json": json.dumps(NAMES),
     "list.txt": json.dumps(NAMES, indent=1),
     "python.txt": str(NAMES),

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from fgaseg.data.scenes import _GROUND, COLOURS, GROUNDS, NAMES, SEEN, SHAPES, UNSEEN, SceneDataset, scene
+from fgaseg.data.scenes import (
+    _GROUND,
+    COLOURS,
+    GROUNDS,
+    NAMES,
+    SEEN,
+    SHAPES,
+    UNSEEN,
+    SceneDataset,
+    _draw_grounds,
+    scene,
+)
 
 
 def present(labels: np.ndarray) -> set[str]:
@@ -33,6 +44,8 @@ def test_outlines_are_what_they_are_called():
         assert len(hole) == (name == "ring")
     arms = {(round(abs(x), 2), round(abs(y), 2)) for x, y in SHAPES["cross"][0]}
     assert arms == {(0.33, 0.96), (0.33, 0.33), (0.96, 0.33)}
+    assert SHAPES["star"][0][0] == pytest.approx((0, -1.08)) and SHAPES["triangle"][0][0] == pytest.approx((0, -1.15))
+    assert np.abs(SHAPES["square"][0]) == pytest.approx(0.792, abs=1e-3)  # the first two point up, and it lies flat
     (outline, hole) = SHAPES["ring"]
     assert np.hypot(*outline.T) == pytest.approx(1) and np.hypot(*hole.T) == pytest.approx(0.54)
 
@@ -52,6 +65,20 @@ def test_grounds_look_as_they_did_when_the_demonstration_was_trained():
         picture = _GROUND[name](np.random.default_rng(0), 60, 60, 1.5)
         assert picture.mean((0, 1)) == pytest.approx(mean, abs=0.1)
         assert picture.std((0, 1)) == pytest.approx(deviation, abs=0.1)
+
+
+def test_two_grounds_meet_along_a_line_that_leans_either_way():
+    scenes, steep, leaning = 200, [], []
+    for seed in range(scenes):
+        _, labels = _draw_grounds(np.random.default_rng(seed), 48, 48, 1.0)
+        if len(np.unique(labels)) == 2:
+            beyond = labels == labels[-1, -1]
+            down = beyond[24:].mean() - beyond[:24].mean()
+            right = beyond[:, 24:].mean() - beyond[:, :24].mean()
+            steep.append(abs(right) > abs(down))  # the line runs downwards
+            leaning.append(min(down, right, key=abs))
+    assert 0.4 < len(leaning) / scenes < 0.6 and 0.2 < np.mean(steep) < 0.4
+    assert 0.35 < np.mean(np.array(leaning) > 0) < 0.65 and 0.05 < np.std(leaning) < 0.15
 
 
 def test_training_never_shows_an_unseen_pair():
