@@ -5,6 +5,7 @@ Launches take the host about 8 µs each (an estimate): beyond a hundred or two t
 
 import contextlib
 import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny import NAMES, pixels, tiny_model
 from fgaseg import FGASeg, ModelConfig, Vocabulary
 from fgaseg.model import alignment, prompts
 from fgaseg.model.packed_maps import Chunk, PackedMaps
+from fgaseg.model.precision import counts_launches
 from fgaseg.model.prompts import merge_at_once, merge_rows
 
 BUDGET = 250  # 247 are made
@@ -35,6 +37,20 @@ def launches(classes: int, views: int = 1, synonyms: int = 1, dtype: torch.dtype
             parts = list(model.stream(images, vocabulary))
         assert sum(logits.shape[1] for _, logits in parts) == min(classes, config.class_cap or classes)
         return counted
+
+
+def test_work_is_arranged_for_few_launches_in_inference_on_a_gpu_alone(monkeypatch):
+    gpu, cpu = SimpleNamespace(is_cuda=True), torch.zeros(1)
+    with torch.no_grad():
+        assert counts_launches(gpu) and not counts_launches(cpu)
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+        assert not counts_launches(gpu)
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert not counts_launches(gpu)
+        monkeypatch.undo()
+    with torch.enable_grad():
+        assert not counts_launches(gpu) and not counts_launches(cpu)
 
 
 @pytest.fixture(scope="module")

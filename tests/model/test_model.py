@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 import fgaseg.model.head
 from fgaseg import FGASeg
 from fgaseg.errors import CheckpointError, ConfigError, VocabularyError
+from fgaseg.model import text_encoder
 from fgaseg.model.class_selection import ClassSelector
 from fgaseg.model.encoders import ImageFeatures
 from fgaseg.training.losses import segmentation_losses
@@ -339,6 +340,15 @@ def test_training_never_reads_a_cached_vocabulary():
     cached = model.encode(NAMES)
     assert not cached.embeddings.requires_grad and model.encode(NAMES) is cached
     assert model.train().encode(NAMES).embeddings.requires_grad
+
+
+def test_the_vocabularies_that_were_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(text_encoder, "CACHED_VOCABULARIES", 2)
+    model = tiny_model()
+    first, second = model.encode(["sky"]), model.encode(["sea"])
+    assert model.encode(["sky"]) is first  # so that the sea is the oldest
+    model.encode(["sand"])
+    assert model.encode(["sky"]) is first and model.encode(["sea"]) is not second
 
 
 def test_a_cached_vocabulary_does_not_depend_on_autocast():

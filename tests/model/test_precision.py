@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,6 +154,14 @@ def test_auto_takes_bfloat16_only_where_it_gains_and_says_so(monkeypatch, caplog
         set_precision(model, "auto")
     assert model.precision == chosen
     assert f"precision: {chosen}" in caplog.text and f"{seconds[0] / seconds[1]:.1f} times" in caplog.text
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_on_a_gpu_bfloat16_is_chosen_where_it_is_not_emulated(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    chosen, why = precision.choose_precision(SimpleNamespace(device=torch.device("cuda")))
+    assert chosen == ("bfloat16" if native else "float32") and "some GPU" in why
 
 
 @pytest.mark.parametrize("switches", [{}, COSINES, {"lcs": False}])

@@ -21,6 +21,12 @@ def test_finetuning_strategies_train_what_table_seven_says():
     assert all("resblocks" in n for n in trained["full"]) and "token_embedding.weight" in trained["scratch"]
 
 
+def test_prompt_tokens_begin_small_and_differ():
+    model = FGASeg(tiny_config(encoder={"finetune": "prompt", "prompt_tokens": 30}))
+    tokens = model.clip.visual.transformer.prompt_tokens
+    assert float(tokens.std()) == pytest.approx(0.02, rel=0.1) and tokens.flatten(0, 1).unique(dim=0).shape[0] == 3 * 30
+
+
 def test_parameter_groups_cover_every_trained_weight_once():
     model = FGASeg(tiny_config(encoder={"finetune": "attention"}))
     groups = model.parameter_groups(2e-4, 0.01, 1e-4)

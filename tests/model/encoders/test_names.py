@@ -1,5 +1,7 @@
 """Every name of open_clip is supported or refused with its reason, and what a name alone decides."""
 
+import warnings
+
 import open_clip
 import pytest
 import torch
@@ -148,10 +150,32 @@ def test_pixels_are_normalised_as_the_tag_says():
     assert colours(name="ViT-B-16-SigLIP", mean=(0.1, 0.2, 0.3)) == ((0.1, 0.2, 0.3), HALF)
 
 
-def test_a_file_for_a_name_whose_tags_differ_is_warned_about(tmp_path):
+@pytest.mark.parametrize("given", [{}, {"mean": HALF}, {"std": HALF}], ids=str)
+def test_a_file_for_a_name_whose_tags_differ_is_warned_about(tmp_path, given):
     (tmp_path / "weights.pt").write_bytes(b"x")
     with pytest.warns(UserWarning, match="differ in the mean and standard deviation"):
-        resolve(EncoderConfig(name="ViT-L-14", pretrained=str(tmp_path / "weights.pt"), quick_gelu=True))
+        resolve(EncoderConfig(name="ViT-L-14", pretrained=str(tmp_path / "weights.pt"), quick_gelu=True, **given))
+
+
+@pytest.mark.parametrize("name, given", [("ViT-L-14", {"mean": HALF, "std": HALF}), ("ViT-B-16-SigLIP", {})], ids=str)
+def test_a_file_whose_pixels_are_known_is_not(tmp_path, name, given):
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        request = resolve(EncoderConfig(name=name, pretrained=str(tmp_path / "weights.pt"), quick_gelu=True, **given))
+    assert (request.mean, request.std) == (HALF, HALF) and request.tag is None
+
+
+@pytest.mark.parametrize(
+    "name, warned", [("ViT-B-16", True), ("ViT-B-16-quickgelu", False), ("ViT-B-16-SigLIP", False)]
+)
+def test_a_file_for_a_name_that_openais_weights_have_too_may_need_the_other_activation(tmp_path, name, warned):
+    """Not where the name says which it is, or where there are no weights of OpenAI's of that name."""
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        resolve(EncoderConfig(name=name, pretrained=str(tmp_path / "weights.pt")))
+    assert any("plain GELU" in str(one.message) for one in said) == warned
 
 
 def test_the_activation_is_the_weights():
