@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from paths import SHARED
+from sample_data import make_folder
 from sklearn.metrics import confusion_matrix, jaccard_score
 from tiny import tiny_model
 
@@ -70,6 +71,24 @@ def test_leaves_the_model_as_it_was_even_after_an_error(model, images):
         evaluate(model, images)
     assert model.training
     model.eval()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_in_evaluation_mode_meanwhile(training):
+    module = torch.nn.Dropout().train(training)
+    with pytest.raises(ZeroDivisionError), evaluator.evaluation_mode(module):
+        assert not module.training
+        raise ZeroDivisionError
+    assert module.training == training
+
+
+def test_labels_in_folders_are_looked_at_for_a_second(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        evaluator, "check_labels", lambda dataset, title, seconds: looked.append((len(dataset), seconds))
+    )
+    assert len(open_validation_set(make_folder(tmp_path, count=3))) == 3
+    assert looked == [(3, 1.0)]
 
 
 def test_all_ignored_is_an_error_and_stop_is_not(model, images):

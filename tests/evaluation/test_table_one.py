@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import fgaseg
 from fgaseg.cli import main
 from fgaseg.evaluation import EvalOptions, cautions, evaluate_with_provenance, weights_hash
 from fgaseg.evaluation.scores import ClassScore, Scores
+from fgaseg.evaluation.table_one import PUBLISHED_TEMPLATE
 
 
 class Merged:
@@ -112,6 +114,36 @@ def test_a_union_figure_below_the_published_definition_is_explained(model, datas
     same = replace(result, scores=Scores(1, rows))
     assert any("lower by its definition alone" in line for line in cautions("pc459", lower, 5104))
     assert not any("definition" in line for line in cautions("pc459", same, 5104))
+
+
+def test_every_reason_not_to_compare_is_one_line():
+    def found(templates=(PUBLISHED_TEMPLATE,), gap=0.0, images=5, of_set=5, published=5, **more):
+        record = {
+            "data": {"images": images, "images_of_set": of_set},
+            "text": {"templates": list(templates), "first_synonym": more.get("first_synonym", True)},
+            "input": {"inference": more.get("inference", "windows")},
+            "numerics": {"autocast": more.get("autocast", "no"), "precision": more.get("precision")},
+        }
+        scores = SimpleNamespace(miou_gt=0.5, miou_union=0.5 - gap / 100)
+        lines = cautions("a150", SimpleNamespace(record=record, scores=scores), published)
+        return [line.removeprefix("A-150: ") for line in lines]
+
+    with_published = f"published with {PUBLISHED_TEMPLATE!r} (--template)"
+    assert found() == found(gap=0.04) == found(published=None) == []
+    assert found(["a {}"]) == [f"template 'a {{}}', {with_published}"]
+    assert found(["a {}", "the {}"]) == [f"template 2 templates, the first 'a {{}}', {with_published}"]
+    assert found([PUBLISHED_TEMPLATE] * 2) == [
+        f"template 2 templates, the first {PUBLISHED_TEMPLATE!r}, {with_published}"
+    ]
+    assert found(gap=0.06)[0].startswith("the union row is 0.1 lower by its definition alone")
+    assert found(images=4) == ["scored on the first 4 of 5 images"]
+    assert found(images=4, of_set=4) == ["the data has 4 images, the published set 5"]
+    assert found(first_synonym=False) == [
+        "prompts contain all synonyms, published with the first alone (first_synonym=true)"
+    ]
+    assert found(inference="whole") == ["images are seen whole, published with windows (--window)"]
+    assert found(autocast="bfloat16", precision="float16") == ["computed in bfloat16, published in float32"]
+    assert found(precision="float16") == ["computed in float16, published in float32"]
 
 
 @pytest.mark.parametrize(

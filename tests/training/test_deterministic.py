@@ -1,5 +1,6 @@
 """train.deterministic."""
 
+import pytest
 import torch
 from runs import assert_same_run, configure, distance, initial, weights
 
@@ -34,3 +35,13 @@ def test_deterministic_leaves_the_mode_that_it_found():
         assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_cudnn_chooses_no_algorithm_by_its_time_meanwhile(timed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", timed)
+    with deterministic(True):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == timed
+    with deterministic(False):
+        assert torch.backends.cudnn.benchmark == timed

@@ -11,8 +11,15 @@ from torch import nn
 from fgaseg import Config, FGASeg
 from fgaseg.training import train
 from fgaseg.training.optimizer import Optimizer
+from fgaseg.training.precision import autocast
 from fgaseg.training.schedule import learning_rate_factor
 from fgaseg.training.sharding import load_optimizer_state
+
+
+@pytest.mark.parametrize("amp, dtype", [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_products_are_computed_in_what_train_amp_names(amp, dtype):
+    with autocast(torch.device("cpu"), amp):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_learning_rate(data, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -41,8 +42,21 @@ def test_the_bar_of_a_terminal_ends_with_the_run(data, tmp_path, monkeypatch):
     reporter = reporting.ProgressReporter(configure(data, tmp_path))
     reporter.on_start(0, [])
     assert reporter.bar.live.is_started
+    reporter.on_step(3, {"loss": 1.5, "images_per_second": 2.0})
+    (task,) = reporter.bar.tasks
+    assert task.completed == 3 and "loss 1.500  2.0 images/s" in task.description
     reporter.on_end()
     assert not reporter.bar.live.is_started
+
+
+def test_the_time_left_is_told_from_the_steps_since_the_start(data, tmp_path, monkeypatch, caplog):
+    clock = iter([1000.0, 1060.0])
+    monkeypatch.setattr(reporting, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    reporter = reporting.ProgressReporter(configure(data, tmp_path, ["train.steps=30"]))
+    reporter.on_start(10, [])
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        reporter.on_log(15, {"loss": 1.0, "images_per_second": 2.0})  # a minute for 5 steps, and 15 to go
+    assert "step 15/30" in caplog.text and "0:03:00 left" in caplog.text
 
 
 def test_speed_is_photos_over_seconds_since_the_last_reset():

@@ -45,6 +45,26 @@ def test_killed_while_saving_and_in_a_step_ends_in_the_same_weights(uninterrupte
     assert not list(out.glob(".*"))  # the leftovers of the killed processes are gone
 
 
+def test_the_means_of_a_line_of_the_log_reach_over_an_interruption(uninterrupted, data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path, ["train.log_every=4", "train.eval_every=0"])
+    original, calls = fgaseg.training.gradients.segmentation_losses, []
+
+    def failing(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs) if len(calls) < 4 else 1 / 0
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(fgaseg.training.gradients, "segmentation_losses", failing)
+        train(config, progress=False)
+    assert state(tmp_path)["step"] == 2
+    train(config, progress=False)
+    whole = [row for row in log(uninterrupted[0]) if row["set"] == "train"][:4]
+    first = log(tmp_path)[0]
+    assert first["step"] == 4
+    for name in ("loss", "gradient_norm"):
+        assert first[name] == pytest.approx(sum(row[name] for row in whole) / 4, rel=1e-5)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("when", ["step", "evaluation", "save"])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(

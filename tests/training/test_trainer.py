@@ -31,7 +31,7 @@ def test_a_run_learns_and_leaves_a_model(uninterrupted, data):
     assert [entry["step"] for entry in plain["history"]] == [4, 8]
     assert plain["history"][-1]["val"]["miou_gt"] == plain["scores"]["val"]["miou_gt"] == summary.scores["val"].miou_gt
     assert plain["scores"]["val"]["images"] == 3 and 0 < plain["trained_parameters"] < plain["parameters"]
-    assert summary.images_per_second == pytest.approx(STEPS * 4 / summary.seconds)
+    assert summary.images_per_second == pytest.approx(STEPS * 4 / summary.seconds) and summary.seconds > 0
     assert sorted(path.name for path in out.iterdir()) == FILES
 
 
