@@ -299,7 +299,8 @@ Tensor mlp(const Tensor& x_, const Tensor& norm_weight, const Tensor& norm_bias,
   call.tensor("weight2", weight2, {x_.size(1), weight1.size(0)});
   call.tensor("bias2", bias2, {x_.size(1)});
   const int64_t bytes = sizeof(float) * 2 * weight1.numel();
-  if (bytes > (x_.scalar_type() == ScalarType::Float ? MLP_BYTES : 2 * MLP_BYTES)) {
+  const bool large = bytes > (x_.scalar_type() == ScalarType::Float ? MLP_BYTES : 2 * MLP_BYTES);
+  if (large || weight1.size(0) == 0) {  // a product over nothing leaves the sums of a block as they were
     const Tensor hidden = linear(x_, weight1, bias1, norm_weight, norm_bias, eps, activation, {});
     return linear(hidden, weight2, bias2, {}, {}, 0, "none", x_);
   }

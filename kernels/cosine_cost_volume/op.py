@@ -7,7 +7,10 @@ from .._dispatch import DTYPES, check_same, check_shape, dispatch, register, und
 from .._library import define, empty_like, first_order_only, register_autograd
 from .reference import cosine_cost_volume_reference
 
-SHORTEST = {dtype: max(1e-12, torch.finfo(dtype).tiny) for dtype in DTYPES}  # to which lengths are raised
+
+def _shortest(dtype: torch.dtype) -> float:
+    """To what lengths are raised; 0 for a dtype that the op refuses."""
+    return max(1e-12, torch.finfo(dtype).tiny) if dtype in DTYPES else 0.0
 
 
 def _check(pixels: Tensor, texts: Tensor, eps: float) -> None:
@@ -76,4 +79,4 @@ def cosine_cost_volume(pixels: Tensor, texts: Tensor, *, backend: str = "auto") 
     """
     (pixels, texts), no_more_casts = under_autocast(pixels, texts)
     with no_more_casts:
-        return dispatch("cosine_cost_volume", backend, pixels, texts, SHORTEST.get(pixels.dtype, 0.0))
+        return dispatch("cosine_cost_volume", backend, pixels, texts, _shortest(pixels.dtype))
