@@ -1,6 +1,7 @@
 """Where the tests of an op run: on the GPU if there is one, else Triton interpreted and the CUDA kernels emulated."""
 
 import os
+import sys
 from types import SimpleNamespace
 
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # they share the cores; read when torch is imported
@@ -27,6 +28,14 @@ def device_of_backend(request):
         pytest.skip(reason=why)
     with accuracy.device_of(backend):
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_told(monkeypatch):
+    """What is told once in a process is told once in a test, in whatever order the tests run."""
+    for name, module in (("_TOLD", "fgaseg.notes"), ("_told", "fgaseg.model.prompts")):
+        if module in sys.modules:  # the tests of the reference, which import torch alone, import no more for this
+            monkeypatch.setattr(sys.modules[module], name, set())
 
 
 @pytest.fixture

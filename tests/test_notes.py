@@ -5,15 +5,9 @@ import threading
 
 import pytest
 
-from fgaseg import notes
 from fgaseg.notes import note_once, told_anew
 
 log = logging.getLogger("fgaseg.somewhere")
-
-
-@pytest.fixture(autouse=True)
-def nothing_told(monkeypatch):
-    monkeypatch.setattr(notes, "_TOLD", set())
 
 
 def test_a_note_is_told_once(caplog):

@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 import fgaseg
-from fgaseg import notes, progress
+from fgaseg import progress
 from fgaseg.cli import main
 from fgaseg.cli.photos import file_names, find_photos, picture_paths
 from fgaseg.data import addresses, read_image
@@ -28,7 +28,6 @@ from fgaseg.errors import ImageError, UsageError
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notes, "_TOLD", set())
     return tmp_path
 
 

@@ -13,7 +13,6 @@ import rasterio
 from rasterio.transform import from_origin
 from tiny import tiny_model
 
-from fgaseg import notes
 from fgaseg.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -24,7 +23,6 @@ CLASSES = "red star, cat | dog, wooden floor"
 def scene(tmp_path, monkeypatch):
     """An image of 150x110 pixels of 2 m, of which a corner holds no value; the folder is the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notes, "_TOLD", set())
     values = np.random.default_rng(0).integers(1, 256, (4, 110, 150), dtype=np.uint8)
     values[:, :20, :50] = 0
     with rasterio.open("scene.tif", "w", driver="GTiff", count=4, height=110, width=150, dtype="uint8", nodata=0,

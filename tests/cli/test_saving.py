@@ -15,7 +15,6 @@ from PIL import ExifTags, Image
 from pycocotools.coco import COCO
 
 import fgaseg
-from fgaseg import notes
 from fgaseg.cli import main
 from fgaseg.data import read_image, read_names
 from fgaseg.files import atomic_write
@@ -27,7 +26,6 @@ ALL = "mask,overlay,coco,probabilities,dataset"
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notes, "_TOLD", set())
     return tmp_path
 
 

@@ -126,7 +126,6 @@ def test_names_of_other_tools(model, photo, tmp_path, monkeypatch, file):
 
 
 def test_what_is_told_of_names_is_told_once(model, photo, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(fgaseg.model.prompts, "_told", set())
     command = ["segment", photo, "--model", model, "--out", str(tmp_path / "o.png"), "--compare", model]
     assert main([*command, "--classes", "orange_star; Water; water; 猫"]) == 0
     told = capsys.readouterr().err

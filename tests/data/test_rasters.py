@@ -9,7 +9,6 @@ import tifffile
 import torch
 from PIL import Image
 
-from fgaseg import notes
 from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset, georeferenced_size, rasters, read_image
 from fgaseg.errors import ConfigError, ImageError
@@ -20,7 +19,6 @@ H, W = 40, 50
 @pytest.fixture(autouse=True)
 def told(monkeypatch, caplog):
     """The notes of one test."""
-    monkeypatch.setattr(notes, "_TOLD", set())
     return caplog
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from fgaseg import notes
 from fgaseg.data.samples import Samples, View, choose_bands, limits, missing_pixels, note_spread, render, white_of
 from fgaseg.errors import ImageError
 
@@ -11,7 +10,6 @@ from fgaseg.errors import ImageError
 @pytest.fixture
 def told(monkeypatch, caplog):
     """The notes of one test."""
-    monkeypatch.setattr(notes, "_TOLD", set())
     return caplog
 
 

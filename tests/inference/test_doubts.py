@@ -5,13 +5,11 @@ import pytest
 from PIL import Image
 from tiny import NAMES, tiny_model
 
-from fgaseg import notes
 from fgaseg.inference import Result, note_doubts
 
 
 @pytest.fixture(autouse=True)
 def told(monkeypatch, caplog):
-    monkeypatch.setattr(notes, "_TOLD", set())
     return caplog
 
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from tiny import NAMES, tiny_model
 
-from fgaseg import notes
 from fgaseg.inference import panoramas, prediction
 from fgaseg.inference.panoramas import tiles
 
@@ -71,7 +70,6 @@ def test_the_view_of_a_tile_keeps_the_short_side():
 
 
 def test_that_windows_squash_a_panorama_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(notes, "_TOLD", set())
     model = tiny_model(inference="windows")
     model.segment(picture(20, 30), NAMES)
     assert "squashed" not in caplog.text

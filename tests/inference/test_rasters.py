@@ -23,7 +23,7 @@ from rasterio.transform import Affine, from_origin
 from tiny import NAMES, tiny_model
 from torch import nn
 
-from fgaseg import notes, segment_raster
+from fgaseg import segment_raster
 from fgaseg.data import CLIP_NORMALIZATION, to_pixels
 from fgaseg.errors import ImageError, UsageError, VocabularyError
 from fgaseg.inference import decide, pictures, rasters
@@ -69,7 +69,6 @@ class ByColour(nn.Module):
 @pytest.fixture(autouse=True)
 def told(monkeypatch, caplog):
     """The notes of one test."""
-    monkeypatch.setattr(notes, "_TOLD", set())
     return caplog
 
 

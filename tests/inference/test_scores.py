@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from tiny import NAMES, Largest, tiny_model
 
-from fgaseg import DataError, ResultError, VocabularyError, notes
+from fgaseg import DataError, ResultError, VocabularyError
 from fgaseg.data import read_image, stuff_names
 from fgaseg.inference import decide, label_names, prediction, view_logits
 from fgaseg.inference.prediction import DROPPED, evaluation_mode
@@ -247,7 +247,6 @@ def test_a_vocabulary_keeps_its_background():
 
 
 def test_a_threshold_without_an_effect_is_told(monkeypatch, caplog):
-    monkeypatch.setattr(notes, "_TOLD", set())
     tiny_model().segment(PHOTO, NAMES, threshold=0.2)
     assert "threshold 0.2: has no effect: scores are shares among the 5 classes" in caplog.text
     caplog.clear()

@@ -18,7 +18,7 @@ from PIL import Image
 from tiny import NAMES, tiny_model
 from videos import frame_times, read_video, scene, write_video
 
-from fgaseg import notes, segment_video
+from fgaseg import segment_video
 from fgaseg.data import read_names
 from fgaseg.errors import ImageError, UsageError, VocabularyError
 from fgaseg.inference import video
@@ -32,11 +32,6 @@ from fgaseg.inference.video_writing import VideoWriter
 @pytest.fixture(scope="module")
 def model():
     return tiny_model()
-
-
-@pytest.fixture(autouse=True)
-def fresh_notes(monkeypatch):
-    monkeypatch.setattr(notes, "_TOLD", set())
 
 
 @pytest.fixture

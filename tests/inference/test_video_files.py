@@ -11,18 +11,12 @@ import pytest
 from PIL import Image
 from videos import frame_times, read_video, scene, write_video
 
-from fgaseg import notes
 from fgaseg.errors import ImageError, UsageError
 from fgaseg.inference.video_reading import Frame, VideoReader
 from fgaseg.inference.video_writing import CONTAINERS, VideoWriter
 
 UNEVEN = [0, 10, 100, 130, 500, 900]  # milliseconds
 FRAMES = [scene(number) for number in range(8)]
-
-
-@pytest.fixture(autouse=True)
-def fresh_notes(monkeypatch):
-    monkeypatch.setattr(notes, "_TOLD", set())
 
 
 def frames_of(path, **limits) -> list[Frame]:

@@ -11,7 +11,7 @@ import torch
 from tiny import NAMES, pixels, tiny_model
 
 import fgaseg
-from fgaseg import environment, notes
+from fgaseg import environment
 from fgaseg.inference import pseudo_masks, released_views
 from fgaseg.model import precision_choice as precision
 from fgaseg.model import reference, set_precision
@@ -184,6 +184,5 @@ def test_a_precision_that_the_processor_lacks_is_said_to_be_slow(monkeypatch, ca
     assert told({}) == ""  # not known
     assert precision.why_slow("float32", torch.device("cpu")) == ""
     told({"avx2": True})
-    monkeypatch.setattr(notes, "_TOLD", set())  # other tests are told too, on such a processor
     set_precision(tiny_model(), lower)
     assert "no instructions" in caplog.text
