@@ -58,7 +58,7 @@ ours+="|softmax_(taps|columns)|mark_(best|ranked)|compact|gather|scatter)"
 
 # step PHASE NAME SECONDS [-t TOOL...] -- COMMAND...
 plan() {
-    step 1 machine 10 -- bash -c 'nvidia-smi; nvcc --version | tail -n 1; "$python" -c "$versions"'
+    step 1 machine 20 -- bash -c 'nvidia-smi; nvcc --version | tail -n 1; "$python" -c "$versions"'
     step 2 build 60 -- bash -c "$build"
     step 2 compile_ahead 60 -- "$python" benchmarks/compile_ahead.py --arch "$arch" --shapes "$first"
     for backend in triton cuda; do

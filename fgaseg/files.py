@@ -77,10 +77,10 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Call write(file) on a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
     Whatever happens (full disk, Ctrl-C, power loss), `path` holds either its old content or all of the new. Missing
-    parent folders are made. If `write` or the disk fails, the exception passes and the temporary file is removed.
+    parent folders are made, and a link stays: what it leads to is replaced. If `write` or the disk fails, the exception
+    passes and the temporary file is removed. Raises OSError for the path of a folder, a device or a pipe.
     """
-    path = Path(path)
-    _make_parents(path)
+    path = _replaceable(Path(path), Path.is_file)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp")
     try:
         with _naming(path), os.fdopen(descriptor, "wb") as file:
@@ -101,16 +101,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     If the block ends without an exception, all files of that folder are moved beside `path`, which comes last: what a
     library writes next to its file, such as `<path>.aux.xml`, is there when the file is. Otherwise nothing is left.
+    Links and what cannot be replaced are as in `atomic_write`, but `path` may be an empty folder.
     """
-    path = Path(path)
-    _make_parents(path)
+    path, name = _replaceable(Path(path), lambda found: found.is_file() or found.is_dir()), Path(path).name
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp"))
     try:
         with _naming(path):
-            yield folder / path.name
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            yield folder / name
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == name):
             _fsync(file)
-            os.replace(file, path.with_name(file.name))
+            os.replace(file, path if file.name == name else path.with_name(file.name))
         _fsync(path.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,9 +124,10 @@ def atomic_directory(path: str | Path, keep_previous: bool = False) -> Iterator[
     moment: `complete_directory` finds it. If the block raises, the temporary folder is removed and `path` is untouched.
 
     keep_previous  keep `<path>.old` afterwards, as the last but one version
+
+    Links and what cannot be replaced, here also a file, are as in `atomic_write`.
     """
-    path = Path(path)
-    _make_parents(path)
+    path = _replaceable(Path(path), Path.is_dir)
     previous = previous_directory(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden(path), suffix=".tmp"))
     try:
@@ -167,6 +168,16 @@ def previous_directory(path: Path) -> Path:
 def _hidden(path: Path) -> str:
     """How temporary names begin: with the whole name, unless that would be longer than names may be."""
     return f".{path.name if len(os.fsencode(path.name)) <= 240 else path.name[:50]}."
+
+
+def _replaceable(path: Path, kind: Callable[[Path], bool]) -> Path:
+    """Where a path leads, its parents made. A rename over a device would take it from the whole machine."""
+    if path.exists() and not kind(path):
+        found = "a folder" if path.is_dir() else "a file" if path.is_file() else "a device or a pipe"
+        raise OSError(errno.EEXIST, f"is {found}, which cannot be replaced; give another path", str(path))
+    path = real_path(path) if path.is_symlink() else path
+    _make_parents(path)
+    return path
 
 
 def _make_parents(path: Path) -> None:

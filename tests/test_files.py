@@ -69,6 +69,41 @@ def test_atomic_path_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, e
     assert (tmp_path / "file").read_text() == "old" and names(tmp_path) == ["file"]
 
 
+def written(writer, path):
+    """What `path` holds after one of the three has written "new" to it, or to a file of that name in it."""
+    if writer is atomic_write:
+        atomic_write(path, lambda file: file.write(b"new"))
+        return path.read_text()
+    with writer(path) as place:
+        place = place / "file" if writer is atomic_directory else place
+        place.write_text("new")
+    return (path / "file" if writer is atomic_directory else path).read_text()
+
+
+@pytest.mark.parametrize("writer", [atomic_write, atomic_path, atomic_directory])
+def test_what_a_rename_would_take_away_is_refused(tmp_path, writer):
+    """A device, which the whole machine uses, a pipe, and a folder in place of a file or the other way round."""
+    pipe, folder, file = (tmp_path / name for name in ("pipe", "folder", "file"))
+    os.mkfifo(pipe), folder.mkdir(), file.write_text("old")
+    other = {atomic_write: {folder: "a folder"}, atomic_directory: {file: "a file"}}.get(writer, {})
+    refused = {pipe: "a device or a pipe"} | other
+    for path, kind in refused.items():
+        with pytest.raises(OSError, match=f"is {kind}, which cannot be replaced") as error:
+            written(writer, path)
+        assert error.value.filename == str(path)
+    assert pipe.is_fifo() and folder.is_dir() and file.read_text() == "old"
+    assert names(tmp_path) == ["file", "folder", "pipe"]
+
+
+@pytest.mark.parametrize("writer", [atomic_write, atomic_path, atomic_directory])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, writer):
+    link, target = tmp_path / "link.tif", tmp_path / "elsewhere" / "target"
+    link.symlink_to(target)
+    for _ in range(2):  # it leads nowhere, and to what was written
+        assert written(writer, link) == "new" and link.is_symlink()
+    assert names(target.parent) == ["target"] and names(tmp_path) == ["elsewhere", "link.tif"]
+
+
 def test_atomic_directory_replaces(tmp_path):
     for content in ("one", "two"):
         with atomic_directory(tmp_path / "folder") as folder:

@@ -156,7 +156,16 @@ def serve(labeller: Labeller, host: str, port: int, root_path: str = "", ready: 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        if not host.strip():  # for create_server, all addresses of this machine
+            raise socket.gaierror(socket.EAI_NONAME, "it is empty")
+        socket.getaddrinfo(host, port, family)  # create_server would tell its errors as its own
         return socket.create_server((host, port), family=family)
+    except (socket.gaierror, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"--host {host}: is no address ({why}); give the name or number of one of this machine's addresses, such "
+            f"as 127.0.0.1, alone: the port goes to --port"
+        ) from None
     except (OSError, OverflowError) as error:
         why = str(getattr(error, "strerror", None) or error).partition(" (")[0]  # the rest is what was given
         raise UsageError(f"--host {host} --port {port}: cannot be used ({why}); give another port") from None

@@ -79,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(*str(error).split("\n"), error=True)
         return 128 + error.signal
     except (FGASegError, OSError, FloatingPointError) as error:
-        say(*f"fgaseg {options.command}: {error}".split("\n"), error=True)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:  # without "[Errno 13]"
+            text = f"{error.filename}: {error.strerror}"
+        say(*f"fgaseg {options.command}: {text}".split("\n"), error=True)
         return 1
 
 

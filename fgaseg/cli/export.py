@@ -22,7 +22,7 @@ from .photos import STDIN, find_photos
 from .printing import say, say_json
 
 if TYPE_CHECKING:
-    from ..export import ExportOptions
+    from ..export import ExportOptions, Tiles
     from ..model import FGASeg
 
 HELP = """\
@@ -115,21 +115,24 @@ def check_arguments(options: argparse.Namespace) -> None:
         raise UsageError("--tile: programs that cut tiles know nothing of text: give --classes or --names")
     if options.background is not None and not classes:
         raise UsageError("--background is one class more: give --classes or --names too")
-    if options.tile is not None and options.tile < 1:
-        raise UsageError(f"--tile {options.tile}: give a number of pixels")
-    if options.overlap is not None and not 0 <= options.overlap < 100:
-        raise UsageError(f"--overlap {options.overlap}: is a share in percent: give 0 to 99")
+    tiles_of(options)
+
+
+def tiles_of(options: argparse.Namespace) -> Tiles | None:
+    from ..export import Tiles
+
+    if options.tile is None:
+        return None
+    return Tiles(options.tile, options.resolution, 15 if options.overlap is None else options.overlap)
 
 
 def export_options(options: argparse.Namespace, model: FGASeg, source: str) -> ExportOptions:
-    from ..export import ExportOptions, Tiles
+    from ..export import ExportOptions
 
     vocabulary = None
     if options.classes or options.names:
         vocabulary = model.encode(class_values(options), background=options.background)
-    tiles = None
-    if options.tile is not None:
-        tiles = Tiles(options.tile, options.resolution, 15 if options.overlap is None else options.overlap)
+    tiles = tiles_of(options)
     parts = options.parts or ("whole" if tiles or options.output else "image,text,head")
     return ExportOptions(
         to=_words(options.to),

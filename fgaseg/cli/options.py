@@ -213,6 +213,8 @@ def check_out(out: Path | None, option: str = "--out", file: bool = False) -> No
     """
     if out is None:
         return
+    if file and out.exists() and not out.is_file():
+        raise UsageError(f"{option} {out}: is {'a folder' if out.is_dir() else 'a device or a pipe'}; name a file")
     folders = out.absolute().parents if file else (out, *out.absolute().parents)
     nearest = next(folder for folder in folders if folder.exists())
     try:

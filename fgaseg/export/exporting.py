@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ from .tracing import trace
 PARTS = ("image", "text", "head", "whole")
 TARGETS = ("onnx", "openvino", "torch", "aoti")
 PRECISIONS = ("float32", "float16", "int8")
+LARGEST_TILE = 4096
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "aoti": ".aoti.pt2"}
 WEIGHTS = {"onnx": ".data", "openvino": ".bin"}  # of files that weights may be in, beside the graph
 
@@ -53,14 +55,24 @@ WEIGHTS = {"onnx": ".data", "openvino": ".bin"}  # of files that weights may be 
 class Tiles:
     """Square images of one size, for programs that cut rasters into tiles, as QGIS's plugin Deepness.
 
-    size        pixels
+    size        pixels, up to 4096: time grows with its fourth power
     resolution  centimetres a pixel on the ground; None: not said
     overlap     of neighbouring tiles, percent
+
+    Raises UsageError for others.
     """
 
     size: int
     resolution: float | None = None
     overlap: int = 15
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.size <= LARGEST_TILE:
+            raise UsageError(f"tile {self.size}: is the side of a tile in pixels: give 1 to {LARGEST_TILE}")
+        if self.resolution is not None and not 0 < self.resolution < math.inf:
+            raise UsageError(f"resolution {self.resolution}: is in centimetres a pixel: give a number above 0")
+        if not 0 <= self.overlap < 100:
+            raise UsageError(f"overlap {self.overlap}: is a share in percent: give 0 to 99")
 
     def metadata(self) -> dict[str, str]:
         """What Deepness reads, besides the names of the classes. It has read both spellings of the size."""

@@ -405,7 +405,9 @@ class FGASeg(nn.Module):
         elif revision is not None:
             raise CheckpointError(f"{source}: is on this disk, where there are no revisions; leave revision out")
         config, facts = read_config(directory / "config.json", source)
-        config = config.override(*words, **values)
+        saved, config = config.encoder, config.override(*words, **values)
+        if saved.architecture is not None and config.encoder.name != saved.name:
+            raise ConfigError(f"override encoder.name: a saved model has its encoder, {saved.name}; leave it out")
         if config.encoder.pretrained not in (None, "auto"):
             raise ConfigError("override encoder.pretrained: a saved model has all its weights already; leave it out")
         config = config.override(**{"encoder.pretrained": None})

@@ -249,6 +249,8 @@ def test_what_save_pretrained_wrote_before_still_loads(tmp_path, saved):
     assert all(torch.equal(value, same[key]) for key, value in tiny_model().state_dict().items())
     with pytest.raises(ConfigError, match="override encoder.pretrained: a saved model has all its weights"):
         fgaseg.load(saved, "encoder.pretrained=openai")
+    with pytest.raises(ConfigError, match="override encoder.name: a saved model has its encoder, "):
+        fgaseg.load(saved, "encoder=ViT-L-14")
 
 
 def test_facts_of_others_are_text_in_a_card(tmp_path, saved):
