@@ -14,6 +14,7 @@ docstrings, assertions, annotations. `mutants_judged.csv` holds survivors that n
 import argparse
 import ast
 import csv
+import importlib
 import json
 import os
 import random
@@ -29,6 +30,15 @@ ROOT, JUDGED = Path(__file__).parents[1], Path(__file__).with_name("mutants_judg
 AREAS = {area: [f"fgaseg/{area}"] for area in ("model", "training", "data", "evaluation", "weights")}
 AREAS["training"].append("fgaseg/vocabulary.py")
 LEFT_OUT = ("reference.py", "cuda_graphs.py", "__init__.py")  # the oracle of the tests, what only a GPU runs, imports
+PRELOADED = (
+    "torchvision",
+    "open_clip",
+    "timm",
+    "hypothesis",
+    "rich",
+    "tifffile",
+    "accelerate",
+)  # once, not in every child
 FIELDS = ["area", "file", "line", "before", "after", "outcome", "tests", "seconds"]
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -220,8 +230,8 @@ def key(row: dict[str, str]) -> tuple[str, str, str, str]:
 
 
 def run(tree: Path, area: str, count: int, seed: int, seconds: float, minutes: float, again: bool) -> None:
-    import torchvision  # noqa: F401  # with torch: once, not in every child
-
+    for module in PRELOADED:
+        importlib.import_module(module)
     end, table = time.monotonic() + 60 * minutes, tree.parent / "mutants.csv"
     covered, every = all_covered(tree.parent), mutants(tree, area)
     rows = list(csv.DictReader(table.open())) if table.exists() else []

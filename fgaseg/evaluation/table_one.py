@@ -43,8 +43,8 @@ def cautions(name: str, result: EvalResult, published_images: int | None) -> lis
     if published_images is not None and whole != published_images:
         lines.append(f"the data has {whole} images, the published set {published_images}")
     if templates != [PUBLISHED_TEMPLATE]:
-        used = repr(templates[0]) if len(templates) == 1 else f"{len(templates)} templates, the first {templates[0]!r}"
-        lines.append(f"template {used}, published with {PUBLISHED_TEMPLATE!r} (--template)")
+        used = "template" if len(templates) == 1 else f"{len(templates)} templates, the first"
+        lines.append(f"{used} {templates[0]!r}, published with {PUBLISHED_TEMPLATE!r} (--template)")
     if not record["text"]["first_synonym"]:
         lines.append("prompts contain all synonyms, published with the first alone (first_synonym=true)")
     if record["input"]["inference"] != "windows":

@@ -131,10 +131,8 @@ def test_every_reason_not_to_compare_is_one_line():
     with_published = f"published with {PUBLISHED_TEMPLATE!r} (--template)"
     assert found() == found(gap=0.04) == found(published=None) == []
     assert found(["a {}"]) == [f"template 'a {{}}', {with_published}"]
-    assert found(["a {}", "the {}"]) == [f"template 2 templates, the first 'a {{}}', {with_published}"]
-    assert found([PUBLISHED_TEMPLATE] * 2) == [
-        f"template 2 templates, the first {PUBLISHED_TEMPLATE!r}, {with_published}"
-    ]
+    assert found(["a {}", "the {}"]) == [f"2 templates, the first 'a {{}}', {with_published}"]
+    assert found([PUBLISHED_TEMPLATE] * 2) == [f"2 templates, the first {PUBLISHED_TEMPLATE!r}, {with_published}"]
     assert found(gap=0.06)[0].startswith("the union row is 0.1 lower by its definition alone")
     assert found(images=4) == ["scored on the first 4 of 5 images"]
     assert found(images=4, of_set=4) == ["the data has 4 images, the published set 5"]
