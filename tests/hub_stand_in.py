@@ -40,10 +40,14 @@ class Trouble:
     changed: bool = False  # large files arrive altered
     no_hub: bool = False  # answers are those of some other web server
     no_ranges: bool = False
+    lacks: str = ""  # a header that small files come without
 
 
 class StandInHub:
-    """`repos` by "owner/name" or "spaces/owner/name"; `seen` counts requests; `leaks` are tokens sent elsewhere."""
+    """`repos` by "owner/name" or "spaces/owner/name"; `seen` counts requests; `leaks` are tokens sent elsewhere.
+
+    `asked`: revision and name of each file; `agents`: the programs that ask; `commits`: branches and messages.
+    """
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -52,6 +56,9 @@ class StandInHub:
         self.ranges: list[str] = []  # Range headers of downloads
         self.sent = 0  # bytes of large files
         self.leaks: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.agents: set[str] = set()
+        self.commits: list[tuple[str, str]] = []
         self.tokens = {"good": "someone"}
         self.stored: dict[str, bytes] = {}  # large files uploaded
         hub = self
@@ -118,6 +125,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if not path.startswith("/api/agent"):  # huggingface_hub's own curiosity
             self.hub.seen[self.command] += 1
+            self.hub.agents.add(self.headers.get("User-Agent", ""))
         trouble = self.hub.trouble
         try:
             if trouble.status and trouble.times > 0:
@@ -139,6 +147,7 @@ class Handler(BaseHTTPRequestHandler):
     # files
 
     def resolve(self, name: str, revision: str, filename: str) -> None:
+        self.hub.asked.append((revision, filename))
         repo = self.allowed(name)
         if repo is None:
             return
@@ -152,7 +161,9 @@ class Handler(BaseHTTPRequestHandler):
         size, digest = content_size(content), sha256(content)
         headers = {"X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
         if size < LARGE:
-            return self.send_content(content, {**headers, "ETag": f'"{digest[:40]}"'})
+            headers["ETag"] = f'"{digest[:40]}"'
+            headers.pop(self.hub.trouble.lacks, None)
+            return self.send_content(content, headers)
         headers |= {"X-Linked-Size": str(size), "X-Linked-ETag": f'"{digest}"', "ETag": '"of-the-redirect"'}
         location = f"{self.hub.elsewhere}/{name}/{filename}?signed=yes"
         self.reply(302, b"Found. Redirecting", {**headers, "Location": location})
@@ -227,12 +238,14 @@ class Handler(BaseHTTPRequestHandler):
                        for name, content in repo.files.items()]  # fmt: skip
             return self.reply(200, entries)
         if match[2] == "branch":
+            if match[3] in repo.branches:
+                return self.reply(409, {"error": "Reference already exists"})
             repo.branches.add(match[3])
             return self.reply(200, {})
         if match[2] == "preupload":
             return self.preupload()
         if match[2] == "commit":
-            return self.commit(repo, prefix + match[1])
+            return self.commit(repo, prefix + match[1], match[3])
         siblings = [{"rfilename": name} for name in repo.files]
         self.reply(200, {"id": match[1], "sha": repo.commit, "siblings": siblings, "private": repo.private})
 
@@ -263,12 +276,14 @@ class Handler(BaseHTTPRequestHandler):
                    for one in json.loads(self.body)["objects"]]  # fmt: skip
         self.reply(200, {"transfer": "basic", "objects": objects})
 
-    def commit(self, repo: Repo, name: str) -> None:
+    def commit(self, repo: Repo, name: str, branch: str) -> None:
         if self.token() not in self.hub.tokens:
             return self.refuse(401, "", "Invalid username or password.")
         for line in self.body.decode().splitlines():
             entry = json.loads(line)
             value = entry["value"]
+            if entry["key"] == "header":
+                self.hub.commits.append((branch, value["summary"]))
             if entry["key"] == "file":
                 repo.files[value["path"]] = base64.b64decode(value["content"])
             if entry["key"] == "lfsFile":

@@ -147,7 +147,7 @@ def fetch_to(
             path.unlink()  # of another commit
         if not path.exists():
             announce(metadata.size)
-            tag = re.sub(r"\W", "", metadata.etag)[:16]
+            tag = re.sub(r"\W", "", metadata.etag)
             _download(wanted, metadata, folder / f"{path.name}.{tag}.incomplete", path)
         found = sha256_of(path)
         if not found.startswith(sha256):
@@ -251,7 +251,7 @@ def _complete_blob(wanted: _Wanted, metadata: Any) -> None:
     """
     folder = repo_folder_name(repo_id=wanted.repo, repo_type=wanted.repo_type)
     blob = Path(constants.HF_HUB_CACHE, folder, "blobs", metadata.etag)
-    if blob.exists() or not re.fullmatch(r"[\w.-]+", metadata.etag):
+    if not re.fullmatch(r"[\w.-]+", metadata.etag):
         return
     blob.parent.mkdir(parents=True, exist_ok=True)
     with locked(Path(constants.HF_HUB_CACHE, ".locks", folder, f"{metadata.etag}.lock"), f"fetching {wanted}"):
@@ -297,7 +297,6 @@ def _receive(wanted: _Wanted, metadata: Any, file: Any) -> None:
             return http_get(url, file, resume_size=start, headers=headers, expected_size=metadata.size,
                             displayed_filename=wanted.filename)  # fmt: skip
         except Exception as error:
-            file.flush()
             if not _may_pass(error):
                 raise
             if file.tell() > start:

@@ -46,7 +46,7 @@ def upload_folder(
                 ) from error
             raise
         kept = keeps(_card(api, repo, revision))
-        files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+        files = [file for file in folder.rglob("*") if file.is_file()]
         names = [(file.relative_to(folder).as_posix(), file) for file in files]
         # not upload_folder, which may make several commits of them and tries for minutes to reach a hub that is down
         operations = [CommitOperationAdd(name, file) for name, file in names if name != kept]

@@ -1,19 +1,33 @@
 """Fetching from a hub: what is in the cache afterwards, and what every failure says."""
 
 import errno
+import hashlib
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import filelock
 import pytest
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, errors, try_to_load_from_cache
 
 from fgaseg.errors import CheckpointError
 from fgaseg.weights import hub as client
-from fgaseg.weights.hub import fetch_file, fetch_first, list_files
+from fgaseg.weights.hub import (
+    PAUSES,
+    current_commit,
+    explained_for,
+    fetch_file,
+    fetch_first,
+    fetch_to,
+    list_files,
+    locked,
+    megabytes,
+)
 
 LARGE = random.Random(0).randbytes(300_000)
 FILES = {"large.pth": LARGE, "small.json": b"{}", "folder/large.bin": LARGE[::-1]}
@@ -22,6 +36,16 @@ FILES = {"large.pth": LARGE, "small.json": b"{}", "folder/large.bin": LARGE[::-1
 @pytest.fixture
 def repo(hub):
     return hub.add("owner/name", dict(FILES))
+
+
+@pytest.fixture
+def pauses(hub, monkeypatch):
+    """The seconds that are waited, which are those of users, without waiting."""
+    waited = []
+    monkeypatch.setattr(client, "PAUSES", PAUSES)
+    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None, time=time.time))
+    return waited
 
 
 def blobs(hub):
@@ -47,7 +71,9 @@ def test_a_newer_version_is_fetched_and_revisions_stay(hub, repo):
     first = fetch_file("owner/name", "large.pth")
     old, repo.commit, repo.files["large.pth"] = repo.commit, "c" * 40, LARGE[::-1]
     assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE[::-1]
+    assert try_to_load_from_cache("owner/name", "large.pth", revision="v1") is None
     assert fetch_file("owner/name", "large.pth", revision="v1").read_bytes() == LARGE[::-1]
+    assert open(try_to_load_from_cache("owner/name", "large.pth", revision="v1"), "rb").read() == LARGE[::-1]
     assert fetch_file("owner/name", "large.pth", revision=old) == first and first.read_bytes() == LARGE
 
 
@@ -62,6 +88,17 @@ def test_a_server_without_ranges_starts_over(hub, repo):
     assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE
 
 
+def test_what_is_fetched_is_of_the_commit_that_was_asked_for(hub, repo, monkeypatch):
+    """A repository that changes on the way cannot mix two files; and the bar shows the file's own name and size."""
+    whole, seen = client.http_get, []
+    monkeypatch.setattr(client, "http_get", lambda url, file, **shown: (seen.append(shown), whole(url, file, **shown)))
+    fetch_file("owner/name", "folder/large.bin")
+    assert [revision for revision, name in hub.asked if name == "folder/large.bin"][:2] == ["main", repo.commit]
+    assert seen[0]["displayed_filename"] == "folder/large.bin" and seen[0]["expected_size"] == len(LARGE)
+    list_files("owner/name")
+    assert hub.agents and all(agent.startswith("fgaseg") for agent in hub.agents)
+
+
 def test_what_has_come_is_kept_for_the_next_call(hub, repo):
     hub.trouble.cuts = [100_000] + [0] * 50
     with pytest.raises(CheckpointError, match="what has come is kept") as caught:
@@ -70,6 +107,19 @@ def test_what_has_come_is_kept_for_the_next_call(hub, repo):
     hub.trouble.cuts, hub.sent = [], 0
     assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE
     assert hub.sent == 200_000
+
+
+def test_leftovers_as_long_as_the_file_and_longer(hub, repo):
+    """Killed before the file had its name: nothing is left to fetch. Longer than the file: all is fetched again."""
+    blob = hub.cache / "models--owner--name" / "blobs" / hashlib.sha256(LARGE).hexdigest()
+    blob.parent.mkdir(parents=True)
+    for leftover, sent in ((LARGE, 0), (b"\0" * (len(LARGE) + 1), len(LARGE))):
+        blob.unlink(missing_ok=True)
+        blob.with_name(f"{blob.name}.incomplete").write_bytes(leftover)
+        hub.sent = 0
+        assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE and hub.sent == sent
+        for link in hub.cache.glob("*/snapshots/*/large.pth"):
+            link.unlink()
 
 
 def test_leftovers_that_are_not_of_the_file_are_found_out(hub, repo):
@@ -173,9 +223,43 @@ def test_tokens_open_what_they_may_and_are_sent_nowhere_else(hub, monkeypatch):
     assert not hub.leaks
 
 
-def test_an_overloaded_hub_is_asked_again(hub, repo):
-    hub.trouble.status, hub.trouble.times = 503, 1
-    assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_an_overloaded_hub_is_asked_again(hub, repo, pauses, monkeypatch, status):
+    answer = client.get_hf_file_metadata
+
+    def first_refuse(*arguments, **options):  # huggingface_hub itself asks again after some of these
+        if not pauses:
+            raise errors.HfHubHTTPError("busy", response=SimpleNamespace(status_code=status, headers={}, request=None))
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(client, "get_hf_file_metadata", first_refuse)
+    assert fetch_file("owner/name", "small.json").read_bytes() == b"{}" and pauses == [1.0]
+
+
+@pytest.mark.parametrize("status, waited", [(503, [1.0, 3.0]), (409, []), (501, []), (505, [])])
+def test_how_long_and_after_which_answers_it_is_asked_again(hub, repo, pauses, status, waited):
+    hub.trouble.status = status
+    with pytest.raises(CheckpointError, match=f"answers {status}"):
+        fetch_file("owner/name", "large.pth")
+    assert pauses == waited
+    hub.trouble.status = None
+    path = fetch_file("owner/name", "large.pth")
+    hub.trouble.status, pauses[:] = status, []
+    assert fetch_file("owner/name", "large.pth") == path and not pauses  # what is here is enough
+
+
+def test_a_connection_that_breaks_again_and_again_is_given_up(hub, repo, pauses):
+    hub.trouble.cuts = [100_000] + [0] * 50
+    with pytest.raises(CheckpointError, match="what has come is kept"):
+        fetch_file("owner/name", "large.pth")
+    assert pauses == [1.0]
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Repo-Commit"])
+def test_an_answer_without_a_commit_is_not_that_of_a_hub(hub, repo, header):
+    hub.trouble.lacks = header
+    with pytest.raises(CheckpointError, match="the answer is not that of a hub .*check HF_ENDPOINT"):
+        fetch_file("owner/name", "small.json")
 
 
 def test_the_first_file_that_exists(hub, repo):
@@ -187,6 +271,85 @@ def test_the_first_file_that_exists(hub, repo):
     assert list_files("owner/name") == list(FILES)
     with pytest.raises(CheckpointError, match="owner/name@v9: there is no such revision"):
         list_files("owner/name", revision="v9")
+    hub.add("spaces/owner/other", {"b": b"in a Space"}, branches={"v2"})
+    assert fetch_first("owner/other", ["a", "b"], repo_type="space", revision="v2").read_bytes() == b"in a Space"
+    assert list_files("owner/other", repo_type="space", revision="v2") == ["b"]
+
+
+def test_where_a_branch_is_now_if_that_can_be_asked(hub, repo, monkeypatch):
+    assert current_commit("owner/name", "small.json", revision="v1") == repo.commit
+    assert current_commit("owner/name", "small.json", revision="v9") is None
+    hub.seen.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert current_commit("owner/name", "small.json") is None and not hub.seen
+    with pytest.raises(CheckpointError, match="^owner/name: HF_HUB_OFFLINE is set"):
+        list_files("owner/name")
+    assert not hub.seen
+
+
+# ---- into a folder of ours
+
+
+def test_a_file_is_fetched_into_a_folder(hub, repo, tmp_path, monkeypatch):
+    folder, announced = tmp_path / "not" / "there", []
+    for _ in range(2):  # a second time it is there
+        found = fetch_to(folder, "owner/name", "folder/large.bin", announce=announced.append)
+        assert found.path == folder / "large.bin" and found.path.read_bytes() == LARGE[::-1]
+        assert (found.commit, found.sha256) == (repo.commit, hashlib.sha256(LARGE[::-1]).hexdigest())
+        assert hub.sent == len(LARGE) and announced == [len(LARGE)] and not blobs(hub)
+    (folder / "large.bin").write_bytes(b"of another commit")
+    assert fetch_to(folder, "owner/name", "folder/large.bin").path.read_bytes() == LARGE[::-1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.seen.clear()
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        fetch_to(folder, "owner/name", "folder/large.bin")
+    assert not hub.seen
+
+
+def test_a_file_in_the_cache_is_taken_into_account(hub, repo, tmp_path):
+    known, cached = hashlib.sha256(LARGE).hexdigest(), fetch_file("owner/name", "large.pth")
+    sent = hub.sent
+    found = fetch_to(tmp_path / "folder", "owner/name", "large.pth", sha256=known[:8])
+    assert (found.path, found.commit, found.sha256) == (cached, repo.commit, known) and hub.sent == sent
+    cached.resolve().write_bytes(b"changed")
+    with pytest.raises(CheckpointError, match=f"begins with .* that of the file known here with {known[:8]}: it is re"):
+        fetch_to(tmp_path / "folder", "owner/name", "large.pth", sha256=known[:8])
+    again = fetch_to(tmp_path / "folder", "owner/name", "large.pth", sha256=known[:8])  # the changed one is gone
+    assert again.path.read_bytes() == LARGE and again.path != cached
+
+
+@pytest.mark.parametrize("filename, sent", [("large.pth", 0), ("small.json", 2)])
+def test_another_file_than_the_known_one_is_refused_and_removed(hub, repo, tmp_path, filename, sent):
+    with pytest.raises(
+        CheckpointError, match="known here with 00000000: it is refused; .*name a commit that you trust"
+    ):
+        fetch_to(tmp_path / "folder", "owner/name", filename, sha256="0" * 64)
+    assert hub.sent == sent and not list(tmp_path.glob("folder/*"))  # the hub states the sum of large files alone
+
+
+def test_a_lock_that_another_process_holds_is_waited_for(tmp_path, monkeypatch, caplog):
+    path, kept = tmp_path / "not" / "there" / "x.lock", []
+
+    class Busy(filelock.FileLock):
+        """Held by another, who lets go once somebody waits for as long as it takes."""
+
+        def acquire(self, timeout=None, **options):
+            kept.append(self)
+            if timeout is None:
+                other.release()
+            return super().acquire(timeout=min(timeout or 5, 0.01 if other.is_locked else 5), **options)
+
+    other = filelock.FileLock(tmp_path / "x.lock")
+    monkeypatch.setattr(client, "filelock", SimpleNamespace(FileLock=Busy, Timeout=filelock.Timeout))
+    with locked(path, "fetching x"):
+        assert not caplog.messages and stat.S_IMODE(path.stat().st_mode) == 0o664
+    other = filelock.FileLock(path)
+    other.acquire()
+    with locked(path, "fetching x"):
+        assert caplog.messages == ["waiting for another process that is fetching x"]
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(path).acquire(timeout=0)
+    filelock.FileLock(path).acquire(timeout=0)
 
 
 def test_a_full_disk(hub, repo, monkeypatch):
@@ -195,7 +358,44 @@ def test_a_full_disk(hub, repo, monkeypatch):
     with pytest.raises(CheckpointError, match="300 kB are needed and 1 kB are free .*; delete something") as caught:
         fetch_file("owner/name", "large.pth")
     assert "\n" not in str(caught.value) and hub.seen["GET"] == 0
-    monkeypatch.undo()
+    monkeypatch.setattr(client.shutil, "disk_usage", lambda _: usage._replace(free=len(LARGE)))
+    assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE  # just enough
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+OTHERS = [
+    (OSError("odd"), "OSError: odd"),
+    (OSError(errno.EACCES, "Permission denied", "x"), "Permission denied (x); set HF_HOME to a folder that you may"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded", "x"), "Disk quota exceeded (x); delete something, or set HF_HOME"),
+    (ValueError("\nfirst \nsecond"), "ValueError: first"),
+    (ValueError(), "ValueError: ValueError"),
+    (RuntimeError("odd"), "RuntimeError: odd"),
+    (
+        caused(RuntimeError("upload"), ConnectionError("broken")),
+        "the connection to {url} failed (ConnectionError: brok",
+    ),
+    (caused(ValueError("odd"), ConnectionError("broken")), "ValueError: odd"),
+    (TimeoutError("too late"), "the connection to {url} failed (TimeoutError: too late); what has come is kept"),
+    (errors.OfflineModeIsEnabled(), "HF_HUB_OFFLINE is set; unset it once"),
+]
+
+
+@pytest.mark.parametrize("error, words", OTHERS, ids=[words for _, words in OTHERS])
+def test_other_calls_of_the_hub_fail_in_one_line_too(hub, error, words):
+    with pytest.raises(CheckpointError) as caught, explained_for("owner/name", "v1"):
+        raise error
+    assert str(caught.value).startswith("owner/name@v1: " + words.format(url=hub.url))
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_are_told_in_the_unit_that_suits_them():
+    sizes = {2345: "2 kB", 999_999: "1000 kB", 10**6: "1 MB", 1_500_000: "2 MB", 819_000_000: "819 MB",
+             10**9: "1.0 GB", 1_500_000_000: "1.5 GB"}  # fmt: skip
+    assert {size: megabytes(size) for size in sizes} == sizes
 
 
 def test_a_disk_that_fills_up_on_the_way(hub, repo, monkeypatch):
