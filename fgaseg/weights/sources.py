@@ -89,8 +89,8 @@ def _parts_of_address(text: str) -> tuple[list[str], str]:
     else:
         raise CheckpointError(f"{text}: not an address of the Hugging Face Hub; fetch the file and give its path")
     parts = [unquote(part) for part in parts if part]
-    start = 3 if parts[:1] and parts[0] in KINDS else 2
-    if parts[start : start + 1] and parts[start] in ("blob", "resolve", "tree", "raw", "commit") and parts[start + 1 :]:
+    start = 3 if parts and parts[0] in KINDS else 2
+    if len(parts) > start + 1 and parts[start] in ("blob", "resolve", "tree", "raw", "commit"):
         return parts[:start] + parts[start + 2 :], parts[start + 1]
     return parts or [""], ""
 
@@ -105,7 +105,7 @@ def check_no_path(source: str, text: str) -> None:
     """Raise CheckpointError for what must have been meant as a path, which does not exist."""
     parts = text.split("/")
     rest = parts[1:] if parts[0] in KINDS else parts
-    is_file = rest[-1:] != [] and (rest[-1].endswith(CHECKPOINTS) or rest[-1] in SAVED)
+    is_file = bool(rest) and (rest[-1].endswith(CHECKPOINTS) or rest[-1] in SAVED)
     like_a_path = text.startswith(("/", "~", ".")) or "\\" in text or (len(parts) > 1 and Path(parts[0]).is_dir())
     if like_a_path or is_file != (len(rest) > 2):
         folder = Path(os.path.expanduser(text)).parent
