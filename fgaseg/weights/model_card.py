@@ -63,7 +63,7 @@ def _is_fact(key: str, value: Any) -> bool:
     if not isinstance(value, dict) or not all(isinstance(value.get(k), kind) for k, kind in TABLES[key].items()):
         return False
     rows = value.values() if key == "results" else ()
-    return all(isinstance(row, dict) and all(isinstance(row.get(figure, 0.0), float | int) for figure in FIGURES)
+    return all(isinstance(row, dict) and all(isinstance(row[key], float | int) for key in FIGURES if key in row)
                for row in rows)  # fmt: skip
 
 
