@@ -97,7 +97,7 @@ class _Shapes:
     def kernel_size(self, key: str, channels: int) -> int:
         """K of a linear layer whose rows are `channels` kernels of K×K taps, and the bias's row."""
         rows = self.of(key, 2)[0] - 1
-        size = math.isqrt(max(rows, 0) // channels)
+        size = math.isqrt(abs(rows) // channels)  # of no row at all: 0, which is even
         if size**2 * channels != rows or size % 2 == 0:
             raise CheckpointError(
                 f"{self.source}: {self.name(key)} {list(self.weights[key].shape)}: its rows, less the bias's one, must "
