@@ -214,7 +214,8 @@ def to_released(
         if theirs is None:
             raise CheckpointError(f"model: {key} has no counterpart in the released code")
         tensors[theirs] = RELEASED_KEYS.tensor_to_theirs(key, value.detach())
-    masks = shift_masks(config, patch=weights[PATCHES].shape[-1])
+    *_, patch = weights[PATCHES].shape
+    masks = shift_masks(config, patch)
     report = ConversionReport(
         _kind(config),
         **_summary(config),
