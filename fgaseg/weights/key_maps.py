@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ def key_pattern(pattern: str) -> re.Pattern[str]:
 
 def _template(pattern: str) -> str:
     """The same pattern as a replacement that puts the matched numbers and rest back in, in order."""
-    groups = iter(range(1, 10))
+    groups = itertools.count(1)
     return re.sub(r"[#*]", lambda _: rf"\g<{next(groups)}>", pattern)
 
 
@@ -226,7 +227,7 @@ RELEASED_KEYS = KeyMap(
 def _in_pi_seg(pattern: str) -> str:
     """A key of CAT-Seg by the names that Pi-Seg has given to spatial and class aggregation."""
     pattern = pattern.replace("layers.#.swin_block.", "layers.#.sptial_agg.")
-    return pattern.replace("layers.#.attention.", "layers.#.class_agg.", 1)
+    return pattern.replace("layers.#.attention.", "layers.#.class_agg.")
 
 
 # Pi-Seg, from its code: CAT-Seg at inference, with generators of noise on image and text features that only training

@@ -8,6 +8,7 @@ from fgaseg import FGASeg
 from fgaseg.cli import main
 from fgaseg.errors import CheckpointError
 from fgaseg.weights import read_released, to_released, warm_start, write_weights
+from fgaseg.weights.recognition import CAT_SEG, recognise
 
 CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False}
 CLIP = ["visual.conv1.weight", "visual.transformer.resblocks.0.attn.in_proj_weight", "visual.proj", "logit_scale",
@@ -135,6 +136,13 @@ def test_models_of_fgaseg_are_sent_to_from_pretrained():
     for model in (tiny_model(), tiny_model(propagation=False, p2t_layers=0, t2p=False, lcs=False)):
         with pytest.raises(CheckpointError, match="an fgaseg model already.*from_pretrained"):
             read_released(model.state_dict())
+
+
+def test_half_of_the_keys_may_be_unknown():
+    known = ["transformer.conv1.weight", "sem_seg_head.predictor.transformer.conv1.bias"]
+    assert recognise([*known, "a", "b"], "file") is CAT_SEG
+    with pytest.raises(CheckpointError, match="^file: 3 of its 5 keys are unknown here, such as a, b, c; only"):
+        recognise([*known, "a", "b", "c"], "file")
 
 
 def test_many_keys_that_do_not_fit_are_listed_once_each():
