@@ -127,7 +127,7 @@ class _Dtype:
             raise CheckpointError(f"holds a NumPy array of type {self.name}; only numeric arrays are read: refused")
         values = np.frombuffer(data, (self.order if self.order in "<>" else "=") + self.name)
         values = values.reshape(shape, order="F" if fortran else "C")
-        return torch.from_numpy(np.array(values, values.dtype.newbyteorder("="), order="C"))
+        return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))  # a copy: torch would write to it
 
 
 class _Array:

@@ -5,12 +5,15 @@ import pickle
 import warnings
 import zipfile
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from fgaseg.errors import CheckpointError
 from fgaseg.weights import load_training, load_weights, read_weights, save_training, write_weights
+from fgaseg.weights.model_files import find_state_dict, read_shapes
 from fgaseg.weights.training_state import write_sums
 
 
@@ -89,6 +92,8 @@ def test_every_truncation_is_an_error(tmp_path):
             with pytest.raises(CheckpointError, match=path.name) as caught:
                 read_weights(path)
             assert len(str(caught.value).splitlines()) == 1
+            if path.suffix == ".safetensors" and length > 8:
+                assert "damaged or truncated safetensors file" in str(caught.value)
 
 
 def test_foreign_files_are_named(tmp_path):
@@ -134,6 +139,79 @@ def test_weights_that_do_not_fit_are_listed_and_nothing_is_copied():
 def test_long_lists_of_keys_are_shortened():
     with pytest.raises(CheckpointError, match="and 12 more"):
         load_weights(nn.Sequential(*[nn.Linear(1, 1) for _ in range(10)]), {}, "file")
+    with pytest.raises(CheckpointError, match=r"8 missing from the file: .*3\.bias$"):
+        load_weights(nn.Sequential(*[nn.Linear(1, 1) for _ in range(4)]), {}, "file")
+
+
+def test_shapes_are_those_of_the_weights(tmp_path):
+    state, shapes = {"a": torch.zeros(3, 4), "b": torch.zeros(0)}, {"a": (3, 4), "b": (0,)}
+    write_weights(tmp_path / "model.safetensors", state)
+    torch.save({"model": state}, tmp_path / "model.pth")
+    assert read_shapes(tmp_path / "model.safetensors") == read_shapes(tmp_path / "model.pth") == shapes
+    (tmp_path / "cut").write_bytes((tmp_path / "model.safetensors").read_bytes()[:20])
+    with pytest.raises(CheckpointError, match="cut: damaged or truncated safetensors file .*; fetch it again"):
+        read_shapes(tmp_path / "cut")
+
+
+def test_a_process_that_may_open_no_more_files_is_not_told_of_damage(tmp_path, monkeypatch):
+    def none_left(_):
+        raise RuntimeError("Too many open files")
+
+    write_weights(tmp_path / "x", {"a": torch.zeros(1)})
+    monkeypatch.setattr(safetensors.torch, "load_file", none_left)
+    with pytest.raises(CheckpointError, match="x: cannot read weights: Too many open files$"):
+        read_weights(tmp_path / "x")
+
+
+# ---- arrays of NumPy
+
+
+def test_arrays_of_any_byte_order_and_layout(tmp_path):
+    values = np.arange(6.0).reshape(2, 3)
+    arrays = {f"{order}{kind}": values.astype(f"{order}{kind}") for order in "<>" for kind in ("f4", "f8", "i2", "i8")}
+    arrays |= {"column by column": np.asfortranarray(values), "u1": values.astype("u1"), "bool": values > 2}
+    torch.save({"model": arrays, "best": np.float32(0.5)}, tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
+    assert found.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert torch.equal(found[key].double(), torch.from_numpy(array.astype("f8"))), key
+        found[key].zero_()  # its memory is its own
+    assert found[">i2"].dtype == torch.int16 and found["bool"].dtype == torch.bool
+    assert find_state_dict({"a": values}, "file")["a"].tolist() == values.tolist()
+
+
+class Reduced:
+    """Pickled as an array with any state."""
+
+    def __init__(self, *state):
+        self.state = state
+
+    def __reduce__(self):
+        rebuild, arguments, _ = np.zeros(0).__reduce__()
+        return rebuild, arguments, self.state
+
+
+def test_arrays_that_are_not_of_numbers_are_refused(tmp_path):
+    wrong = {"complex": np.ones(2, "c8"), "text": np.array(["a"]), "dates": np.array(["2020"], dtype="M8[s]"),
+             "no bytes": Reduced(1, (2,), np.dtype("f4"), False, "12345678")}  # fmt: skip
+    for name, array in wrong.items():
+        torch.save({"a": array}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="x.pth: holds a NumPy array of type .*only numeric arrays") as caught:
+            read_weights(tmp_path / "x.pth")
+        assert len(str(caught.value).splitlines()) == 1, name
+    for array in (np.ones(2, "c8"), np.array(["a"])):
+        with pytest.raises(CheckpointError, match="file: not a state dict: 'a' is of type ndarray, not a tensor"):
+            find_state_dict({"a": array}, "file")
+    with pytest.raises(CheckpointError, match="file: not a state dict: names to tensors are needed"):
+        find_state_dict({}, "file")
+
+
+def test_weights_that_were_saved_on_a_gpu(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        torch.save({"a": torch.ones(2)}, tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")["a"]
+    assert found.device.type == "cpu" and found.tolist() == [1, 1]
 
 
 # ---- values that no model has
@@ -176,12 +254,20 @@ def test_other_kinds_of_numbers_are_refused_and_narrower_floats_are_not():
     for kind in (torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn):
         load_weights(model, state | {"0.weight": torch.full((2, 2), 0.5).to(kind)}, "file")
         assert model[0].weight.dtype == torch.float32 and (model[0].weight == 0.5).all()
+    half = nn.Linear(1, 1).half()
+    with pytest.raises(CheckpointError, match="1 weights have NaN or infinite values: weight; fetch"):
+        load_weights(half, {"weight": torch.full((1, 1), 1e30).bfloat16(), "bias": torch.zeros(1)}, "file")
+    empty = nn.Module()
+    empty.register_buffer("nothing", torch.zeros(0, 2))
+    load_weights(empty, {"nothing": torch.zeros(0, 2)}, "file")
 
 
 def test_files_that_describe_more_than_they_hold(tmp_path):
     """A kilobyte of a pickle or of a compressed archive can ask for any amount of memory."""
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "view.pt")
     torch.save(dict.fromkeys(map(str, range(40)), torch.zeros(100)), tmp_path / "shared.pt")
+    torch.save(dict.fromkeys("abcde", torch.zeros(100)), tmp_path / "five.pt")
+    torch.save(dict.fromkeys("abcd", torch.zeros(100)), tmp_path / "four.pt")  # as many as towers may share
     torch.save({"a": torch.zeros(10**6)}, tmp_path / "plain.pt")
     with (zipfile.ZipFile(tmp_path / "plain.pt") as plain,
           zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed):  # fmt: skip
@@ -191,14 +277,14 @@ def test_files_that_describe_more_than_they_hold(tmp_path):
     torch.save({"a": torch.zeros(2, 2, device="meta")}, tmp_path / "meta.pt")
     os.mkfifo(tmp_path / "pipe.pt")
     words = {"view.pt": "views of 4,000,000,000,000 bytes on the 4 that",
-             "shared.pt": "views of 16,000 bytes on the 400",
+             "shared.pt": "views of 16,000 bytes on the 400", "five.pt": "views of 2,000 bytes on the 400",
              "packed.pt": "unpack to 4,00.* bytes, and the file has", "sparse.pt": "'a' is sparse_coo",
              "meta.pt": "'a' is strided on meta", "pipe.pt": "is no file .a pipe"}  # fmt: skip
     for name, word in words.items():
         with pytest.raises(CheckpointError, match=word) as caught:
             read_weights(tmp_path / name)
         assert name in str(caught.value) and len(str(caught.value).splitlines()) == 1
-    assert read_weights(tmp_path / "plain.pt")["a"].shape == (10**6,)
+    assert read_weights(tmp_path / "plain.pt")["a"].shape == (10**6,) and len(read_weights(tmp_path / "four.pt")) == 4
 
 
 def test_names_of_tensors_that_would_paint_the_terminal(tmp_path):
@@ -207,3 +293,5 @@ def test_names_of_tensors_that_would_paint_the_terminal(tmp_path):
         with pytest.raises(CheckpointError, match="of a tensor has control characters: refused") as caught:
             read_weights(tmp_path / "names.safetensors")
         assert str(caught.value).isprintable()
+        with pytest.raises(CheckpointError, match="of a tensor has control characters: refused"):
+            read_shapes(tmp_path / "names.safetensors")
