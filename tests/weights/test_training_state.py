@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,6 +155,48 @@ def test_what_a_kill_leaves_of_any_file_of_a_training_is_removed(tmp_path, monke
     assert len(names(tmp_path)) == 1
     remove_leftovers(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_of_leftovers_only_our_own_are_removed(tmp_path, monkeypatch):
+    own = (".checkpoint.x1.tmp", ".best.x2.tmp", "model/.tokenizer.x3.tmp")
+    for name in (*own, "mine", "model/.mine.x.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").touch()
+    for name in ("model/.README.md.x.tmp", ".notes.txt.x.tmp"):
+        (tmp_path / name).touch()
+    with monkeypatch.context() as patch:  # what cannot be removed stays, and is no reason to stop
+        patch.setattr(os, "rmdir", lambda *_, **__: full_disk())
+        remove_leftovers(tmp_path)
+    assert names(tmp_path / "model") == [".mine.x.tmp", ".tokenizer.x3.tmp"]
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".notes.txt.x.tmp", "mine", "model"] and names(tmp_path / "model") == [".mine.x.tmp"]
+    (tmp_path / ".log.jsonl.x.tmp").touch()
+    is_dir = Path.is_dir
+
+    def removed_by_another_process(path):
+        return path.unlink() if path.suffix == ".tmp" else is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", removed_by_another_process)
+    remove_leftovers(tmp_path)
+    assert not (tmp_path / ".log.jsonl.x.tmp").exists()
+
+
+def test_a_checkpoint_that_was_set_aside_before_gives_way(tmp_path):
+    folder = tmp_path / "checkpoint"
+    for _ in range(2):
+        model = three_saves(folder)
+        flip(folder / "state.pt")
+        assert f"the damaged one is kept in {folder}.damaged" in set_damaged_aside(folder)
+        assert load_training(folder, model)["step"] == 2 and names(tmp_path) == ["checkpoint", "checkpoint.damaged"]
+
+
+@pytest.mark.parametrize("state", [["step"], {"epoch": 3}], ids=["a list", "no step"])
+def test_what_is_no_state_of_a_training_is_refused(tmp_path, state):
+    model, folder = nn.Linear(2, 2), tmp_path / "checkpoint"
+    save_training(folder, model.state_dict(), {"step": 1})
+    torch.save(state, folder / "state.pt")
+    with pytest.raises(CheckpointError, match="checkpoint/state.pt: not a training state written by fgaseg train"):
+        load_training(folder, model)
 
 
 def kill(_):

@@ -4,10 +4,12 @@ import re
 
 import pytest
 import torch
+from declip import narrow_weights, register_narrow
 from tiny import ARCHITECTURE, tiny_model
 
+from fgaseg import FGASeg
 from fgaseg.errors import CheckpointError
-from fgaseg.weights import read_weights, to_released, warm_start, write_weights
+from fgaseg.weights import WarmStartReport, read_released, read_weights, to_released, warm_start, write_weights
 
 CATSEG = {"preset": "released", "p2t_layers": 0, "t2p": False, "lcs": False}
 
@@ -86,3 +88,40 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(catseg, change, words
     with pytest.raises(CheckpointError, match=words):
         warm_start(model, source, encoder={"quick_gelu": True})
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_report_as_text():
+    report = WarmStartReport(
+        ["clip.visual.proj", "head.layers.0.w", "head.layers.1.w"], ["head.p2t.layers.0.w"], ["a.3"]
+    )
+    assert report.lines("x") == [
+        "x: 3 weights taken from it: clip.visual, head.layers",
+        "x: 1 weights not in it, start fresh: head.p2t.layers",
+        "x: 1 weights of it left aside: a.#",
+    ]
+    short = WarmStartReport(["a.b.c.d"], ["a.b.c.d"], []).lines("x")
+    assert [line.rpartition(": ")[2] for line in short] == ["a.b", "a.b.c"]
+
+
+def test_pad_tokens_are_taken_where_the_model_has_them(catseg):
+    source, given = catseg
+    model = tiny_model(seed=1, preset="released")
+    report = warm_start(model, source, encoder={"quick_gelu": True, "dense": "value"})
+    pads = [key for key in model.state_dict() if key.endswith(("pad_token", "pad_guidance"))]
+    assert len(pads) == 4 and set(pads) <= set(report.loaded) and not any("padding" in key for key in report.skipped)
+    assert all(torch.equal(model.state_dict()[key], given[key]) for key in pads)
+
+
+def test_a_file_of_a_saved_model_says_nothing_of_its_encoder(tmp_path, recwarn):
+    tiny_model(encoder={"dense": "qq"}).save_pretrained(tmp_path)
+    warm_start(tiny_model(), tmp_path / "model.safetensors", encoder={"quick_gelu": True, "dense": "value"})
+    assert not recwarn.list
+
+
+def test_declip_reads_its_tower_by_csa(tmp_path, monkeypatch):
+    register_narrow(monkeypatch)
+    write_weights(tmp_path / "x.safetensors", narrow_weights())
+    model = FGASeg(read_released(tmp_path / "x.safetensors").config)
+    with pytest.warns(UserWarning, match='does otherwise than this configuration\'s; set model.encoder.dense="csa"$'):
+        report = warm_start(model, tmp_path / "x.safetensors", encoder={"quick_gelu": False, "dense": "value"})
+    assert len(report.loaded) == len(model.state_dict()) and not report.fresh
