@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import stat
@@ -8,7 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fgaseg.files import atomic_directory, atomic_path, atomic_write, complete_directory, folder_lock
+from fgaseg.files import (
+    ANNOTATION_LIMIT,
+    atomic_directory,
+    atomic_path,
+    atomic_write,
+    complete_directory,
+    folder_lock,
+    read_limited,
+    real_path,
+)
 from fgaseg.weights import remove_leftovers
 
 
@@ -189,3 +199,83 @@ def test_a_lock_ends_with_its_holder_and_not_with_its_children(tmp_path):
         assert free
     os.write(writer, b"x")
     assert os.waitpid(child, 0)[1] == 0
+
+
+def sparse(path, size):
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+def test_files_are_read_up_to_a_limit(tmp_path):
+    assert read_limited(sparse(tmp_path / "three", 3), 3) == bytes(3)
+    assert len(read_limited(sparse(tmp_path / "text", 16 * 2**20))) == 16 * 2**20
+    large = {"more than 3 bytes": (sparse(tmp_path / "four", 4), 3),
+             "more than 16,777,216 bytes": (sparse(tmp_path / "text", 16 * 2**20 + 1),),
+             "more than 4,294,967,296 bytes": (sparse(tmp_path / "annotations", 2**32 + 1), ANNOTATION_LIMIT),
+             "more than 10 bytes": ("/dev/zero", 10)}  # fmt: skip
+    for words, arguments in large.items():
+        with pytest.raises(OSError, match=words) as caught:
+            read_limited(*arguments)
+        assert caught.value.errno == errno.EFBIG and caught.value.filename == str(arguments[0])
+    with pytest.raises(OSError, match="a name cannot hold a null character") as caught:
+        read_limited("a\0b")
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_paths_that_lead_nowhere_stay_as_they_are(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert real_path(tmp_path / "link") == tmp_path.resolve() / "file"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / "a\0b"):
+        assert real_path(path) == path
+
+
+def test_a_folder_that_is_locked_is_made_and_free_again(tmp_path):
+    for _ in range(2):
+        with folder_lock(tmp_path / "not" / "there") as free:
+            assert free and (tmp_path / "not" / "there").is_dir()
+
+
+@pytest.mark.parametrize("name, hidden", [("b" * 240, "b" * 240), ("ä" * 120, "ä" * 120), ("b" * 241, "b" * 50),
+                                          ("ä" * 121, "ä" * 50), ("b" * 255, "b" * 50)], ids=len)  # fmt: skip
+def test_names_as_long_as_names_may_be(tmp_path, name, hidden):
+    seen = []
+    atomic_write(tmp_path / name, lambda file: (file.write(b"x"), seen.extend(names(tmp_path))))
+    assert (tmp_path / name).read_bytes() == b"x" and names(tmp_path) == [name]
+    (temporary,) = seen
+    assert temporary.startswith(f".{hidden}.") and temporary.endswith(".tmp") and len(temporary) == len(hidden) + 14
+
+
+def test_a_folder_that_is_written_is_readable_by_others_and_flushed(tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
+    events, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))),
+                                                 fsync(fd)))  # fmt: skip
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    with atomic_directory(tmp_path / "new" / "folder") as folder:
+        (folder / "file").write_text("x")
+        temporary = folder.name
+    assert events == ["file", temporary, "rename", "new"]
+    assert (tmp_path / "new" / "folder").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with atomic_directory(tmp_path / "new" / "folder", keep_previous=True) as folder:
+        (folder / "other").touch()
+    assert names(tmp_path / "new") == ["folder", "folder.old"] and names(tmp_path / "new" / "folder.old") == ["file"]
+    events.clear()
+    with atomic_path(tmp_path / "new" / "x.tif") as path:
+        path.touch()
+    assert events == ["x.tif", "rename", "new"]
+
+
+@pytest.mark.parametrize("write", [atomic_directory, atomic_path], ids=["folder", "path"])
+def test_errors_say_what_was_written(tmp_path, write):
+    for error, name in ((OSError(28, "full"), str(tmp_path / "x")), (OSError(28, "full", "other"), "other"),
+                        (OSError("odd"), None)):  # fmt: skip
+        with pytest.raises(OSError) as caught, write(tmp_path / "x"):
+            raise error
+        assert caught.value.filename == name
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as caught, write(tmp_path / "file" / "a" / "b"):
+        pass
+    reason = f"cannot be written, because {tmp_path / 'file'} is a file; give another path"
+    assert (caught.value.strerror, caught.value.filename) == (reason, str(tmp_path / "file" / "a" / "b"))
