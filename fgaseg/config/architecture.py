@@ -36,7 +36,7 @@ Switch = Annotated[bool, Field(strict=True)]
 
 
 class _Described(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class _NormOptions(_Described):
@@ -100,11 +100,10 @@ class _Vision(_Blocks):
             raise ValueError("patch_size: a number of pixels is needed; got null")
         if self.width % self.head_width:
             raise ValueError(f"head_width: must divide width ({self.width}); got {self.head_width}")
-        patch, image = (x if isinstance(x, list | tuple) else [x] for x in (self.patch_size, self.image_size))
-        grid = [side // patch[-1] for side in (image[0], image[-1])]
-        if not 1 <= grid[0] * grid[1] <= TOKENS:
+        patch, image = (x if isinstance(x, list | tuple) else (x, x) for x in (self.patch_size, self.image_size))
+        if not 1 <= (image[0] // patch[0]) * (image[-1] // patch[-1]) <= TOKENS:
             raise ValueError(
-                f"image_size: must hold 1 to {TOKENS} patches of {patch[-1]} pixels; got {self.image_size}"
+                f"image_size: must hold 1 to {TOKENS} patches of {self.patch_size} pixels; got {self.image_size}"
             )
         return self
 

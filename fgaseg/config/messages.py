@@ -32,13 +32,14 @@ def _line(cls: type[BaseModel], item: dict[str, Any], source: str, written: Mapp
     path = _keys_of(cls, item["loc"])
     override = next((text for parts, text in written.items() if parts[: len(path)] == path[: len(parts)]), None)
     where = f"override {override!r}" if override else source
-    key = shortened(".".join(path)) or "(top level)"
+    name = shortened(".".join(path))
+    key = name or "(top level)"
     if item["type"] == "extra_forbidden":
         return f"{where}: unknown key {key!r}; did you mean {_nearest(cls, path)!r}?"
     message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
     if item["type"] == "value_error":
         deeper = all(part.isidentifier() for part in message.split(":")[0].split("."))
-        return f"{where}: {key}{'.' if deeper else ': '}{message}"
+        return f"{where}: {name}{name and '.'}{message}" if deeper else f"{where}: {key}: {message}"
     return f"{where}: {key}: {message[0].lower()}{message[1:]}; got {shortened(repr(item['input']))}"
 
 

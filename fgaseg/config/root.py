@@ -76,4 +76,4 @@ def _beside(path: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 def _in_full(key: str) -> str:
     """A key, or key=value, with the section of `encoder`."""
-    return f"model.{key}" if key.partition("=")[0].split(".")[0].strip() == "encoder" else key
+    return f"model.{key.strip()}" if key.partition("=")[0].split(".")[0].strip() == "encoder" else key
