@@ -68,8 +68,9 @@ def config_of(weights: Translation, source: str | Path, keys: KeyMap, **known: A
         data |= {"pad_classes": 0, "class_cap": None}
     mask = next((x for key, x in weights.structural.items() if key.endswith("attn_mask") and x.ndim == 3), None)
     if mask is not None:  # [windows of the grid, window², window²]
-        data["window"] = math.isqrt(mask.shape[1])
-        data["image_size"] = math.isqrt(mask.shape[0]) * data["window"] * patch
+        windows, tokens, _ = mask.shape
+        data["window"] = math.isqrt(tokens)
+        data["image_size"] = math.isqrt(windows) * data["window"] * patch
     return ModelConfig.from_json(json.dumps(data), str(source))
 
 

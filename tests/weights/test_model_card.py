@@ -25,7 +25,7 @@ def told(title: str, **facts) -> str:
 def test_results_are_figures_by_set():
     good = {"results": {"val": {"miou_gt": 0.5}}}
     assert known_facts(good) == good
-    for wrong in ("good", {"miou_gt": "0.5"}, {"miou_gt": None}):
+    for wrong in ("good", {"miou_gt": "0.5"}, {"miou_gt": None}, {"miou_gt": 0.5, "fwiou": "0.5"}):
         assert known_facts({"results": {"val": wrong}, "trained_on": "photos"}) == {"trained_on": "photos"}
     assert known_facts(["results"]) == {}
 
@@ -125,7 +125,7 @@ def evaluated(tmp_path) -> tuple[Path, Path]:
     weights, folder = tmp_path / "model.safetensors", tmp_path / "eval"
     weights.write_bytes(b"weights")
     folder.mkdir()
-    for name, images in (("val", 3), ("b", 5)):
+    for name, images in (("b", 5), ("val", 3), ("k", 4)):
         scores = {"images": images, "miou_gt": 0.5, "fwiou": None, "classes": []}
         record = {"weights": hashlib.sha256(b"weights").hexdigest()}
         (folder / f"{name}.json").write_text(json.dumps({"scores": scores, "record": record, "hash": f"h-{name}"}))
@@ -138,6 +138,7 @@ def test_figures_that_an_evaluation_left(evaluated):
     weights, folder = evaluated
     rows = {
         "b": {"images": 5, "miou_gt": 0.5, "record": "h-b"},
+        "k": {"images": 4, "miou_gt": 0.5, "record": "h-k"},
         "val": {"images": 3, "miou_gt": 0.5, "record": "h-val"},
     }
     found = read_results(folder, weights)

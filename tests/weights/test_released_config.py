@@ -5,6 +5,7 @@ import torch
 from checkpoint_shapes import HEAD, aggregator, clip
 
 from fgaseg.errors import CheckpointError
+from fgaseg.weights.key_maps import DECLIP_KEYS
 from fgaseg.weights.released_config import infer_config
 
 BASE = (768, 12, 16, 197, 512)  # width, blocks, patch, rows of the positional table, channels
@@ -107,3 +108,33 @@ WRONG = {
 def test_shapes_that_cannot_be(shapes, words):
     with pytest.raises(CheckpointError, match=f"^x.pth: .*{words}"):
         config_of(**shapes)
+
+
+def eva_config(width, blocks, patch, rows, channels):
+    """The configuration of a CAT-Seg on an EVA-02, of the keys that tell it."""
+    visual = f"{HEAD}clip_model.visual."
+    shapes = {
+        f"{visual}patch_embed.proj.weight": [width, 3, patch, patch],
+        f"{visual}pos_embed": [1, rows, width],
+        f"{visual}head.weight": [channels, width],
+        f"{visual}head.bias": [channels],
+        **aggregator(width, channels),
+    }
+    shapes |= {f"{visual}blocks.{n}.norm1.weight": [width] for n in range(blocks)}
+    return infer_config({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, "x.pth", DECLIP_KEYS)
+
+
+@pytest.mark.parametrize(
+    "size, name, image",
+    [((768, 12, 16, 197, 512), "EVA02-B-16", 384), ((1024, 24, 14, 577, 768), "EVA02-L-14-336", 336)],
+    ids=["B", "L"],
+)
+def test_towers_of_eva(size, name, image):
+    config = eva_config(*size)
+    encoder = config.encoder
+    assert (encoder.name, encoder.pretrained, encoder.dense, encoder.architecture) == (name, None, "csa", None)
+    assert (config.image_size, config.window, config.pad_classes) == (image, 12, 256)
+    width, blocks, patch, rows, channels = size
+    words = f"an EVA-02 of width {width}, {blocks} blocks, patches of {patch} and {rows + 1} positions is none of EVA02"
+    with pytest.raises(CheckpointError, match=f"^x.pth: {words}"):
+        eva_config(width, blocks, patch, rows + 1, channels)
