@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
+from fgaseg.errors import CheckpointError
 from fgaseg.weights import upload_folder
 
 FILES = {"README.md": "---\nlicense: mit\n---\nmine", "config.json": "{}", "tokenizer/words.txt": "words"}
@@ -47,3 +48,16 @@ def test_a_branch_is_made_once_and_no_branch_for_a_pull_request(user, folder):
     repo.files["config.json"] = b"theirs"
     upload_folder(folder, "someone/mine", message="m", keeps=lambda card: "config.json")
     assert repo.files["config.json"] == b"theirs" and repo.files["tokenizer/words.txt"] == b"words"
+
+
+def test_who_may_upload_and_for_whom(user, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    upload_folder(folder, "someone/secret", message="m", private=True, token="good")
+    assert user.repos["someone/secret"].private and set(user.repos["someone/secret"].files) == set(FILES)
+    words = r"^{}: may not be written \({}\): log in with a token that may write to {} .*hf auth login"
+    for repo, token, status in (("someone/mine", "bad", 401), ("else/mine", "good", 403)):
+        with pytest.raises(CheckpointError, match=words.format(repo, status, repo.partition("/")[0])):
+            upload_folder(folder, repo, message="m", token=token)
+    user.trouble.status = 402
+    with pytest.raises(CheckpointError, match=r"^someone/mine: .* answers 402 \("):
+        upload_folder(folder, "someone/mine", message="m", token="good")
