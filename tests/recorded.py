@@ -1,4 +1,4 @@
-"""Recordings of a small head, of the losses and of text embeddings, and how they are made.
+"""Recordings of a small head, of the losses, of text embeddings and of drawn scenes, and how they are made.
 
     python tests/recorded.py  # writes tests/recordings again; commit what changes only if it was meant to
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recorded_scenes import scenes
 from safetensors.torch import save_file
 from tiny import tiny_config, tiny_model
 from torch import Tensor, nn
@@ -176,6 +177,7 @@ def main() -> None:
         save_file({k: v.contiguous() for k, v in stages(name).items()}, FOLDER / f"head_{name}.safetensors")
     save_file(losses(), FOLDER / "losses.safetensors")
     save_file(texts(), FOLDER / "texts.safetensors")
+    save_file(scenes(), FOLDER / "scenes.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """Drawn scenes: the split keeps its promise, labels lie where the shapes are, and a scene depends on its seed alone."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import recorded_scenes
 import torch
+from safetensors.torch import load_file
 
+from fgaseg.data.images import to_pixels
 from fgaseg.data.scenes import (
     _GROUND,
     COLOURS,
     GROUNDS,
     NAMES,
+    RAINBOW,
     SEEN,
     SHAPES,
     UNSEEN,
@@ -67,6 +73,18 @@ def test_grounds_look_as_they_did_when_the_demonstration_was_trained():
         assert picture.std((0, 1)) == pytest.approx(deviation, abs=0.1)
 
 
+def test_scenes_look_as_they_did_when_the_demonstration_was_trained():
+    """The outlines' antialiasing may differ between versions of Pillow, by far less than a pixel."""
+    made = recorded_scenes.scenes()
+    recorded = load_file(Path(recorded_scenes.__file__).with_name("recordings") / "scenes.safetensors")
+    assert made.keys() == recorded.keys()
+    for name, values in recorded.items():
+        if name.endswith("labels"):
+            assert (made[name] != values).float().mean() < 0.002, name
+        else:
+            torch.testing.assert_close(made[name], values, rtol=0, atol=0.4, msg=name)
+
+
 def test_two_grounds_meet_along_a_line_that_leans_either_way():
     scenes, steep, leaning = 200, [], []
     for seed in range(scenes):
@@ -115,6 +133,20 @@ def test_items_depend_on_split_seed_epoch_and_index():
     for other in (image(split="seen"), image(seed=1), image(epoch=1), image(index=1)):
         assert not torch.equal(first, other)
     torch.testing.assert_close(image("seen"), image("seen", epoch=3), rtol=0, atol=0)
+
+
+def test_an_item_is_the_scene_of_its_split_seed_epoch_and_index():
+    for number, (split, names) in enumerate({"train": SEEN + 2 * RAINBOW, "seen": SEEN, "unseen": UNSEEN}.items()):
+        data = SceneDataset(split)
+        data.set_epoch(3)
+        epoch = 3 if split == "train" else 0
+        image, labels = scene([0, number, epoch, 999], 96, names)
+        item = data[len(data) - 1]
+        assert item["stem"] == f"{split}-{epoch}-999"
+        torch.testing.assert_close(item["pixels"], to_pixels(image), rtol=0, atol=0)
+        named = [data.names[value] for value in item["labels"].unique()]
+        assert sorted(named) == sorted(present(labels))
+        assert data.scored == (UNSEEN if split == "unseen" else SEEN + GROUNDS)
 
 
 def test_persistent_workers_follow_set_epoch():
