@@ -1,6 +1,7 @@
 """What is wrong or suspicious about labels is said with its cause and its cure, and nothing is said of good labels."""
 
 import logging
+import os
 import re
 import shutil
 from collections import Counter
@@ -529,3 +530,74 @@ def test_swapped_channels_and_transparent_pixels(tmp_path):
     keys = make(tmp_path / "b", [Image.merge("LA", (Image.fromarray(values), Image.fromarray(alpha)))])
     report = check_folders(**keys)
     assert (report.state, report.void) == ("ready", 0.25)
+
+
+# ---- what a survey finds
+
+
+def test_a_label_as_large_and_as_old_as_its_photo_is_not_the_photo(tmp_path):
+    keys = make(tmp_path, [[0, 1, 2]])
+    for place, value in (("images", 0), ("labels", 1)):
+        (tmp_path / place / "0.png").unlink()
+        Image.new("L", SIZE[::-1], value).save(tmp_path / place / "0.bmp")
+        os.utime(tmp_path / place / "0.bmp", (1, 1))
+    assert survey(FolderDataset(DataConfig(**keys), "val")).photos == []
+
+
+def test_an_index_beyond_the_palette_has_no_colour(tmp_path):
+    image = Image.fromarray(np.resize(np.array([0, 1, 3], np.uint8), SIZE)).convert("L")
+    image.putpalette([9, 9, 9, 200, 0, 0, 1, 1, 1])
+    read = survey(FolderDataset(DataConfig(**make(tmp_path, [image], [*SKY, "dog"])), "val"))
+    assert read.counts == {0: 64, 1: 64, 3: 64} and [index for index, _ in read.colour_at.values()] == [0, 1]
+    assert read.pixels == 192 and read.complete and read.in_files == {0: 1, 1: 1, 3: 1}
+    assert read.first == {value: str(tmp_path / "labels/0.png") for value in (0, 1, 3)}
+
+
+def test_a_survey_reads_the_first_so_many_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    dataset = FolderDataset(DataConfig(**make(tmp_path, [[0, 1]] * 3 + [[2]])), "val")
+    first = survey(dataset, count=3)
+    assert (first.files, first.total, sorted(first.counts)) == (3, 3, [0, 1])
+    assert (survey(dataset, count=9).files, survey(dataset, count=9).total) == (4, 4)
+    monkeypatch.setattr("os.cpu_count", lambda: None)  # one file at a time
+    some = survey(dataset, seconds=0)
+    assert (some.files, some.total, some.complete) == (1, 4, False)
+    assert survey(dataset, known=some) is some
+    assert some.complete and some.counts == survey(dataset).counts
+
+
+def test_only_a_survey_with_a_title_shows_how_far_it_is(tmp_path, monkeypatch):
+    bars = []
+
+    def track(items, title, total, *, shown=True):
+        bars.append((title, total, shown))
+        yield from items
+
+    monkeypatch.setattr("fgaseg.data.label_survey.track", track)
+    dataset = FolderDataset(DataConfig(**make(tmp_path, [[0, 1, 2]] * 3)), "val")
+    survey(dataset, progress="the labels")
+    for options in ({}, {"progress": True}, {"progress": True, "seconds": 9.0}):
+        check_labels(dataset, "val", **options)
+    assert bars[0] == ("reading the labels", 3, True) and bars[2] == ("reading val", 3, True)
+    assert [shown for *_, shown in bars] == [True, False, True, False]
+
+
+def test_pixels_of_several_values_are_those_of_one_class(tmp_path):
+    keys = make(tmp_path, [[1, 2, 3, 9], [1, 3, 3, 3]], None)
+    report = check_folders(**keys, label_map={1: "car", 2: "car", 3: "sky", 5: None})
+    assert report.shares == {"car": 0.375, "sky": 0.5} and report.unnamed == {"9": 0.125} and report.void == 0
+    assert report.values == [0, 255] and report.problems.keys() == {"values that are not a class"}
+
+
+@pytest.mark.parametrize("orientation, doubtful", [(1, False), (2, True), (4, True), (5, False), (8, False)])
+def test_of_photos_that_are_not_square_only_half_turns_are_doubtful(tmp_path, orientation, doubtful):
+    keys = make(tmp_path, [[0, 1, 2]])
+    (tmp_path / "images/0.png").unlink()
+    rotated_photo(tmp_path / "images/0.jpg", orientation)
+    read = survey(FolderDataset(DataConfig(**keys), "val"))
+    assert bool(read.doubtful) == doubtful and bool(read.turned) == (orientation > 4)
+    assert not read.problems and not read.unreadable
+    Image.new("L", (16, 13)).save(tmp_path / "labels/0.png")
+    read = survey(FolderDataset(DataConfig(**keys), "val"))
+    size = "12x16" if orientation > 4 else "16x12"
+    assert read.problems == [f"{tmp_path}/images/0.jpg is {size} (upright), {tmp_path}/labels/0.png is 16x13"]
+    assert not read.doubtful and not read.turned
