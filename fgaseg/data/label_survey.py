@@ -144,7 +144,8 @@ class LabelSurvey:
             self.counts[value] += count
             self.in_files[value] += 1
             self.first.setdefault(value, source)
-        self._compare_palettes(facts.palette, [value for value in facts.counts if value < len(facts.palette)], source)
+        used = [value for value in facts.counts if 0 <= value < len(facts.palette)]
+        self._compare_palettes(facts.palette, used, source)
         self.several += facts.several
         for flag, files in ((facts.turned, self.turned), (facts.doubtful, self.doubtful)):
             files += [str(facts.photo)] if flag else []

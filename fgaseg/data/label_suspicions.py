@@ -167,8 +167,7 @@ def _one_class(e: Evidence) -> Iterator[Finding]:
 
 
 def _starts_at_one(e: Evidence) -> Iterator[Finding]:
-    first = min((value for value in range(65536) if value not in e.config.void_values), default=0)
-    if not e.plain or e.missing or first or len(e.present) < 2 or 0 in e.present or e.present[0] != 1:
+    if not e.plain or e.missing or 0 in e.config.void_values or len(e.present) < 2 or e.present[0] != 1:
         return
     if e.names[0].lower() not in BACKGROUNDS and not is_void_name(e.names[0]):
         yield Finding(
@@ -243,7 +242,7 @@ def _grey_levels(e: Evidence) -> Iterator[Finding]:
 
 def _names_unused(e: Evidence) -> Iterator[Finding]:
     count, files = len(e.names), e.survey.files
-    if e.survey.complete and not e.missing and 3 < count <= 2 * files and 2 < len(e.present) * 2 < count:
+    if e.survey.complete and not e.missing and 2 < 2 * len(e.present) < count <= 2 * files:
         yield Finding(
             f"only {len(e.present)} of {count} names occur: check that the values mean what the names say (fgaseg data "
             "check --picture shows them)",

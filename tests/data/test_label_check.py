@@ -601,3 +601,12 @@ def test_of_photos_that_are_not_square_only_half_turns_are_doubtful(tmp_path, or
     size = "12x16" if orientation > 4 else "16x12"
     assert read.problems == [f"{tmp_path}/images/0.jpg is {size} (upright), {tmp_path}/labels/0.png is 16x13"]
     assert not read.doubtful and not read.turned
+
+
+def test_negative_values_are_listed_like_others(tmp_path):
+    keys = make(tmp_path, [[0, 1, 2]])
+    (tmp_path / "labels/0.png").unlink()
+    Image.fromarray(np.resize(np.array([-1, 0, 1, 2], np.int32), SIZE)).save(tmp_path / "labels/0.tif")
+    report = check_folders(**keys)
+    assert report.unnamed == {"-1": 0.25} and report.state == "wrong"
+    assert any("0.tif: holds label -1 (25 % of the pixels)" in text for text in report.warnings)
