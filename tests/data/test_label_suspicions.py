@@ -23,7 +23,7 @@ def found(tmp_path):
         if names:
             (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
             options["names"] = tmp_path / "names.txt"
-        config = DataConfig(images=tmp_path / "images", labels=tmp_path / "labels", **options)
+        config = DataConfig(**{"images": tmp_path / "images", "labels": tmp_path / "labels"} | options)
         read = LabelSurvey(len(files) if total is None else total, **survey or {})
         for number, one in enumerate(files):
             facts = one if isinstance(one, dict) and "counts" in one else {"counts": one}
@@ -52,6 +52,7 @@ SUSPICIOUS = {  # files, names, options, what is said, none of it sure
     "levels and void": ([{0: 5, 100: 5, 250: 5, 255: 5}], OF_200, {"ignore": [255, 250]}, [LEVELS]),
     "numbered levels": ([{0: 5, 100: 5}], [f"{n}: c{n}" for n in range(200)], {}, []),
     "mapped levels": ([{0: 5, 100: 5}], ["a", "b"], {"label_map": {0: "a", 100: "b"}}, []),
+    "levels of COCO": ([{0: 5, 100: 5}], OF_200, {"labels": Path("a.JSON")}, []),
     "zero everywhere": ([{0: 1, 1: 20, 2: 20}] * 4 + [{1: 9}], SKY, {}, [f"label 0, 'sky', is in 80 % .*{ZERO}"]),
     "zero nearly everywhere": ([{0: 1, 1: 20, 2: 20}] * 3 + [{1: 9}], SKY, {}, []),
     "zero in two files": ([{0: 90, 1: 10, 2: 1}] * 2, SKY, {}, []),
