@@ -12,7 +12,7 @@ import torch
 from paths import SHARED
 from PIL import ExifTags, Image
 
-from fgaseg.data.images import CLIP_MEAN, CLIP_STD, plain_suffix, read_image, to_pixels
+from fgaseg.data.images import CLIP_MEAN, CLIP_STD, pixel_limit, plain_suffix, read_image, to_pixels
 from fgaseg.errors import ImageError
 
 MSRC = SHARED / "data" / "msrc_v2"
@@ -308,3 +308,120 @@ def test_a_file_that_every_reader_decodes_alike_has_its_usual_suffix(tmp_path, m
     frames = [rgb, rgb.rotate(90)]
     saved(tmp_path, frames[0], "moves.png", save_all=True, append_images=frames[1:])
     assert plain_suffix(tmp_path / "moves.png", (30, 20)) == ""
+
+
+def test_mean_and_deviation_are_those_of_clip():
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    assert (CLIP_MEAN, CLIP_STD) == (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+
+
+def test_a_hundred_million_pixels_are_not_too_many(monkeypatch):
+    monkeypatch.delenv("FGASEG_PIXEL_LIMIT", raising=False)
+    assert pixel_limit() == 100_000_000
+    monkeypatch.setenv("FGASEG_PIXEL_LIMIT", "0x5")
+    with pytest.raises(ImageError, match="FGASEG_PIXEL_LIMIT='0x5': give a whole number of pixels"):
+        pixel_limit()
+
+
+class OneWay:
+    """What can be read and not turned back."""
+
+    name = "photo"
+
+    def read(self, size=-1):
+        return b""
+
+
+def test_binary_files_are_read_from_their_beginning_under_their_name(tmp_path):
+    for kind in ("PNG", "TIFF", "ICO"):
+        Image.fromarray(gradient(16, 16)).save(buffer := io.BytesIO(), kind)
+        buffer.read(9)
+        np.testing.assert_array_equal(np.asarray(read_image(buffer)), gradient(16, 16))
+    broken = io.BytesIO(b"no picture")
+    with pytest.raises(ImageError, match="^BytesIO: is not an image"):
+        read_image(broken)
+    broken.name = "a.png"
+    with pytest.raises(ImageError, match=r"^a\.png: is not an image"):
+        read_image(broken)
+    with pytest.raises(ImageError, match="OneWay is not an image: give a path"):
+        read_image(OneWay())
+
+
+def test_pil_images_are_named_by_their_file_or_their_form(tmp_path):
+    with pytest.raises(ImageError, match=r"^PIL image RGB 0x3: has no pixels \(0x3\): give one with at least 1x1"):
+        read_image(Image.new("RGB", (0, 3)))
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    file = saved(tmp_path, Image.fromarray(noise), "half.png")
+    file.write_bytes(file.read_bytes()[:5000])
+    with Image.open(file) as image, pytest.raises(ImageError, match=rf"^{file}: is truncated or corrupt"):
+        read_image(image)
+
+
+def test_dull_files_are_told_and_dull_images_in_memory_are_not(tmp_path, caplog):
+    dull = Image.fromarray(gradient() // 16)
+    read_image(dull), read_image(np.asarray(dull))
+    read_image(saved(tmp_path, dull, "seen.png"), value_range=(0, 15))
+    read_image(saved(tmp_path, dull, "one.png"), bands=(1,))
+    assert not caplog.messages
+    read_image(saved(tmp_path, dull, "dull.png"))
+    assert "dull.png: nearly all its values lie between" in caplog.text and "uint8 (0 to 255)" in caplog.text
+
+
+def test_frames_are_told_where_they_are_no_versions_of_one_photo(tmp_path, caplog):
+    frames = [Image.fromarray(gradient()), Image.fromarray(gradient()[::-1])]
+    read_image(saved(tmp_path, frames[0], "b.jpg", format="MPO", save_all=True, append_images=frames[1:]))
+    read_image(saved(tmp_path, frames[0], "one.gif"))
+    assert not caplog.messages
+    read_image(saved(tmp_path, frames[0], "a.webp", lossless=True, save_all=True, append_images=frames[1:]))
+    assert caplog.messages == [f"{tmp_path}/a.webp: holds 2 pages or frames, of which the first is used"]
+
+
+@pytest.mark.parametrize("shape, size", [
+    ((3, 5), (5, 3)), ((1, 5), (5, 1)), ((4, 6, 8), (8, 6)), ((1, 6, 8), (8, 6)), ((6, 8, 1), (8, 6)),
+    ((6, 8, 4), (8, 6)), ((3, 3, 4), (4, 3)), ((6, 8, 5), (8, 6)), ((2, 5, 3), (5, 2)),
+])  # fmt: skip
+def test_layouts_of_tensors(shape, size):
+    assert read_image(torch.zeros(shape, dtype=torch.uint8)).size == size
+
+
+@pytest.mark.parametrize("shape", [(4, 100, 6), (5, 5, 5), (100, 5, 5), (2, 2, 2), (4,), (2, 5, 6, 3)])
+def test_layouts_that_are_not_one_image(shape):
+    with pytest.raises(ImageError, match=r"is not one image: give \[H, W\], \[H, W, 3\] or \[H, W, 4\]"):
+        read_image(np.zeros(shape, np.uint8))
+
+
+def test_small_arrays_of_four_channels_have_transparency(caplog):
+    values = np.zeros((3, 3, 4), np.uint8)
+    assert np.asarray(read_image(values)).min() == 255
+    assert np.asarray(read_image(values, bands=(1, 2, 3))).max() == 0 and not caplog.messages
+    values[..., 3] = 90
+    read_image(values)
+    assert "array uint8[3, 3, 4]: its band 4 is taken as transparency and laid on white" in caplog.text
+
+
+def test_values_of_other_types_need_a_range():
+    for dtype in (np.int8, np.int16, np.uint32):
+        values = np.array([[0, 50, 100]], dtype)
+        with pytest.raises(ImageError, match=f"array {np.dtype(dtype)}.* has neither 8-bit, 16-bit nor floating point"):
+            read_image(values)
+        assert np.asarray(read_image(values, value_range=(0, 100)))[0, :, 0].tolist() == [0, 128, 255]
+    holes = np.array([[0.0, np.nan, 1.0]])
+    assert np.asarray(read_image(holes, value_range=(0, 1)))[0, :, 0].tolist() == [0, 0, 255]
+    with pytest.raises(ImageError, match="holds bool values: convert it to uint8"):
+        read_image(np.zeros((2, 2), bool), value_range=(0, 1))
+
+
+def test_bands_and_ranges_of_images_in_every_mode():
+    image = Image.merge("RGBA", [Image.new("L", (2, 2), value) for value in (10, 20, 30, 40)])
+    for mode in ("RGB", "RGBA"):
+        assert read_image(image.convert(mode), bands=(3,)).getpixel((0, 0)) == (30, 30, 30)
+    assert read_image(image, bands=(4, 1, 2)).getpixel((0, 0)) == (40, 10, 20)
+    assert read_image(image.convert("RGB").convert("P"), bands=(2,)).mode == "RGB"
+    clear = Image.new("P", (2, 2), 3)
+    clear.info["transparency"] = 3
+    assert read_image(clear, value_range=(0, 255)).getpixel((0, 0)) == (255, 255, 255)
+    deep = Image.fromarray(np.full((2, 2), 257 * 9, np.uint16))
+    assert read_image(deep, value_range=(0, 65535)).getpixel((0, 0)) == (9, 9, 9)
+    grey = Image.merge("LA", [Image.new("L", (2, 2), 10), Image.new("L", (2, 2), 255)])
+    assert read_image(grey, value_range=(0, 20)).getpixel((0, 0)) == (128, 128, 128)
