@@ -54,6 +54,7 @@ SUSPICIOUS = {  # files, names, options, what is said, none of it sure
     "mapped levels": ([{0: 5, 100: 5}], ["a", "b"], {"label_map": {0: "a", 100: "b"}}, []),
     "levels of COCO": ([{0: 5, 100: 5}], OF_200, {"labels": Path("a.JSON")}, []),
     "zero everywhere": ([{0: 1, 1: 20, 2: 20}] * 4 + [{1: 9}], SKY, {}, [f"label 0, 'sky', is in 80 % .*{ZERO}"]),
+    "zero of two classes": ([{0: 90, 1: 10}] * 3, ["sky", "sea"], {}, [f"is in 100 % of .* on 90 % .*{ZERO}"]),
     "zero nearly everywhere": ([{0: 1, 1: 20, 2: 20}] * 3 + [{1: 9}], SKY, {}, []),
     "zero in two files": ([{0: 90, 1: 10, 2: 1}] * 2, SKY, {}, []),
     "zero on most pixels": ([{0: 51, 1: 25, 2: 24, 255: 3}] * 9 + [{1: 1}], SKY, {}, [f"is in 90 % of .*{ZERO}"]),

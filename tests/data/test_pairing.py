@@ -1,6 +1,8 @@
 """Photos and labels find each other under suffixes and prefixes, in one folder and in nested ones; never themselves."""
 
+import json
 import shutil
+from pathlib import PurePosixPath
 
 import pytest
 from PIL import Image
@@ -153,3 +155,157 @@ def test_labels_may_be_named_after_the_whole_photo(tmp_path):
     touch(labels, "a.png")
     with pytest.raises(DataError, match=r"a\.png and .*a\.(jpg\.)?png have the same photo: keep one"):
         pairs(photos, labels)
+
+
+PATTERNS = {  # written, file, the shared part
+    "_mask": {"d/x_mask.png": "d/x", "x_mask.PNG": "x", "_mask.png": None, "x.png": None, "x_mask_.png": None},
+    "_mask.PNG": {"x_mask.png": "x", "x_mask.tif": None, "x_mask.PNG": "x"},
+    "mask_*": {"mask_x.png": "x", "mask_.png": None, "x.png": None, "d/mask_x.tif": "d/x"},
+    "a*b": {"axb.png": "x", "ab.png": None, "ax.png": None, "xb.png": None},
+    "a_*_*_b.tiff": {"a_x_*_b.tiff": None, "a_*_x_b.tiff": "x"},
+    ".png": {"x.png": "x", "x.tif": None},
+    "": {"x.png": "x", "d/e/x.jpg": "d/e/x"},
+}
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+def test_patterns_of_names(text):
+    pattern = NamePattern.parse(text)
+    assert {file: pattern.stem(PurePosixPath(file)) for file in PATTERNS[text]} == PATTERNS[text]
+    assert bool(pattern) == bool(text) and str(pattern) == text.replace(".PNG", ".png")
+    assert NamePattern.parse(None) == NamePattern.parse("") == NamePattern()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".webp", ".Tif", ".tiff", ".ppm"])
+def test_photos_and_labels_of_every_suffix(tmp_path, suffix):
+    photos = touch(tmp_path / "x", "a.png")
+    (photos / "a.png").rename(photos / f"a{suffix}")
+    for label in (".png", ".tif", ".TIFF", ".bmp", ".gif"):
+        labels = tmp_path / label / "y"
+        labels.mkdir(parents=True)
+        (labels / f"a{label}").touch()
+        assert pairs(photos, labels) == {"a": (f"a{suffix}", f"a{label}")}
+
+
+def test_what_belongs_to_no_pair_is_told_with_the_reason(tmp_path):
+    photos, labels = touch(tmp_path / "x", "a.jpg", "b.jpg", "d/c.png"), touch(tmp_path / "y", "a.png", "z.png")
+    for file in ("x/.hidden.jpg", "x/notes.txt", "y/b.jpg", "y/c.JSON", "y/e.xml"):
+        (tmp_path / file).touch()
+    (photos / "folder.jpg").mkdir()
+    found, skipped = find_pairs(str(photos), str(labels))
+    assert found == [("a", photos / "a.jpg", labels / "a.png")]
+    expected = [
+        f"{photos}/b.jpg: has no label image in {labels}",
+        f"{photos}/d/c.png: has no label image in {labels}",
+        f"{photos}/notes.txt: has none of the suffixes .jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff, .ppm",
+        f"{labels}/b.jpg: compression has changed label values: export labels as PNG",
+        f"{labels}/c.JSON: COCO annotations are given as the file itself, not as its folder (export LabelMe's to COCO)",
+        f"{labels}/e.xml: has none of the suffixes .png, .tif, .tiff, .bmp, .gif",
+        f"{labels}/z.png: has no photo in {photos}",
+    ]
+    assert skipped == sorted(expected)
+
+
+def test_folders_that_cannot_be_paired(tmp_path):
+    photos, labels = touch(tmp_path / "x", "a.jpg", "a.png"), touch(tmp_path / "y", "a.png")
+    with pytest.raises(DataError, match=r"x/a\.png and .*x/a\.jpg have the same name: keep one of them"):
+        find_pairs(photos, labels)
+    with pytest.raises(DataError, match=r"nowhere: is missing: name a folder of photos"):
+        find_pairs(tmp_path / "nowhere", labels)
+    with pytest.raises(DataError, match=r"a\.png: is not a folder: name a folder of label images"):
+        find_pairs(touch(tmp_path / "v", "b.jpg"), labels / "a.png")
+    with pytest.raises(
+        DataError,
+        match=r"\(1 photos\) and .*w \(0 label images\) have no pair \(.*\), for example .*b\.jpg and no file: a",
+    ):
+        find_pairs(tmp_path / "v", touch(tmp_path / "w"))
+    with pytest.raises(
+        DataError, match=r"\(0 photos\).*same name up to the suffix and, as given, data.image_suffix=b\*$"
+    ):
+        find_pairs(tmp_path / "v", labels, names=PairNames.parse("b*", None))
+    names = PairNames.parse("_x", "_y")
+    with pytest.raises(DataError, match=r"\(0 photos\) .* as given, data.image_suffix=_x and data.label_suffix=_y$"):
+        find_pairs(tmp_path / "v", labels, names=names)
+    (tmp_path / "u").mkdir()
+    (tmp_path / "u/b.txt").touch()
+    with pytest.raises(DataError, match=r"\(0 photos\) .*no pair \(.*b\.txt: has none of the suffixes \.jpg"):
+        find_pairs(tmp_path / "u", labels)
+
+
+def test_one_folder_by_names_and_by_suffixes(tmp_path):
+    folder = touch(tmp_path / "x", "a.jpg", "a.png", "b.jpg", "b.bmp", "b.png", "c.png", "c.tif", "d.webp", "d.tiff")
+    found, skipped = find_pairs(folder, folder)
+    assert {stem: (photo.name, label.name) for stem, photo, label in found} == {
+        "a": ("a.jpg", "a.png"), "d": ("d.webp", "d.tiff")
+    }  # fmt: skip
+    assert skipped == [f"{folder}/{name}: has no label image in {folder}" for name in ("b.bmp", "c.png")]
+    both = touch(tmp_path / "z", "img_a.png", "a_mask.png", "img_b.png")
+    found, skipped = find_pairs(both, both, names=PairNames.parse("img_*", "_mask"))
+    assert [stem for stem, *_ in found] == ["a"] and skipped == [f"{both}/img_b.png: has no label image in {both}"]
+
+
+def test_lists_of_pairs(tmp_path):
+    photos = touch(tmp_path / "x", "a.jpg", "b.v2.jpg", "d/c.jpg", "e.jpg")
+    labels = touch(tmp_path / "y", "a.png", "b.v2.png", "d/c.png")
+    file = tmp_path / "list.txt"
+    file.write_bytes("\ufeffd/c.JPG\r\n\r\n b.v2 \r\na.jpg\nd/c\n".encode())
+    assert list(pairs(photos, labels, listed=file)) == ["d/c", "b.v2", "a"]
+    assert find_pairs(photos, labels, listed=file)[1] == []
+    assert list(pairs(photos, labels, excluded=_written(file, "a.jpg\n"))) == ["b.v2", "d/c"]
+    for text, words in (("", "list.txt: is empty: list the files of this split, one per line"),
+                        ("a\ne\n", r"lists 'e', which has no label image in .*y: add the file or remove the line"),
+                        ("a\nq.jpg\n", r"lists 'q', which has no photo in .*x: add the file")):  # fmt: skip
+        for option in ("listed", "excluded"):
+            with pytest.raises(DataError, match=words):
+                find_pairs(photos, labels, **{option: _written(file, text)})
+    file.write_bytes(b"\xff\xfe\xff")
+    for broken in (file, tmp_path / "nowhere.txt"):
+        with pytest.raises(
+            DataError, match=f"{broken}: cannot be read .*: give a text file with one file name per line"
+        ):
+            find_pairs(photos, labels, listed=broken)
+
+
+def _written(file, text):
+    file.write_text(text)
+    return file
+
+
+GUESSED = {  # photos, labels, what is proposed
+    "two of five": (["p1", "p2", *"abc"], ["p1_m", "p2_m", *"xyz"], "data.label_suffix=_m (2 pairs)"),
+    "two of six": (["p1", "p2", *"abcd"], ["p1_m", "p2_m", *"uxyz"], ""),
+    "longer marks": (["p1.rgb", "p2.rgb"], ["p1.lab-ids", "p2.lab-ids"],
+                     "data.image_suffix=.rgb data.label_suffix=.lab-ids (2 pairs)"),
+    "beginnings": (["im 1", "im 2"], ["gt 1", "gt 2"], "data.image_suffix=im * data.label_suffix=gt * (2 pairs)"),
+    "no pictures of labels": (["p1", "p2"], ["p1_color", "p2_COLOR", "p1_vis", "p2_vis", "p1_ids"],
+                              "data.label_suffix=_ids (1 pairs)"),
+    "other folders": (["d/p1", "d/p2"], ["e/p1_m", "e/p2_m"], ""),
+    "nothing alike": (["a", "b"], ["x", "y"], ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GUESSED)
+def test_suffixes_are_proposed_where_they_pair_enough(tmp_path, name):
+    photos, labels, proposed = GUESSED[name]
+    with pytest.raises(DataError) as caught:
+        find_pairs(touch(tmp_path / "x", *(f"{one}.png" for one in photos)),
+                   touch(tmp_path / "y", *(f"{one}.png" for one in labels)))  # fmt: skip
+    assert str(caught.value).partition("; give ")[2] == proposed
+
+
+def test_photos_of_a_coco_file_are_found_by_path_or_by_name(tmp_path):
+    photos = touch(tmp_path / "x", "a.jpg", "d/b.jpg", "d/c.jpg", "e/c.jpg")
+
+    def write(*names):
+        images = [{"id": number, "file_name": name, "height": 2, "width": 2} for number, name in enumerate(names)]
+        data = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / "a.json").write_text(json.dumps(data))
+        return find_pairs(photos, tmp_path / "a.json")
+
+    found, skipped = write("train/a.jpg", "b.jpg", "e/c.jpg")
+    assert [stem for stem, *_ in found] == ["a", "d/b", "e/c"]
+    assert skipped == [f"{photos}/d/c.jpg: has no label image in {tmp_path}/a.json"]
+    found, skipped = write("a.jpg", "c.jpg")  # which of the two?
+    assert [stem for stem, *_ in found] == ["a"] and len(skipped) == 4
+    with pytest.raises(DataError, match="have the same photo: rename one of the two"):
+        write("a.jpg", "train/a.jpg")
