@@ -98,7 +98,7 @@ def _unnamed(e: Evidence) -> Iterator[Finding]:
 
 def _cause(e: Evidence) -> str:
     """Why values have no name, as far as they tell."""
-    count, values = len(e.names), [value for value in e.values if value < COLOURS]
+    count, values = len(e.names), e.values
     classes = [value for value in values if value not in e.config.void_values]
     if len(e.missing) > max(64, 2 * count):
         return (
@@ -229,7 +229,7 @@ def _zero_dominates(e: Evidence) -> Iterator[Finding]:
 
 def _grey_levels(e: Evidence) -> Iterator[Finding]:
     """Masks such as 0, 128, 255 on a long list of names."""
-    classes = [value for value in e.values if value < COLOURS and value not in e.config.void_values]
+    classes = [value for value in e.values if value not in e.config.void_values]
     spread = min((high - low for low, high in pairwise(classes)), default=0)
     if e.plain and not e.missing and 2 <= len(classes) <= 16 and spread >= 8:
         pairs = ", ".join(f"{value}: ..." for value in classes)
@@ -242,7 +242,7 @@ def _grey_levels(e: Evidence) -> Iterator[Finding]:
 
 def _names_unused(e: Evidence) -> Iterator[Finding]:
     count, files = len(e.names), e.survey.files
-    if e.survey.complete and not e.missing and 2 < 2 * len(e.present) < count <= 2 * files:
+    if e.survey.complete and not e.missing and 1 < len(e.present) < count / 2 <= files:
         yield Finding(
             f"only {len(e.present)} of {count} names occur: check that the values mean what the names say (fgaseg data "
             "check --picture shows them)",

@@ -136,3 +136,19 @@ def test_augment_copes_with_a_ribbon():
     config = DataConfig(crop=16)
     image, labels = augment(Image.new("RGB", (900, 2)), np.ones((2, 900), np.int64), config, np.random.default_rng(0))
     assert image.size == (16, 16) and (labels == 1).all()
+
+
+def test_crops_are_parts_of_the_resized_labels_and_reach_every_border():
+    config = DataConfig(crop=8, short_edge=16, scale=(1.0, 1.0), flip=False, color_jitter=False)
+    labels = np.arange(8 * 12).reshape(8, 12) + 1000
+    resized = labels.repeat(2, axis=0).repeat(2, axis=1)  # 16 x 24
+    photo = Image.fromarray(np.arange(8 * 12, dtype=np.uint8).reshape(8, 12) * 2).convert("RGB")
+    places = set()
+    for seed in range(600):
+        image, out = augment(photo, labels, config, np.random.default_rng(seed))
+        starts = np.argwhere(resized == out[0, 0]).tolist()
+        found = [(y, x) for y, x in starts if np.array_equal(resized[y : y + 8, x : x + 8], out)]
+        assert len(found) == 1 and image.size == (8, 8)
+        places.add(found[0])
+        assert np.abs(np.asarray(image)[2:6, 2:6, 1].astype(int) - (out[2:6, 2:6] - 1000) * 2).max() <= 24
+    assert {y for y, _ in places} == set(range(9)) and {x for _, x in places} == set(range(17))

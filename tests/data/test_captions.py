@@ -88,3 +88,47 @@ def test_mistakes_of_names_of_any_kind():
     assert {tuple(writer.wrong(["cow", "sky"], rng)) for _ in range(50)} == {("water", "sky"), ("cow", "water")}
     assert writer.wrong(["cow", "sky", "water"], rng) == ["sky", "water"]  # every class is there
     assert named(writer.caption(["cow", "sky"], rng, whole=True), writer.names) == {"cow", "sky"}
+
+
+def test_how_often_captions_leave_something_out(writer):
+    present, rng = ["red ring", "blue cross", "grass", "sand"], np.random.default_rng(2)
+    texts = [writer.caption(present, rng) for _ in range(2000)]
+    found = [named(text) for text in texts]
+    assert all(text.count(name) == 1 for text, names in zip(texts, found, strict=True) for name in names)
+    grounds = np.bincount([len(names & {"grass", "sand"}) for names in found], minlength=3) / 2000
+    # one of two captions is the things alone; of the others two in five have some of the grounds, half of these none
+    np.testing.assert_allclose(grounds, [0.5 + 0.5 * 0.4 * 0.5, 0.5 * 0.4 * 0.25, 0.5 * (0.6 + 0.4 * 0.25)], atol=0.035)
+    assert np.mean([len(names - {"grass", "sand"}) == 1 for names in found]) == pytest.approx(0.1, abs=0.025)
+    many = ["red ring", "blue cross", "pink ring", "cyan star"]
+    counts = np.bincount([len(named(writer.caption(many, rng))) for _ in range(2000)], minlength=5)[1:] / 2000
+    np.testing.assert_allclose(counts, [0.05, 0.05, 0.05, 0.85], atol=0.025)
+    of_grounds = [named(writer.caption(["grass", "sand"], rng)) for _ in range(200)]
+    assert all(len(names) == 2 for names in of_grounds)
+
+
+def test_articles_and_joints():
+    writer, rng = CaptionWriter(["Apple", "cow", "hill"], ["hill"]), np.random.default_rng(0)
+    texts = [writer.caption(["Apple", "hill"], rng, whole=True) for _ in range(3000)]
+    openings, articles, joints = (
+        ("", "a picture of ", "a photo of "),
+        ("an ", "the ", ""),
+        (" on ", " over ", " and ", ", "),
+    )
+    expected = {f"{a}{b}Apple{c}hill" for a in openings for b in articles for c in joints}
+    assert set(texts) == expected
+    assert np.mean([text.startswith(("a picture", "a photo")) for text in texts]) == pytest.approx(0.5, abs=0.03)
+    plain = {writer.caption(["cow"], rng, whole=True) for _ in range(100)}
+    assert plain == {f"{a}{b}cow" for a in openings for b in ("a ", "the ", "")}
+    several = {writer.caption(["cow", "Apple"], rng) for _ in range(300)}
+    assert {"cow and Apple", "Apple and cow", "a cow and an Apple", "a photo of the Apple and the cow"} <= several
+    assert CaptionWriter(["cow"]).caption([], rng, whole=True) in openings
+
+
+def test_only_first_words_that_differ_are_exchanged():
+    writer, rng = CaptionWriter(["red ring", "red star", "blue ring", "blue star", "cow"]), np.random.default_rng(0)
+    swapped = {tuple(writer.wrong(["red ring", "blue star"], rng)) for _ in range(200)}
+    assert ("blue ring", "red star") in swapped
+    for present in (["red ring", "red star"], ["red ring", "blue ring"], ["cow", "red ring"]):
+        for _ in range(100):
+            wrong = writer.wrong(present, rng)
+            assert len(wrong) == 2 and len(set(wrong) & set(present)) == 1
