@@ -1,11 +1,16 @@
 """Checks: damage is found and its file named, in benchmark sets and in own folders."""
 
 import json
+import logging
 
+import numpy as np
 import pytest
+import tifffile
+from PIL import Image
 from sample_data import CONTEXT, FULL, damage, make_folder
 
 from fgaseg.cli import main
+from fgaseg.data import FolderDataset, check_labels
 from fgaseg.data.checks import check, check_folders
 from fgaseg.data.preparation import prepare
 from fgaseg.data.prepared_sets import open_set
@@ -116,3 +121,65 @@ def test_own_folders_are_checked_like_the_benchmark_sets(tmp_path):
         texts = report.problems[kind]
         assert len(texts) == len(words.split())
         assert all(stem in text for stem, text in zip(words.split(), texts, strict=True))
+
+
+def test_photos_are_read_as_the_bands_and_the_range_say(tmp_path):
+    config = make_folder(tmp_path, count=1)
+    own = {"images": config.images, "labels": config.labels, "names": config.names}
+    values = np.random.default_rng(0).integers(0, 900, (40, 56, 5)).astype(np.float32)
+    (config.images / "p0.png").unlink()
+    tifffile.imwrite(config.images / "p0.tif", values, photometric="minisblack", planarconfig="contig")
+    beyond = "floating point images are in 0..1"
+    wrong = ({}, beyond), ({"bands": (3,)}, beyond), ({"value_range": (0, 900), "bands": (6,)}, "has 5 bands")
+    for view, words in wrong:
+        report = check_folders(**own, **view)
+        assert report.state == "wrong" and words in report.problems["unreadable"][0]
+    assert check_folders(**own, value_range=(0, 900), bands=(5, 3, 1)).state == "ready"
+
+
+def test_files_are_told_apart_by_suffixes(tmp_path):
+    config = make_folder(tmp_path, count=2)
+    for file in [*config.images.iterdir(), *config.labels.iterdir()]:
+        file.rename(tmp_path / "images" / f"{file.stem}_{file.parent.name}.png")
+    suffixes = {"image_suffix": "_images", "label_suffix": "_labels", "names": config.names}
+    report = check_folders(config.images, **suffixes)
+    assert (report.state, report.pairs, report.set, report.values) == ("ready", 2, str(config.images), [0, 255])
+
+
+def test_nothing_is_shared_out_where_nothing_is_read(tmp_path):
+    config = make_folder(tmp_path, count=1)
+    (config.labels / "p0.png").write_bytes(b"")
+    report = check_folders(config.images, config.labels, names=config.names)
+    assert (report.shares, report.void, report.unnamed, report.values) == ({}, None, {}, None)
+    (config.labels / "p0.png").unlink()
+    labels = Image.fromarray(np.repeat(np.array([7, 9, 8, 9, 7, 9], np.uint8), 7)[None])
+    labels.save(config.labels / "p0.png")
+    Image.new("RGB", labels.size).save(config.images / "p0.png")
+    report = check_folders(config.images, config.labels, names=config.names)
+    assert list(report.unnamed.items()) == [("9", 0.5), ("7", pytest.approx(1 / 3)), ("8", pytest.approx(1 / 6))]
+    assert report.problems["values that are not a class"] == [f"{config.labels}/p0.png: [7, 8, 9]"]
+
+
+def test_a_damaged_mask_is_unreadable(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg")
+    mask = {"image_id": 7, "category_id": 1, "segmentation": {"size": [9, 9], "counts": [81]}}
+    data = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 4, "height": 3}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [mask],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(data))
+    report = check_folders(tmp_path, tmp_path / "coco.json")
+    assert report.state == "wrong" and "a segmentation of category 1 is damaged" in report.problems["unreadable"][0]
+
+
+def test_that_more_files_are_read_is_told_once(tmp_path, monkeypatch, caplog):
+    config = make_folder(tmp_path, count=5)
+    monkeypatch.setattr("os.cpu_count", lambda: None)  # one file at a time
+    monkeypatch.setattr("fgaseg.data.checks._SECONDS_MORE", 0.0)
+    *first, _ = np.random.default_rng(0).permutation(5)  # the last that is read holds the other classes
+    for number in first:
+        Image.new("L", (56, 40), 1).save(config.labels / f"p{number}.png")
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        check_labels(FolderDataset(config, "train"), "train", seconds=0, training=True)
+    assert caplog.text.count("Reading the other files to be sure") == 1 and "train: 5 label files: " in caplog.text

@@ -84,6 +84,7 @@ SUSPICIOUS = {  # files, names, options, what is said, none of it sure
     "nine tenths void": ([{0: 5, 1: 3, 2: 2, 255: 90}], SKY, {}, []),
     "unpainted": ([{0: 20, 1: 19, 2: 10, UNPAINTED: 51}], SKY, {}, [
         "51 % of the pixels are void: pixels outside the annotations become a class .*{unpainted: background}"]),
+    "unpainted beside void": ([{0: 20, 1: 19, 2: 10, 255: 49, UNPAINTED: 2}], SKY, {}, []),
     "half unpainted": ([{0: 20, 1: 20, 2: 10, UNPAINTED: 50}], SKY, {}, []),
     "turned": ([{"counts": EVEN, "turned": True}, EVEN], SKY, {}, [
         "^the labels of 1 photos were drawn on the photo before .* such as those of 0.jpg: they are turned with it"]),

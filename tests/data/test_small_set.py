@@ -296,3 +296,46 @@ def test_prepared_files_are_written_as_the_protocol_writes_them(tmp_path):
     (tmp_path / files.layout.prepared_images / "a.jpg").unlink()  # both are written again
     (report,) = prepare(["a847"], tmp_path)
     assert (report.converted, report.already) == (1, 0)
+
+
+def test_prepared_photos_are_enough(tmp_path, monkeypatch):
+    benchmark = BENCHMARK_SETS["a847"]
+    small = replace(benchmark, splits={"val": replace(benchmark.splits["val"], count=1)})
+    monkeypatch.setitem(BENCHMARK_SETS, "a847", small)
+    files = SplitFiles(small, "val", tmp_path)
+    folder = tmp_path / files.layout.images
+    Image.new("RGB", (600, 520)).save(made(folder / "a.jpg"))
+    Image.new("RGB", (600, 520)).save(folder / "a_seg.png")
+    assert [report.state for report in check(["a847"], tmp_path)] == ["not prepared"]
+    prepare(["a847"], tmp_path)
+    (report,) = check(["a847"], tmp_path)
+    assert (report.state, report.values, report.photos, report.prepared) == ("ready", [0, 0], 1, 1)
+    shutil.rmtree(folder)
+    (report,) = check(["a847"], tmp_path)
+    assert (report.photos, report.labels, report.pairs, report.prepared) == (1, 0, 1, 1)
+    (tmp_path / files.layout.prepared_images / "a.jpg").write_bytes(b"")
+    (report,) = check(["a847"], tmp_path)
+    [text] = report.problems["unreadable"]
+    assert text.startswith(str(tmp_path / files.layout.prepared_images / "a.jpg"))
+
+
+def test_an_empty_folder_of_labels_is_absent_too(files):
+    for file in (files.root / files.layout.labels).iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match=rf"needed: {files.layout.labels}, from ADEChallengeData2016.zip"):
+        check(["a150"], files.root)
+
+
+def test_photos_of_the_list_that_are_not_there(tmp_path):
+    files = SplitFiles(BENCHMARK_SETS["pas20"], "val", tmp_path)
+    for stem in "ab":
+        Image.new("RGB", (4, 4)).save(made(tmp_path / files.layout.images / f"{stem}.jpg"))
+        Image.new("L", (4, 4), 1).save(made(tmp_path / files.layout.labels / f"{stem}.png"))
+    made(tmp_path / files.layout.stems).write_text("b\nc\nd\n")
+    (report,) = check(["pas20"], tmp_path)
+    assert report.problems == {
+        "photos of the list that are not in VOCdevkit/VOC2012/JPEGImages": ["c", "d"],
+        "count": [f"1 pairs, and the whole set has 1449; photos come from {files.layout.images_from}, labels from "
+                  f"{files.layout.labels_from}"],
+    }  # fmt: skip
+    assert (report.state, report.photos, report.labels, report.values) == ("wrong", 1, 1, [1, 1])
