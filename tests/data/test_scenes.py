@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from fgaseg.data.images import to_pixels
 from fgaseg.data.scenes import (
-    _GROUND,
     COLOURS,
     GROUNDS,
     NAMES,
@@ -54,23 +53,6 @@ def test_outlines_are_what_they_are_called():
     assert np.abs(SHAPES["square"][0]) == pytest.approx(0.792, abs=1e-3)  # the first two point up, and it lies flat
     (outline, hole) = SHAPES["ring"]
     assert np.hypot(*outline.T) == pytest.approx(1) and np.hypot(*hole.T) == pytest.approx(0.54)
-
-
-LOOKS = {  # mean and deviation of red, green and blue, from one seed
-    "grass": ([96.16, 131.33, 51.18], [24.39, 22.13, 10.84]),
-    "sand": ([209.98, 180.36, 133.27], [12.63, 14.26, 13.86]),
-    "water": ([67.31, 126.62, 157.68], [24.35, 23.96, 18.94]),
-    "bricks": ([159.21, 100.45, 83.02], [19.47, 37.33, 38.77]),
-    "snow": ([226.09, 232.69, 243.54], [17.65, 13.51, 7.72]),
-}
-
-
-def test_grounds_look_as_they_did_when_the_demonstration_was_trained():
-    assert set(LOOKS) == set(GROUNDS)
-    for name, (mean, deviation) in LOOKS.items():
-        picture = _GROUND[name](np.random.default_rng(0), 60, 60, 1.5)
-        assert picture.mean((0, 1)) == pytest.approx(mean, abs=0.1)
-        assert picture.std((0, 1)) == pytest.approx(deviation, abs=0.1)
 
 
 def test_scenes_look_as_they_did_when_the_demonstration_was_trained():
