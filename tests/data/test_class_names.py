@@ -1,12 +1,14 @@
 """Names files, as text and as JSON, and what a bad one says."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from paths import SHARED
 
-from fgaseg.data.class_names import LabelSpace, read_names
+from fgaseg.data.class_names import LabelSpace, percent, read_names
+from fgaseg.data.label_formats import UNPAINTED, colour
 from fgaseg.errors import DataError
 
 CLASSES = SHARED / "data" / "classes"
@@ -54,3 +56,66 @@ def test_bad_names_file_says_why(tmp_path, content, words):
 @pytest.mark.parametrize(("file", "count"), [("ade150", 150), ("ade847", 847), ("pc459", 459), ("coco", 171)])
 def test_real_name_lists_load(file, count):
     assert len(read_names(CLASSES / f"{file}.json")) == count
+
+
+def space(classes, label_of=None, others=None, ignore=255):
+    return LabelSpace(classes, classes, ignore, None, "the names", label_of, others)
+
+
+def test_values_as_labels():
+    names = ["sky", "sea", "cat"]
+    labels, missing = space(names).labels(np.array([[0, 2, 3, 255, -1, UNPAINTED]]))
+    assert labels.tolist() == [[0, 2, 3, 255, -1, 255]] and missing.tolist() == [[0, 0, 1, 0, 1, 0]]
+    assert space(names).named == [] and space(names).fingerprint() is None
+    stored = np.array([[0, 3], [3, 7]])
+    with pytest.raises(DataError) as caught:
+        space(names).decode(stored, "a.png")
+    assert str(caught.value) == (
+        "a.png: holds label 3 (50 % of the pixels), but labels are 0 to 2 (the names) or 255 (ignored): correct the "
+        "file, the names or data.ignore, or give data.label_map"
+    )
+    assert space(names).decode(np.array([2, 255]), "a.png").tolist() == [2, 255]
+
+
+def test_stored_values_with_labels_of_their_own():
+    named = space(["sky", "sea"], {9: 0, 3: 1, UNPAINTED: 255})
+    stored = np.array([[3, 9, UNPAINTED, 0, 5, 10, UNPAINTED + 1]])
+    labels, missing = named.labels(stored)
+    assert labels.tolist() == [[1, 0, 255, 255, 255, 255, 255]] and missing.tolist() == [[0, 0, 0, 1, 1, 1, 1]]
+    assert named.named == [3, 9, UNPAINTED]
+    for others in (0, 255):
+        labels, missing = space(["sky", "sea"], {9: 0, 3: 1}, others).labels(stored)
+        assert labels.tolist() == [[1, 0, others, others, others, others, others]] and not missing.any()
+    same = space(["a", "b"], {3: 1, 9: 0, UNPAINTED: 255})
+    assert named.fingerprint() == same.fingerprint()
+    changed = (space(["a"], {9: 0, 3: 0, UNPAINTED: 255}), space(["a"], {9: 0, 3: 1, UNPAINTED: 255}, 0))
+    assert len({one.fingerprint() for one in (named, *changed)}) == 3
+    with pytest.raises(
+        DataError, match=r"^a.png: the value 0 \(14 % of the pixels\) has no name in the names: add it th"
+    ):
+        named.decode(stored, "a.png")
+
+
+NEAREST = {  # a colour without a name, what is said of it
+    (0, 0, 200): r" \(red and blue may be swapped: 200,0,0 has one\)",
+    (184, 0, 16): r" \(the nearest is 200,0,0, car; resized or JPEG-compressed labels have such colours\)",
+    (183, 0, 0): r" \(the nearest is 200,0,0, car\)",
+    (90, 100, 95): r" \(the nearest is 100,100,100, void; resized or JPEG-compressed labels have such colours\)",
+    (5, 0, 5): r" \(the nearest is 0,0,0, sky; resized",
+}
+
+
+@pytest.mark.parametrize("rgb", NEAREST, ids=str)
+def test_a_colour_without_a_name_may_be_meant_as_another(rgb):
+    named = space(["sky", "car"], {colour(0, 0, 0): 0, colour(200, 0, 0): 1, colour(100, 100, 100): 255, 7: 0})
+    said = named.explain_missing(colour(*rgb), 0.5)
+    shown = ",".join(map(str, rgb))
+    assert re.search(rf"^the colour {shown} \(50 % of the pixels\) has no name in the names{NEAREST[rgb]}", said), said
+    assert " (the nearest" not in named.explain_missing(9, 0.5) and " (the" not in named.explain_missing(UNPAINTED, 0.5)
+    assert " (the nearest" not in space(["sky"], {7: 0}).explain_missing(colour(*rgb), 0.5)
+
+
+@pytest.mark.parametrize("share, text", [(0.1, "10 %"), (0.996, "100 %"), (0.0999, "10 %"), (0.0123, "1.2 %"),
+                                         (0.00004, "0.004 %"), (0, "0 %"), (1, "100 %"), (0.125, "12 %")])  # fmt: skip
+def test_shares_have_two_digits(share, text):
+    assert percent(share) == text

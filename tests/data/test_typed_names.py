@@ -5,8 +5,9 @@ import logging
 import pytest
 
 from fgaseg.data import read_typed
+from fgaseg.data.typed_names import python_literal
 from fgaseg.errors import DataError
-from fgaseg.vocabulary import ClassPrompts
+from fgaseg.vocabulary import LONGEST, ClassPrompts
 
 THREE = ["cat", "sofa", "wooden floor"]
 MANY = [f"thing{n}" for n in range(40)]
@@ -113,3 +114,81 @@ def test_what_is_no_name_is_quoted(text, words):
     with pytest.raises(DataError, match="^class names: ") as caught:
         read_typed(text)
     assert words in str(caught.value)
+
+
+MORE = {  # further texts
+    "cat, ., dog, ..": ["cat", "dog"],
+    "cat;; dog\n\n\tcow": ["cat", "dog", "cow"],
+    "cat, dog, or cow": ["cat", "dog", "cow"],
+    "cat; dog; und cow": ["cat", "dog", "cow"],
+    "cat, and dog": ["cat", "and dog"],  # of two
+    "cat, dog, andiron": ["cat", "dog", "andiron"],
+    "1,000 cats, 2,000,000 dogs": ["1,000 cats", "2", "000,000 dogs"],
+    "10,20": ["10", "20"],
+    "a,000 b": ["a", "000 b"],
+    "7,0000 b": ["7", "0000 b"],
+    "Mr. Bean. St. Bernard. J. Cash.": ["Mr. Bean", "St. Bernard", "J. Cash"],
+    "no. cat. dog": ["no", "cat", "dog"],
+    "1. cat": ["1. cat"],
+    "3. cat 4. dog": ["cat", "dog"],
+    "2 cats 3 dogs": ["2 cats 3 dogs"],
+    "* cat; • dog; – cow": ["cat", "dog", "cow"],
+    "'cat', dog's": ["cat", "dog's"],
+    "'a, b' | \"c; d\", e": ["a, b | c; d", "e"],
+    "'a' | b": ["a | b"],
+    "a | | b,": ["a | b"],
+    "(cat, dog)": ["cat", "dog"],
+    "{cat; dog}": ["cat", "dog"],
+    "('cat',)": ["cat"],
+    "{'dog', 'cat'}": ["cat", "dog"],
+    '{"names": ["cat", "dog"]}': ["cat", "dog"],
+    "«cat, dog» ; cow": ["cat, dog", "cow"],
+    "cat，dog；cow、owl": ["cat", "dog", "cow", "owl"],
+}
+
+
+@pytest.mark.parametrize("text", MORE)
+def test_what_a_stranger_may_mean_too(text):
+    assert read_typed(text) == MORE[text]
+
+
+def test_long_texts_and_long_names():
+    assert read_typed("x, " * 33_333 + "y") == [*["x"] * 33_333, "y"]
+    with pytest.raises(
+        DataError, match="class names: have 100,001 characters, more than 100,000: give a file of names"
+    ):
+        read_typed("x" * 100_001)
+    assert read_typed("x" * LONGEST) == ["x" * LONGEST]
+    with pytest.raises(DataError, match=rf"'{'x' * 40}' and so on has {LONGEST + 1:,} characters; a class name has at"):
+        read_typed("cat, " + "x" * (LONGEST + 1))
+
+
+def test_many_names_are_told_in_part(caplog):
+    for count, more in ((8, ""), (9, " and 1 more")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "fgaseg"):
+            read_typed("; ".join(f"c{n}" for n in range(count)))
+        [message] = caplog.messages
+        first = ", ".join(f"'c{n}'" for n in range(8))
+        assert message == f"class names: read as {count} classes: {first}{more}"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        read_typed("1. cat, 2. dog")
+        read_typed("1. cat\n2. dog")
+    assert caplog.messages == [
+        "class names: numbers are not a part of the names: 'cat', 'dog'",
+        "class names: numbers are not a part of the names: 'cat', 'dog'",
+        "class names: read as 2 classes: 'cat', 'dog'",
+    ]
+
+
+LITERALS = {
+    '["a", 1]': ["a", 1], "('a', 1)": ("a", 1), "{'a': 1}": {"a": 1}, '{"a": null}': {"a": None}, "{3, 1}": [1, 3],
+    "('a')": None, "(7)": None, "[a]": None, "{[1]: 2}": None, "[1": None, '"a"': None, "7": None, "": None,
+    "(" * 300 + ")" * 300: None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LITERALS, ids=lambda text: text[:20])
+def test_lists_and_mappings_of_json_and_python(text):
+    assert python_literal(text) == LITERALS[text]
