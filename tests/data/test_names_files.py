@@ -287,3 +287,112 @@ def test_a_line_with_a_value_or_a_colour_is_numbered(line):
 @pytest.mark.parametrize("line", ["road", "traffic light", "3", "3 road, car", ""])
 def test_a_name_alone_is_not_numbered(line):
     assert not is_numbered(line)
+
+
+FILES = {  # file, its text, values or names
+    "upper.YAML": ("- cat\n- dog\n", ["cat", "dog"]),
+    "upper.JSON": ('["cat"]', ["cat"]),
+    "lines.yml": ("cat\ndog\n", ["cat", "dog"]),
+    "a.yaml": ("names:\n  3: cat\n", {3: "cat"}),
+    "brackets behind.txt": ("cat (animal)\ndog (animal)\n", ["cat (animal)", "dog (animal)"]),
+    "assigned.txt": ("  LABELS = ['cat', 'dog'];\n", ["cat", "dog"]),
+    "one name.txt": ("traffic light\n", ["traffic light"]),
+    "one value.txt": ("7: cat\n", {7: "cat"}),
+    "one line of values.txt": ("7: cat, 8: dog\n", ["cat", "dog"]),
+    "one column.csv": ("name\ncat\ndog\n", ["cat", "dog"]),
+    "numbers and names.csv": ("label,name\n7,cat\n8,dog\n", {7: "cat", 8: "dog"}),
+    "numbers, names and ids.csv": ("label,name,id\n1,cat,7\n2,dog,8\n", {7: "cat", 8: "dog"}),
+    "quoted header.csv": ('"Class ID", "Label Name"\n7, cat\n8, "dog, big"\n', {7: "cat", 8: "dog, big"}),
+    "empty rows.csv": ("id,name\n7,cat\n,\n8,dog,,\n", {7: "cat", 8: "dog"}),
+    "semicolons.csv": ("id;name\n7;cat, big\n8;'dog'\n", {7: "cat, big", 8: "'dog'"}),
+    "tabs.tsv": ("id\tname\tr\tg\tb\n7\tcat\t1\t2\t3\n", {7: "cat", colour(1, 2, 3): "cat"}),
+    "hash.csv": ("#id,name\n7,cat\n", {7: "cat"}),
+    "items.txt": ("# a\nitem {\n id: 7\n name: 'cat'\n}\nitem { ID: 8, Name: \"a {b}\" }\n", {7: "cat", 8: "a {b}"}),
+    "two lines.json": ('{"id": 7, "name": "cat"}\n{"id": 8, "name": "dog"}\n', {7: "cat", 8: "dog"}),
+    "python in.json": ("['cat', 'dog']", ["cat", "dog"]),
+    "wide.txt": ("cat\ndog\n", ["cat", "dog"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_formats_are_told_by_suffix_and_content(tmp_path, file):
+    text, expected = FILES[file]
+    (tmp_path / file).write_bytes(text.encode("utf-16" if file == "wide.txt" else "utf-8"))
+    table = read_table(tmp_path / file)
+    assert (table.names or list(table.unstored)) == expected
+
+
+NOT_READ = {  # file, its text, what is said
+    "a.html": ("cat", "its first line is 'cat': XML is not read; give names as text, JSON, YAML or CSV"),
+    "a.json": ('["cat",\n "dog"\n', "is not valid JSON (line 3, '': "),
+    "long.json": ('{"cat": ' + "x" * 60, 'is not valid JSON (line 1, \'{"cat": ' + "x" * 32 + "': "),
+    "twice.json": ('{"a": {"b": 1, "b": 2}}', "'b' stands twice: give each value once"),
+    "twice in lines.json": ('{"id": 7, "id": 8}\n{"name": "cat"}', "'id' stands twice: give each value once"),
+    "number.json": ("7", 'is not a JSON list of strings: give ["first class", "second class", ...]'),
+    "digits.json": ("[" + "9" * 5000 + "]", "is not JSON of names (Exceeds the limit"),
+    "a.yaml": ("a: [b", "is not valid YAML ("),
+    "items.txt": ("item { id: 7 name: 'cat' }\nand more", "holds 'and more' outside of item { id: 1 name: 'car' }"),
+    "no name.txt": ("item { id: 7 }", "item 1: has no name among id"),
+    "few cells.csv": ("id,name,r\n7,cat\n", "line 2: '7,cat': has 2 cells, the header 3"),
+    "many cells.csv": (
+        "id,name\n7,cat,dog\n",
+        "line 2: '7,cat,dog': has 3 cells, the header 2: put quotes around a name",
+    ),
+    "no names.csv": ("id,name\n7,cat\n8,\n", "line 3: '8,': holds no name"),
+    "open quote.csv": (
+        'id,name\n7,"cat\n8,dog"\n',
+        "line 2: a quote is not closed on its line: close it, or remove it",
+    ),
+    "empty.txt": (" \n", "holds no names: give one class name per line, label 0 first"),
+    "gone.txt": (None, "cannot be read as a names file (No such file or directory): give one name per line"),
+    "latin.txt": (b"caf\xe9", "is not UTF-8 text: save the names file as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("file", NOT_READ)
+def test_files_that_cannot_be_read_say_why(tmp_path, file):
+    text, words = NOT_READ[file]
+    if text is not None:
+        (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / file)
+    assert str(caught.value).startswith(f"{tmp_path / file}: {words}")
+
+
+def test_label_maps_are_read_line_by_line_and_name_their_presets(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("7: cat\n")
+    assert read_table(file, label_map=True).names == {7: "cat"}
+    file.write_text("labels:\n")  # of a names file it would be YAML
+    with pytest.raises(DataError, match=r"a\.txt: line 1 is 'labels:': a label map has a value or a colour"):
+        read_table(file, label_map=True)
+    for text in ("", "cat"):
+        file.write_text(text)
+        with pytest.raises(DataError, match="names no value and no colour|a label map has a value"):
+            read_table(file, label_map=True)
+    (tmp_path / "a.yaml").write_text("cat\n")
+    with pytest.raises(DataError, match=r"a\.yaml: holds str: give a mapping such as 7: car"):
+        read_table(tmp_path / "a.yaml", label_map=True)
+    with pytest.raises(DataError, match=r"cannot be read as a label map .*labelmap\.txt file, or one of x, y$"):
+        read_table(tmp_path / "none", label_map=True, presets="x, y")
+
+
+def test_a_single_line_is_told_to_be_several_names(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        (tmp_path / "a.txt").write_text("cat, dog\n")
+        assert read_names(tmp_path / "a.txt") == ["cat", "dog"]
+        assert f"{tmp_path}/a.txt: its only line is read as 2 names" in caplog.messages
+        caplog.clear()
+        (tmp_path / "a.txt").write_text("cat\n")
+        read_names(tmp_path / "a.txt")
+    assert not caplog.messages
+
+
+def test_names_are_written_in_the_plainest_way_that_reads_back():
+    assert names_text(["cat", "große Tür"]) == "cat\ngroße Tür\n"
+    assert names_text(["2 cats", "dog: a"]) == '"2 cats"\n"dog: a"\n'
+    assert names_text(['say "a: b"', "it's: b"]) == '\'say "a: b"\'\n"it\'s: b"\n'
+    assert names_text([ClassPrompts("car", ("car", "van")), "sky"]) == "car | van\nsky\n"
+    assert names_text([ClassPrompts("Auto ä", ("car", "van"))]) == '{\n "Auto ä": [\n  "car",\n  "van"\n ]\n}\n'
+    with pytest.raises(DataError, match="'cat' stands twice, which a file of names cannot say: give it once"):
+        names_text(["cat", "dog", "cat"])

@@ -13,7 +13,7 @@ from fgaseg.data import preparation
 from fgaseg.data.benchmark_sets import BENCHMARK_SETS
 from fgaseg.data.checks import CheckReport, check, check_folders
 from fgaseg.data.preparation import prepare, prepare_folders
-from fgaseg.data.prepared_sets import open_set
+from fgaseg.data.prepared_sets import open_set, open_set_in_folders
 from fgaseg.data.set_files import SplitFiles
 from fgaseg.errors import DataError
 
@@ -339,3 +339,44 @@ def test_photos_of_the_list_that_are_not_there(tmp_path):
                   f"{files.layout.labels_from}"],
     }  # fmt: skip
     assert (report.state, report.photos, report.labels, report.values) == ("wrong", 1, 1, [1, 1])
+
+
+def test_what_is_left_out_of_a_prepared_set_is_told(whole, tmp_path, recwarn):
+    prepare(["a150"], whole.root)
+    data = open_set("a150", whole.root)
+    assert not recwarn.list and (data.name, len(data), data.augmentation, data.seed) == ("a150", 2, None, 0)
+    folders = whole.root / whole.layout.images, whole.root / whole.layout.prepared
+    other = open_set_in_folders("a150", *folders)
+    assert not recwarn.list and [pair[0] for pair in other.pairs] == [pair[0] for pair in data.pairs] == [FIRST, SECOND]
+    config = DataConfig(images=folders[0], labels=folders[1], label_map="a150", ignore=7, crop=8)
+    trained = open_set("a150", whole.root, config=config, seed=4)
+    assert (trained.augmentation.void, trained.augmentation.crop, trained.seed) == (255, 8, 4)
+    (folders[0] / f"{SECOND}.jpg").rename(folders[0] / "z.jpg")
+    with pytest.warns(UserWarning) as told:
+        data = open_set("a150", whole.root)
+        other = open_set_in_folders("a150", *folders)
+    assert len(data) == len(other) == 1
+    incomplete = "a150: 1 photos, and the whole set has 2: scores are not comparable"
+    assert [str(one.message) for one in told] == [
+        f"a150: 2 files without a partner left out: {SECOND}, z", incomplete,
+        f"a150: 2 files left out, the first: {folders[1]}/{SECOND}.png: has no photo in {folders[0]}", incomplete,
+    ]  # fmt: skip
+    assert {one.filename for one in told} == {__file__}
+
+
+def test_a_prepared_set_without_its_photos(whole):
+    prepare(["a150"], whole.root)
+    for photo in (whole.root / whole.layout.images).iterdir():
+        photo.rename(photo.with_name(f"other_{photo.name}"))
+    with pytest.raises(
+        DataError, match=rf"a150: .*{whole.layout.images} has no photo for the labels in .*: run fgaseg d"
+    ):
+        open_set("a150", whole.root)
+    shutil.rmtree(whole.root / whole.layout.images)
+    with pytest.raises(DataError, match="a150: .* has no photo for the labels in"):
+        open_set("a150", whole.root)
+    shutil.rmtree(whole.root / whole.layout.prepared)
+    with pytest.raises(
+        DataError, match=rf"is missing; it comes from ADE.*fgaseg data check a150 --root {whole.root} shows"
+    ):
+        open_set("a150", whole.root)
