@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import DataConfig
 from ..data import FolderDataset, check_labels, default_root, open_set, read_ahead
-from ..distributed import rank, sum_over_processes, world_size
+from ..distributed import gather_objects, rank, world_size
 from ..errors import DataError
 from ..progress import track
 from ..vocabulary import ClassNames, ClassPrompts, Vocabulary, check_names
@@ -32,7 +32,7 @@ class Segmenter(Protocol):
 
     training: bool
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool) -> Any:
         """Switch to training mode, or with False to evaluation mode."""
 
     def encode(self, names: Sequence[Any]) -> Vocabulary:
@@ -191,14 +191,10 @@ def evaluation_mode(model: Segmenter) -> Iterator[None]:
 
 def _share(state: EvalState, images: int, partial: PartialCounts | None) -> list[int]:
     """The indices that this process takes: every n-th of those not yet done. The main process restores saved counts."""
-    done = torch.zeros(images, dtype=torch.int64, device=state.confusion.matrix.device)
-    if partial is not None:
-        if rank() == 0:
-            partial.restore(state)
-            done[list(state.done)] = 1
-        done = sum_over_processes(done)
-    remaining: list[int] = (done == 0).nonzero()[:, 0].tolist()
-    return remaining[rank() :: world_size()]
+    if partial is not None and rank() == 0:
+        partial.restore(state)
+    done = set().union(*gather_objects(state.done))
+    return [index for index in range(images) if index not in done][rank() :: world_size()]
 
 
 @contextmanager

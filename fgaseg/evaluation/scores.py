@@ -177,7 +177,7 @@ class Scores:
         rows = [ClassScore(**{key: row[key] for key in counts}) for row in data["per_class"]]
         if details is None:
             return cls(data["images"], rows, data["pictures"])
-        confusion = None if details["confusion"] is None else torch.tensor(details["confusion"], dtype=torch.int64)
+        confusion = None if details["confusion"] is None else torch.tensor(details["confusion"])
         each = {one["image"]: cls(1, [ClassScore(*row) for row in one["per_class"]]) for one in details["per_image"]}
         return cls(data["images"], rows, data["pictures"], confusion, each)
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import NAMES, tiny_model
 
 from fgaseg import FGASeg
 from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset
+from fgaseg.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +57,27 @@ def open_folder() -> Callable[[Path], FolderDataset]:
 def dataset(open_folder, folder) -> FolderDataset:
     """The twelve images, opened anew for each test."""
     return open_folder(folder)
+
+
+class Constant:
+    """A model of another kind, which predicts the last class everywhere; `given` are the names that it was given."""
+
+    training = False
+
+    def train(self, mode):
+        self.training = mode
+
+    def encode(self, names):
+        self.given = names
+        return Vocabulary(tuple(names), torch.zeros(len(names), 1))
+
+    def predict_labels(self, image, vocabulary):
+        return torch.full(image.shape[:2], len(vocabulary) - 1)
+
+
+@pytest.fixture
+def constant() -> Constant:
+    return Constant()
 
 
 @pytest.fixture

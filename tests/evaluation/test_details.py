@@ -1,8 +1,10 @@
 """The confusion matrix and the scores of each image: those of the predictions, kept, drawn and written."""
 
 import csv
+import hashlib
 import json
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -111,7 +113,7 @@ def test_a_subset_keeps_its_classes_of_each_image(scores):
     part = scores.subset(NAMES[:2])
     assert part.confusion is None and list(part.per_image) == list(scores.per_image)
     for stem, one in part.per_image.items():
-        assert one.rows == [row for row in scores.per_image[stem].rows if row.name in NAMES[:2]]
+        assert one == Scores(1, [row for row in scores.per_image[stem].rows if row.name in NAMES[:2]])
 
 
 def test_tables(scores, tmp_path):
@@ -148,12 +150,32 @@ def test_images_with_equal_stems_are_both_kept():
     from fgaseg.evaluation.state import EvalState
 
     state = EvalState(ConfusionMatrix(2))
-    for index, label in ((0, 0), (4, 1)):
+    for index, label in ((4, 1), (0, 0)):  # of several processes, in any order
         state.add(index, "photo", torch.zeros(2, 2), torch.full((2, 2), label), torch.ones(4, dtype=torch.int64))
-    assert [(stem, one.pixel_accuracy) for stem, one in state.scores(["a", "b"]).per_image.items()] == [
-        ("photo", 1.0),
-        ("photo (4)", 0.0),
+    found = state.scores(["a", "b"]).per_image
+    assert [(stem, one.images, one.pixel_accuracy) for stem, one in found.items()] == [
+        ("photo", 1, 1.0),
+        ("photo (4)", 1, 0.0),
     ]
+
+
+def test_samples_are_identified_by_stem_size_labels_and_pixels():
+    """By SHA-256, whose four numbers are added over the samples, modulo 2^64."""
+    from fgaseg.evaluation.state import EvalState, sample_hash
+
+    state, total = EvalState(ConfusionMatrix(2)), 4 * [0]
+    for index, stem in enumerate(("a", "b")):
+        sample = {
+            "stem": stem,
+            "labels": torch.tensor([[0, 1, 255]]),
+            "image": torch.full((1, 3, 3), 7, dtype=torch.uint8),
+        }
+        digest = hashlib.sha256(stem.encode() + b" (1, 3)" + b"\0\0\1\0\xff\0" + 9 * b"\7").digest()
+        assert sample_hash(sample).numpy().tobytes() == digest
+        state.add(index, stem, torch.zeros(1, 3), sample["labels"], sample_hash(sample))
+        total = [one + number for one, number in zip(total, struct.unpack("<4Q", digest), strict=True)]
+    expected = struct.pack("<4Q", *(number % 2**64 for number in total)).hex()
+    assert state.scores(["a", "b"]).samples_hash == expected and len(expected) == 64
 
 
 # --- the picture
@@ -189,6 +211,14 @@ def test_many_classes_are_shown_by_frequency_and_counted():
     assert picture.width < wider.width < 2000 and wider.height < 2000
     last = cells(matrix.tolist(), names, most=10)
     assert (last[np.arange(10), np.arange(10)] == last[0, 0]).all()  # the most frequent ones: all are on the diagonal
+
+
+def test_scores_are_drawn_with_the_same_number_of_classes():
+    matrix = torch.arange(1, 51).diag()
+    scores = Scores(1, [ClassScore(str(n), n, n, n) for n in range(50)], "", matrix)
+    expected = confusion_picture(matrix.numpy(), list(map(str, range(50))))
+    assert np.array_equal(scores.confusion_picture(), expected)
+    assert scores.confusion_picture(39).height < scores.confusion_picture(40).height == expected.height
 
 
 def test_nothing_to_draw_is_a_picture_without_cells():

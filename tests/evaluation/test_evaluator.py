@@ -1,5 +1,7 @@
 """The confusion matrix is that of the predictions, in whatever order and number of threads it was counted."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from fgaseg.data import FolderDataset, default_root
 from fgaseg.errors import DataError
 from fgaseg.evaluation import EvalOptions, evaluate, evaluator
 from fgaseg.evaluation.evaluator import open_validation_set, run_evaluation
-from fgaseg.vocabulary import Vocabulary
 
 PHOTOS = SHARED / "data" / "protocol" / "ADEChallengeData2016"
 
@@ -110,32 +111,47 @@ def test_evaluation_leaves_training_possible():
     out.logits.sum().backward()
 
 
-class Constant:
-    """A model of another kind, which predicts the same class everywhere."""
-
-    training = False
-
-    def train(self, mode=True):
-        self.training = mode
-
-    def encode(self, names):
-        return Vocabulary(tuple(names), torch.zeros(len(names), 1))
-
-    def predict_labels(self, image, vocabulary):
-        return torch.full(image.shape[:2], len(vocabulary) - 1)
-
-
-def test_any_segmenter_and_several_prompts_of_one_class(images):
+def test_any_segmenter_and_several_prompts_of_one_class(images, constant):
     images.classes, images.class_of, images.ignore = ["cat", "other"], [0, 1, 1, 1], 9
     images.labels = [torch.from_numpy(np.indices(image.shape[:2]).sum(0) % 3) for image in images.images]
     with pytest.raises(DataError, match="image 0: label 2 is none of the 2 classes, nor 9"):
-        evaluate(Constant(), images)
+        evaluate(constant, images)
     images.ignore = 2
-    scores = evaluate(Constant(), images)
+    scores = evaluate(constant, images)
     counts = [sum(int((labels == n).sum()) for labels in images.labels) for n in range(2)]
     assert [row.labelled for row in scores.rows] == counts
     assert [row.predicted for row in scores.rows] == [0, sum(counts)]  # prompt 3 is of class 1
     assert scores.rows[1].correct == counts[1]
+
+
+@pytest.mark.parametrize(
+    "names, given",
+    [
+        (["a | b", "c", "d", "e"], ["a | b", "c", "d", "e"]),
+        (
+            {"a": ["b", "x"], "c": "c", "d": "d", "e": "e"},
+            [("a", ("b", "x")), ("c", ("c",)), ("d", ("d",)), ("e", ("e",))],
+        ),
+    ],
+)
+def test_other_names_take_the_place_of_the_data_sets_names_and_classes(images, constant, names, given):
+    images.classes, images.class_of = ["one", "two"], [0, 0, 1, 1]
+    scores = evaluate(constant, images, names=names)
+    assert constant.given == given
+    assert [row.name for row in scores.rows] == ["a", "c", "d", "e"]
+    assert [row.predicted for row in scores.rows] == [0, 0, 0, scores.pixels]
+
+
+def test_nothing_is_shown_unless_asked_for(images, constant, monkeypatch, caplog):
+    monkeypatch.setattr("fgaseg.progress.LOG_SECONDS", 0.0)
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        evaluate(constant, images)
+        run_evaluation(constant, images, EvalOptions())
+        assert not caplog.messages
+        evaluate(constant, images, progress=True)
+    lines = [message.split(", ") for message in caplog.messages]
+    assert [line[0] for line in lines] == [f"scoring: {number} of 3" for number in (1, 2, 3)]
+    assert all(" images/" in line[1] for line in lines)
 
 
 def test_a_data_configuration_is_opened(model, folder, dataset):

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import tiny_model
 
 from fgaseg import FGASeg
 from fgaseg.cli import main
-from fgaseg.errors import UnfinishedError
+from fgaseg.errors import ProcessLostError, UnfinishedError
 from fgaseg.evaluation import EvalOptions, evaluate, evaluate_with_provenance
 from fgaseg.evaluation.evaluator import run_evaluation
 from fgaseg.evaluation.partial import PartialCounts
@@ -54,6 +56,10 @@ def test_the_saved_format_stays(model, dataset, interrupted, tmp_path):
         "counts": [20, 4],
         "stems": [len('["0", "1", "10", "11"]')],
     }
+    empty = EvalState(ConfusionMatrix(5)).tensors()
+    for found in (tensors, empty):  # stopped at the first sample, too
+        assert {key for key, value in found.items() if value.dtype != torch.int64} == {"stems"}
+        assert found["stems"].dtype == torch.uint8
 
 
 def test_parts_of_several_processes_are_added_once(model, dataset, interrupted, tmp_path, monkeypatch):
@@ -136,6 +142,64 @@ def test_progress_without_a_terminal_is_lines_in_the_log(model, dataset, interru
     assert caplog.messages[0] == "resuming: 4 of 12 images were scored before"
     counts = [message.split(",")[0] for message in caplog.messages[1:]]
     assert counts == [f"scoring: {number} of 12" for number in range(5, 13)]
+
+
+@pytest.mark.parametrize("rank, expected", [(0, [f"scoring, process 0 of 2: {n} of 6" for n in range(1, 7)]), (1, [])])
+def test_the_first_of_several_processes_shows_its_share(rank, expected, constant, dataset, monkeypatch, caplog):
+    monkeypatch.setattr("fgaseg.progress.LOG_SECONDS", 0.0)
+    as_process(monkeypatch, rank, 2)
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        assert run_evaluation(constant, dataset, EvalOptions(progress=True)).images == 6
+    assert [message.rsplit(", ", 2)[0] for message in caplog.messages] == expected
+
+
+def test_counts_are_saved_every_half_minute_until_all_are_counted(constant, dataset, tmp_path, monkeypatch):
+    """Ten seconds an image."""
+    now, saved = [1000.0], []
+    monkeypatch.setattr("fgaseg.evaluation.partial.time", SimpleNamespace(monotonic=lambda: now[0]))
+    save, predict = PartialCounts.save, constant.predict_labels
+    monkeypatch.setattr(PartialCounts, "save", lambda self, state: saved.append(len(state.done)) or save(self, state))
+
+    def slow(*arguments):
+        now[0] += 10
+        return predict(*arguments)
+
+    constant.predict_labels = slow
+    run_evaluation(constant, dataset, EvalOptions(count=11), partial=PartialCounts(tmp_path, "val", {}))
+    assert saved == [3, 6, 9]
+
+
+def test_a_stopped_process_saves_before_it_waits_for_the_others(constant, dataset, tmp_path, monkeypatch):
+    def lost(*_):
+        raise ProcessLostError("gone")
+
+    monkeypatch.setattr(EvalState, "scores", lost)
+    asked = iter(range(100))
+    options, partial = EvalOptions(stop=lambda: next(asked) >= 4), PartialCounts(tmp_path, "val", {})
+    with pytest.raises(ProcessLostError):
+        run_evaluation(constant, dataset, options, partial=partial)
+    assert read_weights(tmp_path / "val.part0.safetensors")["done"].tolist() == [0, 1, 2, 3]
+
+
+def test_parts_are_taken_in_the_order_of_their_processes(tmp_path):
+    """A damaged one hides no other, and one that is gone meanwhile is no error."""
+    for number in (10, 2, 0):
+        (tmp_path / f"val.part{number}.safetensors").touch()
+    partial, state = PartialCounts(tmp_path, "val", {}), EvalState(ConfusionMatrix(2))
+    parts = partial.files()
+    assert [file.name.split(".")[1] for file in parts] == ["part0", "part2", "part10"]
+    state.add(3, "photo", torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(4, dtype=torch.int64))
+    partial.save(state)
+    parts[0].rename(parts[2])
+    parts[0].touch()
+    found = EvalState(ConfusionMatrix(2))
+    with pytest.warns(UserWarning, match=r"part[02]\.safetensors: cannot be resumed from"):
+        partial.restore(found)
+    assert found.done == {3} and partial.files() == parts[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialCounts, "files", lambda _: [tmp_path / "gone", *parts[:1]])
+        partial.remove()
+    assert partial.files() == []
 
 
 SLOW = """

@@ -3,18 +3,20 @@
 import hashlib
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from own_encoder import Words
 from PIL import Image
-from tiny import NAMES, tiny_model
+from tiny import NAMES, tiny_config, tiny_model
 
 from fgaseg import FGASeg
 from fgaseg.errors import ResultError
 from fgaseg.evaluation import EvalOptions, evaluate_with_provenance, weights_hash
-from fgaseg.evaluation.provenance import TYPES, provenance, short_hash, state_hash
+from fgaseg.evaluation.provenance import TYPES, differences, files_state, provenance, short_hash, state_hash
 
 
 def test_the_hash_follows_what_decides_the_figures_and_nothing_else(model, saved_model, folder, open_folder, tmp_path):
@@ -84,6 +86,65 @@ def test_the_record_stays_what_it_was():
     assert hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16] == "2e4a591110edf6f6"
 
 
+def test_what_is_recorded_of_words_weights_and_views(monkeypatch):
+    class Data(list):
+        names = ("cat | kitten", "dog")
+
+    model = tiny_model(inference="windows", image_size=70, template=["a {}", "the {}"])
+    record = provenance(model, Data("ab"), "val", weights="hash")
+    assert record["weights"] == "hash" and record["data"]["images"] == record["data"]["images_of_set"] == 2
+    assert record["text"] == {"templates": ["a {}", "the {}"], "first_synonym": False, "synonyms": "best"}
+    assert record["input"] == {"inference": "windows", "side": 640, "window": 384, "stride": 256, "longest": 2560,
+                               "view": 64, "patch": 8}  # fmt: skip
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")  # which only a GPU heeds
+    Data.names = ("cat", "dog")
+    other = provenance(model, Data("ab"), "val", 1, weights="hash")
+    assert other["numerics"] == record["numerics"] and other["numerics"]["float32_products"] == "highest"
+    assert other["data"]["images"] == 1 and "synonyms" not in other["text"]
+
+
+def test_an_encoder_of_ones_own_is_recorded_by_its_name():
+    class Data(list):
+        names = NAMES
+
+    own = FGASeg(tiny_config(encoder={"name": "words", "architecture": None, "finetune": "attention"}), Words())
+    encoder = provenance(own, Data("ab"), "val", weights="hash")["model"]["encoder"]
+    assert encoder["own"] == own.encoder.name
+
+
+def test_a_record_is_identified_by_its_content_whatever_the_order():
+    expected = hashlib.sha256(b'{"a": 1, "b": {"c": [2], "d": null}}').hexdigest()[:8]
+    assert short_hash({"a": 1, "b": {"c": [2], "d": None}}) == expected
+    assert short_hash({"b": {"d": None, "c": [2]}, "a": 1}) == expected
+
+
+def test_differences_are_named_in_order_and_cut():
+    before = {"z": 1, "same": [1], "deep": {"b": "x" * 38, "a": None}, "gone": {"x": 1}}
+    now = {"z": 2, "same": [1], "deep": {"b": "y" * 39, "a": {}}, "added": True}
+    assert differences(before, now) == [
+        "added was null, now true",
+        "deep.a was null, now {}",
+        f'deep.b was "{"x" * 38}", now "{"y" * 36}...',
+        'gone was {"x": 1}, now null',
+        "z was 1, now 2",
+    ]
+
+
+def test_the_state_of_files_follows_length_and_label_map():
+    class Data(list):
+        label_space = None
+
+    def state(length, meaning=None):
+        data = Data(range(length))
+        if meaning:
+            data.label_space = SimpleNamespace(fingerprint=lambda: meaning)
+        return files_state(data)
+
+    states = [state(2), state(3), state(2, "a"), state(2, "b")]
+    assert len(set(states)) == 4 and states == [state(2), state(3), state(2, "a"), state(2, "b")]
+    assert files_state([0, 1]) == state(2)  # without either attribute
+
+
 def test_weights_are_those_of_the_file(model, saved_model):
     assert weights_hash(model) == hashlib.sha256((saved_model / "model.safetensors").read_bytes()).hexdigest()
 
@@ -107,6 +168,8 @@ def test_what_is_written_is_what_was_hashed(model, dataset, tmp_path):
     assert data["scores"]["miou_gt"] == result.scores.miou_gt and (tmp_path / "val.csv").exists()
     written = ["val.csv", "val.json", "val_confusion.csv", "val_confusion.png", "val_images.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == written
+    first, *lines, details, last = (tmp_path / "val.json").read_text().splitlines()
+    assert (first, last) == ("{", "}") and lines[0].startswith('  "hash": ') and details.startswith('  "details": {"')
 
 
 def test_a_finished_result_is_read_and_that_of_another_evaluation_refused(model, dataset, tmp_path, monkeypatch):
@@ -121,6 +184,12 @@ def test_a_finished_result_is_read_and_that_of_another_evaluation_refused(model,
         evaluate_with_provenance(other, dataset, "val", out=tmp_path)
     assert (tmp_path / "val.json").read_text() == kept
     assert evaluate_with_provenance(other, dataset, "val", out=tmp_path, restart=True).hash != first.hash
+    with monkeypatch.context() as patch:  # another process than the main one reads, writes and removes nothing
+        patch.setattr("fgaseg.evaluation.results.rank", lambda: 1)
+        for restart in (False, True):
+            assert evaluate_with_provenance(model, dataset, "val", out=tmp_path, restart=restart) is None
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv"] * 3 + [".json", ".png"]
+    assert evaluate_with_provenance(model, dataset, "val", out=tmp_path / "new", restart=True).scores == first.scores
     (tmp_path / "val.json").write_text("{}")
     with pytest.raises(ResultError, match="move it away"):
         evaluate_with_provenance(other, dataset, "val", out=tmp_path)

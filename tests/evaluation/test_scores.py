@@ -91,6 +91,21 @@ def test_subset_of_classes_from_the_same_matrix():
         scores.subset(["class 1", "dog"])
 
 
+def test_a_class_is_present_with_a_single_pixel():
+    assert scored(3, ([0, 2, 2], [0, 1, 0])).present == 2
+
+
+def test_counts_are_whole_numbers_on_the_device_asked_for():
+    assert ConfusionMatrix(2).matrix.dtype == torch.int64 and ConfusionMatrix(2, device="meta").matrix.is_meta
+    with pytest.raises(ValueError, match="3 names for 2 classes"):
+        ConfusionMatrix(2).rows("abc")
+
+
+def test_shown_they_are_one_line_without_matrix_and_images():
+    scores = Scores(1, [], "ab", torch.zeros(0, 0), {"photo": Scores(1, [])})
+    assert repr(scores) == "Scores(images=1, rows=[], samples_hash='ab')"
+
+
 def test_json_table_and_csv(tmp_path):
     scores = scored(3, ([0, 1], [0, 0]))
     data = json.loads(json.dumps(scores.dump(), allow_nan=False))

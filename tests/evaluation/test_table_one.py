@@ -11,7 +11,7 @@ from tiny import NAMES, tiny_model
 
 import fgaseg
 from fgaseg.cli import main
-from fgaseg.evaluation import EvalOptions, cautions, evaluate_with_provenance, weights_hash
+from fgaseg.evaluation import EvalOptions, cautions, evaluate_with_provenance, table_one, weights_hash
 from fgaseg.evaluation.scores import ClassScore, Scores
 from fgaseg.evaluation.table_one import PUBLISHED_TEMPLATE
 
@@ -142,6 +142,20 @@ def test_every_reason_not_to_compare_is_one_line():
     assert found(inference="whole") == ["images are seen whole, published with windows (--window)"]
     assert found(autocast="bfloat16", precision="float16") == ["computed in bfloat16, published in float32"]
     assert found(precision="float16") == ["computed in float16, published in float32"]
+
+
+def test_the_published_figures_are_those_of_the_papers():
+    """FGAseg's Table I, and the README of CAT-Seg's released weights."""
+    rows = table_one({})
+    assert {name: " ".join(cell or "-" for cell in row) for name, row in rows.items()} == {
+        "FGAseg B/16": "12.0 19.0 31.4 57.5 95.2 -",
+        "CAT-Seg B/16": "12.0 19.0 31.8 57.5 94.6 77.3",
+        "FGAseg L/14": "16.3 23.9 37.7 63.1 96.9 -",
+        "CAT-Seg L/14": "16.0 23.8 37.9 63.3 97.0 82.5",
+        "ours": "- - - - - -",
+        "ours, union": "- - - - - -",
+        "record": "- - - - - -",
+    }
 
 
 @pytest.mark.parametrize(
