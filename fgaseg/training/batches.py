@@ -76,21 +76,18 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     def __init__(self, length: int, recipe: TrainConfig, start: int):
         self.length, self.recipe, self.start = length, recipe, start
 
-    def __len__(self) -> int:
-        return self.recipe.steps - self.start
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         parts = self.recipe.accumulate
         share = self.recipe.batch // (world_size() * parts)
-        epoch, order = -1, np.empty(0, np.int64)
+        orders: dict[int, np.ndarray[Any, Any]] = {}  # the permutation of the epoch under way
         for step in range(self.start, self.recipe.steps):
             keys = []
             starts = [step * self.recipe.batch + (part * world_size() + rank()) * share for part in range(parts)]
             for position in (first + i for first in starts for i in range(share)):
-                if position // self.length != epoch:
-                    epoch = position // self.length
-                    order = generator(self.recipe.seed, SHUFFLE, epoch).permutation(self.length)
-                keys.append((epoch, int(order[position % self.length])))
+                epoch, place = divmod(position, self.length)
+                if epoch not in orders:
+                    orders = {epoch: generator(self.recipe.seed, SHUFFLE, epoch).permutation(self.length)}
+                keys.append((epoch, int(orders[epoch][place])))
             yield keys
 
 
@@ -146,7 +143,7 @@ class BatchSource:
         found = self._next_here(step)
         failed = isinstance(found, Exception)
         skipped = {} if isinstance(found, Exception) else found.skipped
-        flags = torch.tensor([failed, bool(skipped)], dtype=torch.int32, device=self.device)
+        flags = torch.tensor([int(failed), len(skipped)], device=self.device)
         any_failed, any_skipped = sum_over_processes(flags).tolist()
         if any_skipped and (too_many := self._note_skipped(skipped)):
             return too_many

@@ -131,7 +131,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
             return None
         record: dict[str, Any] = json.loads((folder / "score.json").read_text())
         figure(record["scores"], record["metric"])
-        return record if {"step", "score", "samples"} <= record.keys() else None
+        return {key: record[key] for key in ("step", "metric", "score", "scores", "samples")}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s: cannot be read (%s); the next evaluation replaces it", folder, error)
         return None

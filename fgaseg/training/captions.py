@@ -112,7 +112,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tens
     The mean of two cross-entropies over cosines times `scale`: a picture among all texts, and a text of a picture among
     the pictures.
     """
-    cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+    cosines = F.normalize(images.float()) @ F.normalize(texts.float()).T
     logits, own = scale.float() * cosines, torch.arange(len(images), device=images.device)
     loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(own)].T, own)) / 2
     return loss, (logits.detach().argmax(1) == own).float().mean()

@@ -67,7 +67,7 @@ class GradientComputer:
             )
             self.optimizer.backward(losses["loss"])
             for name, value in losses.items():
-                value = value.detach().float()
+                value = value.detach()
                 totals[name] = totals[name] + value if name in totals else value
         if leaf.grad is not None:
             texts.backward(leaf.grad)

@@ -67,7 +67,7 @@ def class_weights(config: LossConfig, names: Sequence[str]) -> Tensor | None:
     """
     given = config.class_weights or {}
     if unknown := [name for name in given if name not in names]:
-        near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)
+        near = difflib.get_close_matches(unknown[0], names, cutoff=0.0)
         raise ConfigError(
             f"model.loss.class_weights: {unknown[0]!r} is none of the {len(names)} classes; did you mean {near[0]!r}?"
         )
@@ -85,8 +85,8 @@ class _Targets(NamedTuple):
     class_weights: Tensor | None  # [T]
 
     def global_count(self, n: Tensor | int) -> Tensor:
-        """A count over `batch_labels` summed over all processes, float32."""
-        total = torch.as_tensor(n, dtype=torch.float32, device=self.labels.device)
+        """A count over `batch_labels` summed over all processes, int64."""
+        total = torch.as_tensor(n, device=self.labels.device)
         return self.sum_over_ranks(total) if self.sum_over_ranks else total
 
 
@@ -99,7 +99,7 @@ def _segmentation(logits: Tensor, targets: _Targets, config: LossConfig) -> Tens
             positive = None if given is None else given[first : first + chunk.shape[1], None, None]
             return _bce(_resize(chunk, labels), labels, first, ignore, positive)
 
-        return _sum_over_chunks(summed, logits) / targets.global_count(batch_labels.numel() * classes).clamp(min=1)
+        return _sum_over_chunks(summed, logits) / targets.global_count(batch_labels.numel() * classes)
     logits = _resize(logits, labels)
     pixels_here = torch.bincount(batch_labels[batch_labels != ignore], minlength=classes)
     pixels = targets.global_count(pixels_here)  # [T]
@@ -114,9 +114,9 @@ def _segmentation(logits: Tensor, targets: _Targets, config: LossConfig) -> Tens
 def _alignment(maps: Tensor, targets: _Targets, config: LossConfig) -> Tensor:
     labels, batch_labels, ignore, *_ = targets
     if config.align == "bce":
-        small = F.interpolate(labels[:, None].float(), size=maps.shape[-2:], mode="nearest")[:, 0].long()
-        elements = targets.global_count(maps[0].numel() * len(batch_labels)).clamp(min=1)
-        return _sum_over_chunks(lambda chunk, first: _bce(chunk, small, first, ignore), maps) / elements
+        small = F.interpolate(labels[:, None].float(), size=maps.shape[2:], mode="nearest")[:, 0].long()
+        elements = targets.global_count(maps[0].numel() * len(batch_labels))
+        return _sum_over_chunks(lambda chunk, first: _bce(chunk.float(), small, first, ignore), maps) / elements
     valid = (labels != ignore)[:, None]
 
     def squares(chunk: Tensor, first: int) -> Tensor:
@@ -151,5 +151,5 @@ def _bce(logits: Tensor, labels: Tensor, first: int, ignore: int, positive: Tens
 def _one_hot(labels: Tensor, first: int, maps: Tensor, ignore: int) -> Tensor:
     """One-hot masks [B, c, h, w] of the classes `first` to `first` + c - 1, c as in `maps`; other pixels are zero."""
     inside = (labels >= first) & (labels < first + maps.shape[1]) & (labels != ignore)
-    out = torch.zeros_like(maps, dtype=torch.promote_types(maps.dtype, torch.float32))
+    out = torch.zeros_like(maps)
     return out.scatter_(1, (labels - first).where(inside, 0)[:, None], inside[:, None].to(out.dtype))

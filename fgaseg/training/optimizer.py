@@ -27,7 +27,7 @@ class Optimizer:
         groups = model.parameter_groups(recipe.lr, recipe.encoder_lr_factor, recipe.weight_decay)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # fused: one pass over the weights, on the CPU too
-        self.adamw = torch.optim.AdamW(split_groups(groups), lr=recipe.lr, fused=True)
+        self.adamw = torch.optim.AdamW(split_groups(groups), fused=True)
         self.base_rates = [group["lr"] for group in self.adamw.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
 
@@ -55,7 +55,7 @@ class Optimizer:
         """Change the weights (unless the loss scaler found an infinite gradient) and forget the gradients."""
         self.scaler.step(self.adamw)
         self.scaler.update()
-        self.adamw.zero_grad(set_to_none=True)
+        self.adamw.zero_grad()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, with whole tensors: a collective call where the encoders are sharded."""

@@ -15,4 +15,5 @@ def generator(seed: int, purpose: int, index: int) -> np.random.Generator:
 
 def torch_seed(seed: int, step: int, rank: int) -> int:
     """The seed of PyTorch's generators for a step on one process."""
-    return int(np.random.SeedSequence((seed, STEP, step, rank)).generate_state(1)[0])
+    found: int = np.random.SeedSequence((seed, STEP, step, rank)).generate_state(1).item()
+    return found

@@ -40,7 +40,7 @@ class ProgressReporter(Callback):
         console = Console(stderr=True)
         if console.is_terminal:
             count = TextColumn("step {task.completed:.0f}/{task.total:.0f}")
-            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}", markup=False), console=console)
+            self.bar = Progress(count, BarColumn(12), TextColumn("{task.description}"), console=console)
             self.task = self.bar.add_task("", total=self.recipe.steps, completed=step)
             self.bar.start()
 

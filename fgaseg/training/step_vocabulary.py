@@ -23,7 +23,7 @@ def choose_classes(present: Tensor, count: int | None, seed: int, step: int) -> 
 
     It depends on (seed, step) and `present` alone, and so is the same on every process.
     """
-    if count is None or count >= len(present):
+    if count is None:
         return torch.arange(len(present))
     chosen, absent = present.nonzero()[:, 0], (~present).nonzero()[:, 0]
     missing = max(count - len(chosen), 0)
@@ -33,7 +33,7 @@ def choose_classes(present: Tensor, count: int | None, seed: int, step: int) -> 
 
 def relabel(labels: Tensor, chosen: Tensor, classes: int, ignore: int) -> Tensor:
     """Labels (int64, 0..classes-1 or `ignore`) as indices into `chosen`; classes that are not in it become `ignore`."""
-    table = torch.full((max(classes, ignore) + 1,), ignore, dtype=torch.int64, device=labels.device)
+    table = torch.full((max(classes, ignore) + 1,), ignore, device=labels.device)
     table[chosen.to(labels.device)] = torch.arange(len(chosen), device=labels.device)
     table[ignore] = ignore
     return table[labels]
@@ -56,10 +56,8 @@ class StepVocabulary:
         """The labels of this process [B, h, w] as indices into the classes of a step (0-based), and these classes."""
         if self.recipe.classes_per_step is None:
             return labels, torch.arange(len(self.names))
-        present = torch.zeros(max(len(self.names), self.ignore + 1), device=self.device)
-        present[labels.flatten()] = 1
-        present[self.ignore] = 0
-        present = sum_over_processes(present)[: len(self.names)].cpu() > 0
+        counts = torch.bincount(labels[labels != self.ignore], minlength=len(self.names))
+        present = sum_over_processes(counts).cpu() > 0
         chosen = choose_classes(present, self.recipe.classes_per_step, self.recipe.seed, step)
         return relabel(labels, chosen, len(self.names), self.ignore), chosen
 

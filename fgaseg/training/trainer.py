@@ -183,7 +183,7 @@ class Trainer:
         """The losses of the whole batch, and whether a process was signalled: one message, one wait for the device."""
         signalled = torch.tensor(float(self.signals.number), device=self.device)
         *totals, stop = sum_over_processes(torch.stack([*losses.values(), signalled])).tolist()
-        return dict(zip(losses, totals, strict=True)), stop > 0
+        return dict(zip(losses, totals, strict=True)), bool(stop)
 
     def _report(self, values: dict[str, float], seconds: float) -> None:
         state, recipe = self.state, self.config.train
@@ -210,8 +210,8 @@ class Trainer:
         """Score all validation sets. True, and nothing recorded, when a signal came meanwhile."""
         began = time.monotonic()
         with whole_encoders(self.model):
-            scores = self.validation.run(stop=lambda: self.signals.number > 0)
-            if any_process(self.signals.number > 0, self.device):
+            scores = self.validation.run(stop=lambda: bool(self.signals.number))
+            if any_process(bool(self.signals.number), self.device):
                 return True
             self.scores = scores
             self.state.history.append({"step": self.state.step, **figures(scores)})
@@ -304,7 +304,6 @@ class Trainer:
     def _open_output(self) -> None:
         out = self.config.train.out
         with opening(out):
-            out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(out)
             self.config.save(out / "config.yaml")
 
@@ -312,7 +311,7 @@ class Trainer:
 
     def _give_up(self, problem: Exception) -> NoReturn:
         """End the run because some process has no batch, after saving: nothing of the step has begun."""
-        if any_process(self.signals.number > 0, self.device):  # a signal to the process group kills workers too
+        if any_process(bool(self.signals.number), self.device):  # a signal to the process group kills workers too
             self._stop()
         if self.state.step > (self.store.saved or 0):
             self._save()
@@ -350,7 +349,7 @@ class Trainer:
             model=str(out / "model"),
             steps=state.step,
             seconds=state.seconds,
-            images_per_second=state.step * self.config.train.batch / state.seconds if state.seconds else 0.0,
+            images_per_second=state.step * self.config.train.batch / state.seconds,
             processes=world_size(),
             device=str(self.device),
             parameters=sum(p.numel() for p in self.model.parameters()),

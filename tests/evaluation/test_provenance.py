@@ -173,6 +173,7 @@ def test_what_is_written_is_what_was_hashed(model, dataset, tmp_path):
 
 
 def test_a_finished_result_is_read_and_that_of_another_evaluation_refused(model, dataset, tmp_path, monkeypatch):
+    dataset.pairs = dataset.pairs[:2]
     first = evaluate_with_provenance(model, dataset, "val", out=tmp_path)
     kept = (tmp_path / "val.json").read_text()
     with monkeypatch.context() as patch:

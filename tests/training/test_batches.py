@@ -1,7 +1,11 @@
 """Which samples make up a batch; unreadable photos, bad labels and dead workers."""
 
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import assert_same_run, configure, keys_by_step, state
 
@@ -9,7 +13,7 @@ import fgaseg.training.batches
 import fgaseg.training.processes
 from fgaseg.errors import DataError, ImageError, TrainingError
 from fgaseg.training import train
-from fgaseg.training.batches import BatchSampler, EpochStream
+from fgaseg.training.batches import Batch, BatchSampler, BatchSource, EpochStream, make_loader
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -112,8 +116,10 @@ def test_unreadable_photos_are_skipped_up_to_the_limit_named_and_counted(data, t
     assert_same_run(tmp_path / "1", outs[0])
 
 
-def test_the_next_readable_picture_takes_the_place(data):
+def test_the_next_readable_picture_takes_the_place():
     class Source:
+        torn = (1, 2, 4)
+
         def set_epoch(self, epoch):
             self.epoch = epoch
 
@@ -121,7 +127,7 @@ def test_the_next_readable_picture_takes_the_place(data):
             return 5
 
         def __getitem__(self, index):
-            if index in (1, 2, 4):
+            if index in self.torn:
                 raise ImageError(f"{index} is torn")
             return {"index": index}
 
@@ -131,3 +137,104 @@ def test_the_next_readable_picture_takes_the_place(data):
     assert stream[0, 4] == {"index": 0, "skipped": {4: "4 is torn"}}  # around the end
     assert isinstance(EpochStream(Source(), 1)[0, 1], ImageError)
     assert isinstance(EpochStream(Source())[0, 4], ImageError)
+    assert stream[7, 0] and stream.source.epoch == 7
+    Source.torn = range(5)
+    assert isinstance(EpochStream(Source(), 99)[0, 1], ImageError)  # none is left
+
+
+def test_a_loader_reads_what_the_configuration_says_and_draws_nothing(data, tmp_path):
+    """The global random numbers are the model's."""
+    config = configure(data, tmp_path, ["data.workers=1", "train.skip_unreadable=5", "train.batch=2"])
+    loader = make_loader(Items(), config, 7, True)
+    assert (loader.num_workers, loader.pin_memory, loader.dataset.allowed) == (1, True, 5)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    alone = make_loader(Items(), config.override("data.workers=0"), 7, False)
+    (batch,) = alone
+    assert torch.equal(torch.get_rng_state(), before)
+    (keys,) = BatchSampler(10, config.train, 7)
+    assert batch.stems == [str(index) for _, index in keys] and batch.pixels.shape == (2, 3, 4, 4)
+
+
+class Items:
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return {"pixels": torch.zeros(3, 4, 4), "labels": torch.zeros(4, 4).long(), "stem": str(index)}
+
+
+def test_a_worker_ignores_ctrl_c_and_has_a_data_set_of_its_own(data, tmp_path, monkeypatch):
+    """Threads share the data set, and the process group gets the signal."""
+    loader, told = make_loader(Items(), configure(data, tmp_path), 0, False), []
+    shared = loader.dataset.source
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: SimpleNamespace(dataset=loader.dataset))
+    monkeypatch.setattr(fgaseg.training.batches.signal, "signal", lambda *what: told.append(what))
+    loader.worker_init_fn(0)
+    assert told == [(signal.SIGINT, signal.SIG_IGN)]
+    assert isinstance(loader.dataset.source, Items) and loader.dataset.source is not shared
+
+
+def batch(**skipped):
+    return Batch(torch.zeros(1), torch.zeros(1), [], {int(index[1:]): why for index, why in skipped.items()})
+
+
+def test_all_processes_go_on_or_none(data, tmp_path, monkeypatch):
+    config = configure(data, tmp_path, ["train.skip_unreadable=3"])
+    source = BatchSource([batch(), ImageError("torn")], config, {}, torch.device("cpu"))
+    monkeypatch.setattr(fgaseg.training.batches, "sum_over_processes", lambda flags: flags + torch.tensor([1, 0]))
+    found = source.next(3)
+    assert isinstance(found, TrainingError)
+    assert str(found) == "another process could not read its part of step 3; its message says why"
+    assert str(source.next(4)) == "torn"  # its own message, where it has one
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_any_process_skipped_is_counted_by_all_and_said_by_the_first(data, tmp_path, monkeypatch, caplog, rank):
+    config, skipped = configure(data, tmp_path, ["train.skip_unreadable=4"]), {5: "5 is torn"}
+    source = BatchSource([batch(_9="9 is torn", _7="7 is torn"), batch(), batch(_1="1 is torn")], config, skipped,
+                         torch.device("cpu"))  # fmt: skip
+    monkeypatch.setattr(fgaseg.training.batches, "rank", lambda: rank)
+    there = iter([{7: "7 is torn there", 2: "2 is torn"}, {}])
+    monkeypatch.setattr(fgaseg.training.batches, "gather_objects", lambda here: [here, next(there)])
+    assert isinstance(source.next(1), Batch) and isinstance(source.next(2), Batch)
+    assert source.skipped == skipped and list(skipped) == [5, 7, 9, 2] and skipped[7] == "7 is torn"
+    said = [f"skipped {n} (train.skip_unreadable=4): {i} is torn" for n, i in ((2, 7), (3, 9), (4, 2))]
+    assert caplog.messages == ([] if rank else said)
+    error = source.next(3)
+    assert isinstance(error, TrainingError) and str(error) == (
+        "5 photos cannot be read and train.skip_unreadable allows 4: 5 is torn; 7 is torn; 9 is torn; 2 is torn; "
+        "1 is torn"
+    )
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [(RuntimeError("DataLoader worker (pid 1) exited.\nTraceback"), "DataLoader worker (pid 1) exited"),
+     (EOFError(), "EOFError"), (ConnectionResetError("reset. "), "reset"), (FileNotFoundError("gone"), "gone")],
+)  # fmt: skip
+def test_a_dead_worker_is_said_in_one_line(data, tmp_path, error, reason):
+    def batches():
+        yield batch()
+        raise error
+
+    source = BatchSource(batches(), configure(data, tmp_path, ["data.workers=2"]), {}, torch.device("cpu"))
+    source.next(1)
+    found = source.next(2)
+    assert isinstance(found, TrainingError)
+    assert str(found) == (
+        f"a loader worker died before step 2 ({reason}): the system may be out of memory; run the same command again "
+        "to resume, with fewer data.workers (now 2) if it happens again"
+    )
+
+
+def test_an_error_of_the_program_itself_passes(data, tmp_path):
+    def batches():
+        raise RuntimeError("no worker's")
+        yield
+
+    with pytest.raises(RuntimeError, match="no worker's"):
+        BatchSource(batches(), configure(data, tmp_path), {}, torch.device("cpu")).next(1)

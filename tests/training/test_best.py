@@ -1,11 +1,13 @@
 """The model of the best evaluation is kept, whatever happens to the run, and training stops when none is better."""
 
 import json
+import math
 import shutil
 
 import pytest
 import torch
 from runs import assert_same_run, configure, fail_at, kill_when, start, state
+from tiny import tiny_model
 
 import fgaseg
 import fgaseg.training.validation
@@ -16,7 +18,7 @@ from fgaseg.errors import CheckpointError, ConfigError, TrainingError
 from fgaseg.evaluation import FIGURES, Scores
 from fgaseg.evaluation.scores import ClassScore
 from fgaseg.training import train
-from fgaseg.training.best import evaluations_without_rise, figure
+from fgaseg.training.best import BestModel, evaluations_without_rise, figure
 
 OFTEN = ["train.keep_best=miou", "train.eval_every=1", "train.save_every=2"]
 
@@ -236,7 +238,7 @@ def test_more_patience_goes_on(data, tmp_path, monkeypatch):
     scripted(monkeypatch, values)
     config = configure(data, tmp_path, ["train.patience=2", "train.eval_every=1"])
     assert train(config, progress=False).steps == 3
-    more = train(config.override("train.patience=5"), progress=False)
+    more = train(config.override("train.patience=4"), progress=False)  # which runs out at the last step
     assert more.steps == 8 and more.stopped_early == "" and more.best["step"] == 4
     assert [entry["step"] for entry in more.history] == list(range(1, 9))
 
@@ -252,6 +254,74 @@ def test_the_figure_is_the_mean_over_the_validation_sets():
     assert evaluations_without_rise([entry(1, a150=0.9), entry(2, val=0.5), entry(3, val=0.6)], "miou_gt")[0] == 0
     assert evaluations_without_rise([entry(1, val=float("nan")), entry(2, val=0.1)], "miou_gt")[0] == 0
     assert figure({"a": {"miou_gt": 0.5}, "b": {"miou_gt": 0.25}}, "miou_gt") == 0.375
+
+
+def test_only_evaluations_on_the_last_sets_count_and_no_figure_is_none():
+    def entry(step, name, value):
+        return {"step": step, name: {"miou_gt": value}}
+
+    history = [entry(1, "val", 0.9), entry(2, "a150", 0.5), entry(3, "a150", 0.4), entry(4, "val", 0.5)]
+    assert evaluations_without_rise(history, "miou_gt") == (1, {"step": 1, "score": 0.9})
+    assert math.isnan(figure({"a": {"miou_gt": None}, "b": {"miou_gt": 0.5}}, "miou_gt"))
+
+
+def test_what_beats_the_best(tmp_path):
+    def scores(correct, samples="a"):
+        return {"val": Scores(1, [ClassScore("cat", correct, 10, correct)] if correct is not None else [], samples)}
+
+    recipe, device = TrainConfig(out=tmp_path, keep_best="miou"), torch.device("cpu")
+    assert not BestModel(TrainConfig(out=tmp_path), {}, device).is_beaten_by(scores(10))
+    best = BestModel(recipe, {"val": None}, device)
+    assert best.summary() is None
+    best.write(tiny_model(), tiny_model().state_dict(), 3, scores(0))
+    assert (tmp_path / "best" / "score.json").read_text().startswith('{\n  "step": 3,\n')
+    assert [best.is_beaten_by(one) for one in (scores(0), scores(1), scores(0, "b"), scores(None))] == [
+        False, True, True, False]  # fmt: skip
+    again = BestModel(recipe, {"val": None}, device)
+    assert [again.is_beaten_by(one) for one in (scores(0), scores(None))] == [True, False]
+    again.start(resumed=True)
+    assert again.summary() == best.summary() == {"model": str(tmp_path / "best" / "model"), "step": 3,
+                                                 "metric": "miou_gt", "score": 0.0}  # fmt: skip
+    (tmp_path / "best.old").mkdir()  # left where a process was killed after the new one was in its place
+    again.start(resumed=True)
+    assert again.record == best.record and not (tmp_path / "best.old").exists()
+
+
+@pytest.mark.parametrize("left_out", ["step", "metric", "score", "scores", "samples", None])
+def test_a_record_that_is_not_whole_is_none(tmp_path, caplog, left_out):
+    record = {"step": 1, "metric": "miou_gt", "score": 0.5, "scores": {"val": {"miou_gt": 0.5}}, "samples": {}}
+    (tmp_path / "best" / "model").mkdir(parents=True)
+    content = {key: value for key, value in record.items() if key != left_out}
+    (tmp_path / "best" / "score.json").write_text(json.dumps(content))
+    best = BestModel(TrainConfig(out=tmp_path, keep_best="miou"), {"val": None}, torch.device("cpu"))
+    best.start(resumed=True)
+    assert best.record == (None if left_out else record)
+    assert ("the next evaluation replaces it" in caplog.text) == bool(left_out)
+
+
+def test_only_the_first_process_reads_and_removes_and_tells(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "fgaseg")
+    scores = {"val": Scores(1, [ClassScore("cat", 5, 10, 5)], "a")}
+    best = BestModel(TrainConfig(out=tmp_path, keep_best="miou"), {"val": None}, torch.device("cpu"))
+    best.discard_other()  # there is none
+    best.write(tiny_model(), tiny_model().state_dict(), 3, scores)
+    folder = tmp_path / "best"
+    assert caplog.messages == [f"best so far: miou_gt 0.5000 at step 3, in {folder / 'model'}"]
+    best.discard_other()
+    assert folder.exists()  # it is this run's own
+    for name in ("best", "processes"):
+        monkeypatch.setattr(f"fgaseg.training.{name}.rank", lambda: 1)
+    best.write(tiny_model(), {}, 4, scores)
+    assert best.record["step"] == 4 and kept(tmp_path)["step"] == 3 and len(caplog.messages) == 1
+    best.start(resumed=True)
+    assert best.record is None
+    best.discard_other()
+    assert folder.exists()
+    monkeypatch.setattr("fgaseg.training.best.rank", lambda: 0)
+    best.start(resumed=False)
+    assert best.record is None
+    best.discard_other()
+    assert not folder.exists()
 
 
 def test_the_keys_of_the_configuration(data, tmp_path):

@@ -1,18 +1,22 @@
 """Training of the encoders alone by pictures and captions."""
 
 import json
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from own_encoder import Words
 from runs import assert_same_run, configure, fail_at
 from tiny import tiny_config
 
+import fgaseg.training.captions
 from fgaseg import Config, FGASeg
 from fgaseg.errors import ConfigError, TrainingError
 from fgaseg.notes import told_anew
 from fgaseg.training import train
-from fgaseg.training.captions import WRONG, contrastive_loss
+from fgaseg.training.captions import contrastive_loss, train_temperature
+from fgaseg.training.random_streams import torch_seed
 from fgaseg.training.trainer import Trainer
 
 ALONE = ["model.propagation=false", "model.p2t_layers=0", "model.lcs=false", "model.t2p=false",
@@ -99,11 +103,37 @@ def test_pictures_without_classes_are_left_out(data, tmp_path):
     labels = batch.labels.clone()
     labels[1] = 255
     shown, right, wrong = trainer.gradients.captions(labels, 0)
-    assert shown == [0, 2, 3] and len(right) == 3 and len(wrong) == 3 * WRONG
+    assert shown == [0, 2, 3] and len(right) == 3 and len(wrong) == 3 * 3
     assert torch.isfinite(trainer.gradients.compute(batch._replace(labels=labels), 0)["loss"])
-    labels[:3] = 255
+    labels[0] = 255
+    assert trainer.gradients.captions(labels, 0)[0] == [2, 3]
+    labels[2] = 255
     with pytest.raises(TrainingError, match="1 of the 4 pictures of step 1 show any class"):
         trainer.gradients.compute(batch._replace(labels=labels), 0)
+
+
+def test_the_temperature_is_limited_and_a_step_draws_numbers_of_its_own(data, tmp_path, monkeypatch):
+    trainer = Trainer(configure(data, tmp_path, ALONE), progress=False)
+    trainer._prepare()
+    batch, scales = trainer.batches.next(1), []
+    monkeypatch.setattr(fgaseg.training.captions, "contrastive_loss", lambda images, texts, scale: scales.append(
+        scale.item()) or contrastive_loss(images, texts, scale))  # fmt: skip
+    for logarithm in (4.0, 10.0):
+        with torch.no_grad():
+            trainer.model.clip.logit_scale.fill_(logarithm)
+        trainer.gradients.compute(batch, 5)
+        assert torch.initial_seed() == torch_seed(0, 5, 0)
+    assert scales == [pytest.approx(math.exp(4)), 100]
+
+
+def test_where_pictures_cannot_be_compared_is_said(monkeypatch):
+    own = FGASeg(tiny_config(encoder={"name": "words", "architecture": None, "finetune": "attention"}), Words())
+    with pytest.raises(TrainingError, match=r"captions: .* has no embedding of whole pictures"):
+        train_temperature(own)
+    model = FGASeg(tiny_config())
+    monkeypatch.setattr(fgaseg.training.captions, "world_size", lambda: 2)
+    with pytest.raises(TrainingError, match="run it in one process"):
+        train_temperature(model)
 
 
 def test_captions_longer_than_the_context_are_told_once(data, tmp_path):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from runs import configure, log
 
+from fgaseg.data import data_sets
 from fgaseg.errors import CheckpointError, DataError, ImageError
-from fgaseg.training import train
+from fgaseg.training import label_check, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*validation photos are the training photos")
 
@@ -76,6 +78,27 @@ def test_shares_are_logged_once(data, tmp_path, caplog):
     said = [line for line in caplog.text.splitlines() if "label files: " in line]
     assert len(said) == 2 and "training labels: 10 label files: " in said[0] and "validation labels: 3 " in said[1]
     assert log(tmp_path / "out")
+
+
+def test_the_first_process_looks_at_folders_alone(data, tmp_path, monkeypatch):
+    """A second at the labels of training, and at all those of validation that are scored."""
+    train_set, val_sets = data_sets(configure(data, tmp_path))
+    said, device = [], torch.device("cpu")
+    monkeypatch.setattr(label_check, "check_labels", lambda *given, **options: said.append((given, options)))
+    label_check.check_before_training(train_set, val_sets | {"a150": object()}, 7, device, True)
+    label_check.check_before_training(object(), val_sets, None, device, False)
+    validation = (val_sets["val"], "validation labels")
+    assert said == [
+        ((train_set, "training labels"), {"seconds": 1.0, "training": True}),
+        (validation, {"count": 7, "progress": True}),
+        (validation, {"count": None, "progress": False}),
+    ]
+    monkeypatch.setattr(label_check, "rank", lambda: 1)
+    label_check.check_before_training(train_set, val_sets, 7, device, True)
+    assert len(said) == 3
+    monkeypatch.setattr(label_check, "any_process", lambda failed, _: not failed)  # what the first process says
+    with pytest.raises(DataError, match="the labels cannot be used; the message of the main process says why"):
+        label_check.check_before_training(train_set, val_sets, 7, device, True)
 
 
 def test_a_run_is_not_resumed_with_another_label_map(data, tmp_path):

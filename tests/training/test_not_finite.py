@@ -1,16 +1,22 @@
 """A loss or gradient that is NaN or infinite ends a run before it is saved."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import safetensors
 import torch
 from runs import LR, STEPS, assert_same_run, configure, keys_by_step, nan_at, state, weights
 
+import fgaseg.training.finite
 import fgaseg.training.gradients
 from fgaseg.data import data_sets
 from fgaseg.errors import TrainingError
 from fgaseg.training import train
+from fgaseg.training.batches import Batch
+from fgaseg.training.finite import FiniteCheck
+
+INFINITE = float("inf")
 
 
 def test_nan_loss_stops_with_the_step_and_keeps_the_checkpoint(uninterrupted, data, tmp_path, monkeypatch):
@@ -43,6 +49,33 @@ def test_the_batch_of_a_nan_is_named_and_kept(data, tmp_path, monkeypatch):
             train_set.set_epoch(epoch)
             assert torch.equal(file.get_tensor("pixels")[place], train_set[index]["pixels"])
             assert torch.equal(file.get_tensor("labels")[place], train_set[index]["labels"])
+
+
+@pytest.mark.parametrize(
+    "loss, norm, enabled, scale, found",
+    [(1.0, 2.0, False, 1.0, ["loss", "gradient_norm"]), (1.0, INFINITE, True, 2.0, ["loss"]),
+     (1.0, INFINITE, True, 1.0, None), (1.0, INFINITE, False, 2.0, None), (INFINITE, INFINITE, True, 2.0, None)],
+)  # fmt: skip
+def test_an_infinite_gradient_is_expected_where_losses_are_scaled(data, tmp_path, loss, norm, enabled, scale, found):
+    scaler = SimpleNamespace(is_enabled=lambda: enabled, get_scale=lambda: scale)
+    check = FiniteCheck(configure(data, tmp_path), scaler, torch.device("cpu"))
+    values, batch = {"loss": loss, "gradient_norm": norm}, Batch(torch.zeros(1), torch.zeros(1), ["a"], {})
+    if found:
+        assert list(check.check(values, batch, 3, "saved")) == found
+    else:
+        with pytest.raises(TrainingError, match=r"step 3: .*gradient_norm inf.*the batch was a .*; saved\. Try"):
+            check.check(values, batch, 3, "saved")
+
+
+def test_only_the_first_process_writes_the_batch(data, tmp_path, monkeypatch):
+    scaler = SimpleNamespace(is_enabled=lambda: False)
+    check = FiniteCheck(configure(data, tmp_path), scaler, torch.device("cpu"))
+    batch = Batch(torch.zeros(1), torch.zeros(1), ["a"], {})
+    for rank in (1, 0):
+        monkeypatch.setattr(fgaseg.training.finite, "rank", lambda rank=rank: rank)
+        with pytest.raises(TrainingError, match=r"kept in .*nan_batch\.safetensors"):
+            check.check({"loss": INFINITE}, batch, 1, "saved")
+        assert (tmp_path / "nan_batch.safetensors").exists() == (rank == 0)
 
 
 def test_a_real_divergence_is_caught_before_it_is_saved(data, tmp_path):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from runs import TINY_MODEL, assert_same_run, configure, distance, fail_at, state, weights
@@ -12,7 +13,8 @@ from fgaseg import Config, FGASeg
 from fgaseg.training import train
 from fgaseg.training.optimizer import Optimizer
 from fgaseg.training.precision import autocast
-from fgaseg.training.schedule import learning_rate_factor
+from fgaseg.training.random_streams import CAPTIONS, CLASSES, SHUFFLE, generator, torch_seed
+from fgaseg.training.schedule import is_due, learning_rate_factor
 from fgaseg.training.sharding import load_optimizer_state
 
 
@@ -61,6 +63,44 @@ def test_the_scale_of_a_loss_is_taken_off_before_gradients_are_clipped(data, tmp
     optimizer.backward(3 * weight.sum())
     assert optimizer.reduce_gradients().item() == pytest.approx(3 * weight.numel() ** 0.5, rel=1e-5)
     assert weight.grad.norm().item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_step_that_overflows_is_skipped_and_scaled_less_and_the_scale_is_kept(data, tmp_path):
+    recipe = configure(data, tmp_path, ["train.amp=fp16"]).train
+    optimizer, other = (Optimizer(FGASeg(Config(model=TINY_MODEL).model), recipe, torch.device("cpu")) for _ in "12")
+    weight, scale = optimizer.parameters[0], optimizer.scaler.get_scale()
+    for factor, moved in ((float("inf"), False), (1.0, True)):
+        before = weight.detach().clone()
+        optimizer.backward(factor * weight.sum())
+        optimizer.reduce_gradients()
+        optimizer.step()
+        assert torch.equal(weight, before) != moved and weight.grad is None
+        assert optimizer.scaler.get_scale() == scale / 2
+    other.load_state(optimizer.state())
+    assert other.scaler.get_scale() == scale / 2
+    plain = Optimizer(FGASeg(Config(model=TINY_MODEL).model), configure(data, tmp_path).train, torch.device("cpu"))
+    assert not plain.scaler.is_enabled()
+
+
+def test_the_learning_rate_is_that_of_all_but_clip(data, tmp_path):
+    recipe = configure(data, tmp_path, ["train.lr=0.002", "train.warmup=4", "train.encoder_lr_factor=0.5"]).train
+    optimizer = Optimizer(FGASeg(Config(model=TINY_MODEL).model), recipe, torch.device("cpu"))
+    assert optimizer.learning_rate == 0.002
+    optimizer.set_learning_rate(1)
+    assert optimizer.learning_rate == 0.001
+    assert {group["lr"] for group in optimizer.adamw.param_groups} == {0.001, 0.0005}
+
+
+@pytest.mark.parametrize("every, due", [(0, [6]), (1, [1, 2, 3, 4, 5, 6]), (4, [4, 6])])
+def test_what_is_due_after_a_step(every, due):
+    assert [step for step in range(7) if is_due(step, every, 6)] == due
+
+
+def test_what_a_seed_means_stays():
+    """Runs of earlier versions resume."""
+    assert [SHUFFLE, CLASSES, CAPTIONS] == [1, 2, 4]
+    assert generator(7, SHUFFLE, 3).random() == np.random.default_rng([7, 1, 3]).random()
+    assert torch_seed(7, 5, 2) == np.random.SeedSequence((7, 3, 5, 2)).generate_state(4)[0]
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

@@ -11,9 +11,11 @@ from runs import STEPS, assert_same_run, configure, fail_at, kill_when, log, sta
 
 import fgaseg.training.gradients
 import fgaseg.training.state
+import fgaseg.training.trainer
 import fgaseg.training.validation
 from fgaseg.errors import CheckpointError, Interrupted, ProcessLostError, TrainingError
-from fgaseg.training import Signals, train
+from fgaseg.training import Signals, Trainer, train
+from fgaseg.training.optimizer import Optimizer
 
 
 def test_the_layout_of_a_checkpoint_is_what_it_was(uninterrupted):
@@ -152,6 +154,32 @@ def test_resuming_another_configuration_is_refused(uninterrupted, data, tmp_path
     train(configure(data, out, ["train.log_every=3", "data.workers=1", "train.eval_every=0"]), progress=False)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_is_done_otherwise_is_said_once_and_nothing_where_nothing_is(
+    uninterrupted, data, monkeypatch, caplog, rank
+):
+    monkeypatch.setattr(fgaseg.training.state, "rank", lambda: rank)
+    out, _ = uninterrupted
+    for words, said in (([], 0), (["train.lr=2e-4"], 1 - rank)):
+        caplog.clear()
+        trainer = Trainer(configure(data, out, words), progress=False)
+        content = trainer.store.load(trainer.model)
+        assert len(caplog.messages) == said and bool(trainer.store.announcement) == bool(words)
+        optimizer = Optimizer(trainer.model, trainer.config.train, torch.device("cpu"))
+        found = trainer.store.restore(content, optimizer)
+        assert (found.step, found.history, found.losses) == (8, content["history"], content["losses"])
+        assert trainer.store.saved == 8 and len(found.changes) == bool(words)
+    assert trainer.store.describe() == f"the checkpoint of step 8 in {out / 'checkpoint'} is intact"
+
+
+def test_a_signal_to_another_process_is_sigterm(data, tmp_path, monkeypatch):
+    signalled = torch.tensor([0.0] * 3 + [15.0])  # loss, seg, align, and the other's signal
+    monkeypatch.setattr(fgaseg.training.trainer, "sum_over_processes", lambda values: values + signalled)
+    with pytest.raises(Interrupted, match=r"^stopped by SIGTERM after step 1 of 8; everything is saved") as caught:
+        train(configure(data, tmp_path), progress=False)
+    assert caught.value.signal == signal.SIGTERM and state(tmp_path)["step"] == 1
+
+
 def test_starting_over_keeps_the_old_checkpoint_until_the_first_new_one(data, tmp_path, monkeypatch):
     config = configure(data, tmp_path, ["train.steps=2", "train.save_every=1"])
     train(config, progress=False)
@@ -162,7 +190,7 @@ def test_starting_over_keeps_the_old_checkpoint_until_the_first_new_one(data, tm
             train(config, resume=False, progress=False)
     assert state(tmp_path)["seconds"] == old["seconds"]
     train(config.override("train.steps=1"), resume=False, progress=False)
-    assert state(tmp_path)["step"] == 1
+    assert state(tmp_path)["step"] == 1 and not (tmp_path / "checkpoint.old").exists()  # which is of the other run
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(uninterrupted, data, tmp_path, caplog):

@@ -19,7 +19,9 @@ def test_vocabulary_of_a_step():
     assert (chosen.diff() > 0).all()
     assert torch.equal(chosen, choose_classes(present, 10, seed=0, step=5))
     assert not torch.equal(chosen, choose_classes(present, 10, seed=0, step=6))
-    assert choose_classes(present, 2, seed=0, step=5).tolist() == [3, 50, 99]  # what is present is never left out
+    for count in (2, 3):  # what is present is never left out
+        assert choose_classes(present, count, seed=0, step=5).tolist() == [3, 50, 99]
+    assert choose_classes(present, 100, seed=0, step=5).tolist() == list(range(100))
     assert choose_classes(present, None, seed=0, step=5).tolist() == list(range(100))
     assert choose_classes(present, 1000, seed=0, step=5).tolist() == list(range(100))
     drawn = torch.cat([choose_classes(present, 10, seed=0, step=step) for step in range(300)]).bincount(minlength=100)
@@ -30,6 +32,23 @@ def test_labels_follow_the_vocabulary():
     labels = torch.tensor([[3, 50, 99, 255, 7]])
     assert relabel(labels, torch.tensor([3, 20, 50, 99]), 100, 255).tolist() == [[0, 2, 3, 255, 255]]
     assert relabel(torch.tensor([299, 300, 65535]), torch.tensor([299, 300]), 400, 65535).tolist() == [0, 1, 65535]
+
+
+def test_the_classes_of_a_step_are_those_of_its_labels_on_any_process(monkeypatch):
+    plan = SimpleNamespace(trains=lambda: False, plan=lambda names: None)
+    labels = torch.tensor([[[0, 4, 255], [4, 4, 255]]])
+    for ignore in (255, 65535):
+        config = Config(data={"ignore": ignore}, train={"classes_per_step": 2})
+        vocabulary = StepVocabulary(SimpleNamespace(text_encoder=plan), list("abcdef"), config, torch.device("cpu"))
+        found, chosen = vocabulary.choose(labels.where(labels != 255, ignore), 0)
+        assert chosen.tolist() == [0, 4] and found.tolist() == [[[0, 1, ignore], [1, 1, ignore]]]
+    there = torch.tensor([0, 1, 0, 0, 0, 0])  # another process has class 1
+    monkeypatch.setattr(fgaseg.training.step_vocabulary, "sum_over_processes", lambda counts: counts + there)
+    found, chosen = vocabulary.choose(labels.where(labels != 255, 65535), 0)
+    assert chosen.tolist() == [0, 1, 4] and found.tolist() == [[[0, 2, 65535], [2, 2, 65535]]]
+    whole = StepVocabulary(SimpleNamespace(text_encoder=plan), list("abcdef"), Config(), torch.device("cpu"))
+    found, chosen = whole.choose(labels, 0)
+    assert found is labels and chosen.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("names, processes", [(7, 3), (2, 3), (1, 2), (6, 1)])

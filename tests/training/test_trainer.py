@@ -3,19 +3,24 @@
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
-from runs import LR, NAMES, STEPS, TINY_MODEL, assert_same_run, configure, state, weights
+from runs import LR, NAMES, STEPS, TINY_MODEL, assert_same_run, configure, log, state, weights
 from tiny import ARCHITECTURE
 
 import fgaseg.model.text_encoder
 import fgaseg.training.gradients
+import fgaseg.training.trainer
 from fgaseg import Config, FGASeg
 from fgaseg.data.scenes import GROUNDS, SEEN, UNSEEN
 from fgaseg.errors import CheckpointError
-from fgaseg.training import train
+from fgaseg.training import Trainer, train
+from fgaseg.training.gradients import resized
+from fgaseg.training.random_streams import torch_seed
+from fgaseg.training.reporting import ProgressReporter
 
 FILES = ["checkpoint", "checkpoint.old", "config.yaml", "log.jsonl", "model", "summary.json"]
 
@@ -28,6 +33,7 @@ def test_a_run_learns_and_leaves_a_model(uninterrupted, data):
     assert all(torch.equal(value, trained[key]) for key, value in model.state_dict().items())
     plain = json.loads((out / "summary.json").read_text())
     assert plain == json.loads(json.dumps(summary.dump(), allow_nan=False))
+    assert (out / "summary.json").read_text().startswith('{\n  "out": ')
     assert [entry["step"] for entry in plain["history"]] == [4, 8]
     assert plain["history"][-1]["val"]["miou_gt"] == plain["scores"]["val"]["miou_gt"] == summary.scores["val"].miou_gt
     assert plain["scores"]["val"]["images"] == 3 and 0 < plain["trained_parameters"] < plain["parameters"]
@@ -85,6 +91,48 @@ def test_a_finished_run_started_again_does_nothing_more(uninterrupted, data, tmp
 def test_workers_change_nothing(uninterrupted, data, tmp_path):
     train(configure(data, tmp_path, ["data.workers=2"]), progress=False)
     assert_same_run(tmp_path, uninterrupted[0])
+
+
+def test_times_are_those_that_passed_and_a_finished_run_is_neither_checked_nor_stopped(data, tmp_path, caplog):
+    caplog.set_level("INFO", "fgaseg")
+    config, began = configure(data, tmp_path, ["train.steps=2", "train.eval_every=0"]), time.monotonic()
+    summary = train(config, progress=False)
+    passed = time.monotonic() - began
+    assert 0 < summary.seconds <= passed and summary.images_per_second >= 2 * 4 / passed
+    assert all(row["images_per_second"] >= 4 / passed for row in log(tmp_path) if row["set"] == "train")
+    assert "label files: " in caplog.text
+    caplog.clear()
+    again = train(config, progress=False)
+    assert again.steps == 2 and not caplog.messages
+    trainer = Trainer(config)  # progress is shown unless it is declined
+    assert isinstance(trainer.callbacks[0], ProgressReporter) and trainer.resume
+
+
+@pytest.mark.parametrize("processes, fsdp, finetune, said", [
+    (1, True, "none", []), (2, False, "none", ["norm"]), (2, True, "none", ["norm", "texts", "shards"]),
+    (2, True, "attention", ["norm", "shards"]),
+])  # fmt: skip
+def test_what_is_shared_among_processes(data, tmp_path, monkeypatch, processes, fsdp, finetune, said):
+    """Frozen texts are embedded while every process has the whole text tower."""
+    module, done = fgaseg.training.trainer, []
+    monkeypatch.setattr(module, "world_size", lambda: processes)
+    for name, what in (("use_global_batch_norm", "norm"), ("shard_encoders", "shards")):
+        monkeypatch.setattr(module, name, lambda model, what=what: done.append(what))
+    monkeypatch.setattr(module.StepVocabulary, "frozen", lambda _: done.append("texts"))
+    words = [f"train.fsdp={str(fsdp).lower()}", f"model.encoder.finetune={finetune}"]
+    trainer = Trainer(configure(data, tmp_path, words), progress=False)
+    trainer._prepare()
+    assert done == said and trainer.sharded == (processes == 2 and fsdp)
+
+
+def test_a_crop_is_shrunk_by_means_and_a_step_draws_numbers_of_its_own(data, tmp_path):
+    photos = torch.randn(2, 3, 8, 8)
+    assert resized(photos, None) is photos
+    torch.testing.assert_close(resized(photos, 4), torch.nn.functional.avg_pool2d(photos, 2))
+    trainer = Trainer(configure(data, tmp_path), progress=False)
+    trainer._prepare()
+    trainer.gradients.compute(trainer.batches.next(1), 5)
+    assert torch.initial_seed() == torch_seed(0, 5, 0)
 
 
 def test_another_seed_is_another_run(uninterrupted, data, tmp_path):

@@ -13,7 +13,7 @@ from runs import STEPS, assert_same_run, configure, state, weights
 
 import fgaseg.training.trainer
 from fgaseg.errors import Interrupted, TrainingError
-from fgaseg.training import train
+from fgaseg.training import Callback, train
 
 
 def before_batch(step, act, monkeypatch):
@@ -62,6 +62,24 @@ def test_every_way_that_a_dead_worker_shows_is_the_same_message(data, tmp_path, 
     with pytest.raises(TrainingError, match=r"a loader worker died before step 4 \(.*\w\): .*data\.workers"):
         train(configure(data, tmp_path, ["train.eval_every=0"]), progress=False)
     assert state(tmp_path)["step"] == 3
+
+
+@pytest.mark.parametrize("step, saved", [(1, []), (2, [1]), (3, [2]), (4, [2, 3])])
+def test_what_was_trained_is_saved_once_when_there_is_no_next_batch(data, tmp_path, monkeypatch, step, saved):
+    class Saves(Callback):
+        steps = ()
+
+        def on_save(self, step, folder):
+            self.steps = [*self.steps, step]
+
+    def die():
+        raise EOFError
+
+    saves = Saves()
+    before_batch(step, die, monkeypatch)
+    with pytest.raises(TrainingError):
+        train(configure(data, tmp_path, ["train.eval_every=0"]), progress=False, callbacks=[saves])
+    assert list(saves.steps) == saved and (tmp_path / "checkpoint").exists() == bool(saved)
 
 
 @pytest.mark.parametrize("worker", ["dies later", "dies first"])
