@@ -77,8 +77,8 @@ class PackedMaps(NamedTuple):
             total = self.images * self.counts
             if torch.compiler.is_compiling() or total * area <= limit:
                 return [Chunk(slice(0, self.images), slice(0, total))]
-            several = size // max(self.counts, 1)
-            if whole_images and several > 1:
+            several = size // self.counts
+            if whole_images and several:
                 spans = (slice(i, min(i + several, self.images)) for i in range(0, self.images, several))
                 return [Chunk(one, slice(one.start * self.counts, one.stop * self.counts)) for one in spans]
         chunks, start = [], 0

@@ -130,9 +130,7 @@ class Propagation:
     checkpointing  the backward pass computes the phases again (torch.utils.checkpoint)
     """
 
-    def __init__(
-        self, phases: list[Phase], maps: ClassMaps, guidance: Guidance, keep: bool = True, checkpointing: bool = False
-    ):
+    def __init__(self, phases: list[Phase], maps: ClassMaps, guidance: Guidance, keep: bool, checkpointing: bool):
         self.phases, self.maps, self.guidance = phases, maps, guidance
         self.keep, self.checkpointing = keep, checkpointing
         self._cut()

@@ -20,8 +20,6 @@ from fgaseg.model.decoder import LocalUp, UpStage
 from fgaseg.model.encoders.image_tower import resized_positions
 from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.head import Output
-from fgaseg.model.packed_maps import Chunk
-from fgaseg.model.propagation import KeptMaps, MapState
 from fgaseg.model.supplement import LocalSupplement
 from fgaseg.training.losses import segmentation_losses
 
@@ -32,24 +30,6 @@ def rand(*shape, seed=0):
 
 def same(got, expected):
     torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-10)
-
-
-@pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("chunks", [1, 2, 3])
-def test_kept_maps_of_several_chunks_come_back_together(chunks, local, gradients):
-    spans = [Chunk(slice(0, 1), slice(2 * i, 2 * i + 2)) for i in range(chunks)]
-    x, more = rand(2 * chunks, 3, 4), rand(2 * chunks, 3, 4, 5, seed=1) if local else None
-    with torch.set_grad_enabled(gradients):
-        kept = KeptMaps(spans)
-        for number, chunk in enumerate(spans):
-            state = kept.put(number, MapState(x, more).select(chunk.rows))
-            same(state.x, x[chunk.rows])
-        together = kept.all()
-    same(together.x, x)
-    assert (together.local is None) == (more is None)
-    if more is not None:
-        same(together.local, more)
 
 
 def test_guided_linear_is_a_linear_layer_on_both():
