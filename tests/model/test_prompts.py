@@ -11,7 +11,9 @@ from tiny import pixels, tiny_model
 
 from fgaseg import FGASeg, Vocabulary
 from fgaseg.errors import VocabularyError
-from fgaseg.model.prompts import classes_of_rows, merge_rows
+from fgaseg.model import prompts
+from fgaseg.model.prompts import PromptReader, classes_of_rows, merge_at_once, merge_rows
+from fgaseg.vocabulary import check_names
 
 CLASSES = ["red car | bus | van", "sky", "tree | bush"]
 FLAT, COUNTS, CLASS_OF = ["red car", "bus", "van", "sky", "tree", "bush"], (3, 1, 2), [0, 0, 0, 1, 2, 2]
@@ -251,3 +253,166 @@ def test_an_encoder_of_ones_own_without_a_known_tokenizer():
 def test_what_is_no_class_is_named(names, words):
     with pytest.raises(VocabularyError, match=words.replace("|", r"\|")):
         tiny_model().encode(names)
+
+
+# ---- what a reader tells, by a tokenizer of one token a letter
+
+
+class Letters:
+    """A token for each letter, but one for each word of Latin letters; 12 tokens at most."""
+
+    length, unknown = 12, None
+
+    def __call__(self, prompts):
+        ids = [[sum(map(ord, piece)) % 5000 for piece in self._split(prompt)][:12] for prompt in prompts]
+        return torch.tensor([row + [0] * (12 - len(row)) for row in ids])
+
+    def _split(self, text):
+        return [piece for word in text.split() for piece in ([word] if word.isascii() else word)]
+
+    def pieces(self, text):
+        return [7 if piece == "strange" else sum(map(ord, piece)) for piece in self._split(text)]
+
+    def cut(self, prompt):
+        return " ".join(self._split(prompt)[12:])
+
+
+def notes(names, caplog, tokenizer=None, templates=("a {}",)):
+    caplog.clear()
+    reader = PromptReader(lambda name: name, tokenizer or Letters(), "best")
+    with caplog.at_level(logging.INFO, "fgaseg"):
+        reader.plan(check_names(names), templates)
+    return [record.getMessage().removeprefix("class names: ") for record in caplog.records]
+
+
+def test_six_names_of_a_kind_are_shown_and_the_others_counted(caplog):
+    signs = ["!" * (i + 1) for i in range(8)]
+    (six,), (one,) = notes(signs[:6], caplog), notes(signs[:7], caplog)
+    assert six.startswith("no letter and no number in '!', '!!', '!!!', '!!!!', '!!!!!', '!!!!!!': signs")
+    assert one.startswith("no letter and no number in '!!!!!!!': signs")  # the six were told of already
+    (seven,) = notes(["?" * (i + 1) for i in range(7)], caplog)
+    assert "'??????' and 1 more: signs" in seven and "???????" not in seven
+
+
+@pytest.mark.parametrize("letters, shown", [(40, "x" * 39 + ";"), (41, "x" * 37 + "...")])
+def test_names_of_more_than_forty_letters_are_shortened(letters, shown, caplog):
+    (told,) = notes(["x" * (letters - 1) + ";", "cat"], caplog)
+    assert told.startswith(f"read as one name, though it looks like several: {shown!r}; give")
+    (told,) = notes(["b " * 11 + "y" * (letters - 1) + ";"], caplog)[1:]
+    assert told == f"prompts are cut after 12 tokens: '{'b ' * 11}{'y' * 15}...' without {shown.replace('x', 'y')!r}"
+
+
+def test_what_is_cut_in_the_first_template_is_told(caplog):
+    assert notes(["b " * 11 + "c"], caplog) == [
+        "prompts are cut after 12 tokens: 'b b b b b b b b b b b c' without 'c'"
+    ]
+    assert notes(["b " * 10 + "c"], caplog) == []
+
+
+@pytest.mark.parametrize("name, told", [
+    ("猫", True), ("кот", True), ("ab кот", True), ("cat", False), ("strange", False), ("42 кот", True),
+    ("кот cat dog sea sky", True),  # seven pieces, fifteen letters
+])  # fmt: skip
+def test_words_in_pieces_are_told_of(name, told, caplog):
+    letters = [char for char in name if char.isalpha()]
+    told = told and len(Letters().pieces(name)) >= len(letters)
+    assert bool(notes([name, "cow"], caplog)) == told
+
+
+def test_words_that_are_unknown_to_a_tokenizer_are_told_of_in_any_script(caplog):
+    tokenizer = Letters()
+    tokenizer.unknown = 7
+    assert notes(["strange", "cat"], caplog, tokenizer)[0].startswith("the text tower hardly knows 'strange': to")
+    assert notes(["cat", "dog"], caplog, tokenizer) == []
+
+
+@pytest.mark.parametrize("names, told", [
+    (["a;b", "c"], "a;b"), (["{a}", "c"], "{a}"), (["[a", "c"], "[a"), (["a, b"], "a, b"), (["a. b. c."], "a. b. c."),
+    (["a / b"], "a / b"), (["a + b"], "a + b"),
+    (["a, b", "c"], None), (["a,"], None), (["a. b"], None), (["a/b"], None), (["a | b, c"], None),
+])  # fmt: skip
+def test_names_that_look_like_lists(names, told, caplog):
+    found = [note for note in notes(names, caplog) if note.startswith("read as one name")]
+    assert found == ([] if told is None else [
+        f"read as one name, though it looks like several: {told!r}; give a list with one name for each class"
+    ])  # fmt: skip
+
+
+def test_equal_prompts_of_several_classes(caplog):
+    told = notes({"cat": ["cat", "kitten"], "pet": ["kitten", "dog"], "dog": "dog"}, caplog)
+    assert told == ["these prompts are the same tokens, and the first class that has one gets its pixels: "
+                    "'kitten' of 'pet' is 'kitten' of 'cat', 'dog' is 'dog' of 'pet'"]  # fmt: skip
+    (told,) = notes(["cow", "sea", "cow"], caplog)
+    assert told.endswith("gets its pixels: 'cow' is there twice")
+
+
+def test_notes_come_again_after_very_many_others(monkeypatch, caplog):
+    monkeypatch.setattr(prompts, "TOLD", 2)
+    for sign in ("!", "?", "-"):
+        assert notes([sign, "cat"], caplog) and not notes([sign, "cat"], caplog)
+    assert not notes(["!", "cat"], caplog)  # two are no more than two
+    assert notes(["+", "cat"], caplog) and notes(["!", "cat"], caplog)  # forgotten before the fourth
+
+
+# ---- plans
+
+
+def plan(names, synonyms="best", templates=("a {}",), tokenizer=True, background=None):
+    reader = PromptReader(lambda name: name.strip("_"), Letters() if tokenizer else None, synonyms)
+    return reader.plan(check_names(names), templates, background)
+
+
+def test_each_class_has_the_prompts_that_no_class_before_it_has():
+    made = plan({"cat": ["cat", "kitten"], "pet": ["kitten", "dog"], "dog": "dog", "kitten": ["kitten", "cat"]})
+    assert made.names == ("cat", "pet", "dog", "kitten") and made.first == (0, 1, 1, 0)
+    assert made.prompts == ("cat", "kitten", "dog", "dog", "kitten") and made.counts == (2, 1, 1, 1)
+    assert made.several and not plan(["cat", "dog"]).several
+    both, turned = ["cat", "kitten"], ["kitten", "cat"]
+    averaged = plan({"cat": both, "kitten": turned, "pet": "cat", "else": turned}, "average", background=3)
+    assert averaged.prompts == ("cat", "kitten", "kitten", "cat", "cat", "kitten")
+    assert averaged.counts == (2, 2, 1, 1) and averaged.first == (0, 0, 2, 3)  # the last is the background
+
+
+def test_rows_of_some_classes():
+    made = plan(["cat | kitten", "sea", "dog | hound | whelp"])
+    assert made.rows(torch.tensor([2, 0])).tolist() == [3, 4, 5, 0, 1]
+    assert plan(["cat", "sea"]).rows(torch.tensor([1])).tolist() == [1]
+
+
+def test_vocabularies_of_all_classes_and_of_some():
+    made, rows = plan(["cat | kitten", "sea"]), torch.eye(3)
+    whole = made.vocabulary(rows)
+    assert (whole.names, whole.counts, whole.first) == (("cat", "sea"), (2, 1), (0, 1))
+    some = made.vocabulary(rows[:2], [0])
+    assert (some.names, some.counts, some.first) == (("cat",), (2,), None)
+    assert made.vocabulary(rows[2:], [1]).counts is None
+    averaged = plan(["cat | kitten", "sea", "wall | sky"], "average", background=2)
+    whole = averaged.vocabulary(torch.eye(5))
+    half = 0.5**0.5
+    torch.testing.assert_close(whole.embeddings, torch.tensor([[half, half, 0, 0, 0], *torch.eye(5)[2:].tolist()]))
+    assert (whole.counts, whole.background) == ((1, 1, 2), 2)
+    one = averaged.vocabulary(torch.eye(5)[:2], [0])
+    assert one.counts is None and one.background is None and one.embeddings.shape == (1, 5)
+
+
+def test_prompts_are_told_apart_by_any_of_the_templates():
+    names, long = ["b b a", "b b c", "dog"], "b b b b b b b b b b {}"
+    assert plan(names, templates=(long,)).first == (0, 0, 2)
+    assert plan(names, templates=(long, "a {}")).first == (0, 1, 2)
+    assert plan(names, templates=("a {}", long)).first == (0, 1, 2)
+    assert plan(names, templates=(long, long + " c")).first == (0, 0, 2)
+    assert plan(["_cat", "cat"], tokenizer=False).first == (0, 0)  # by the subjects alone
+
+
+def test_classes_of_maps_one_by_one_and_at_once():
+    x = torch.tensor([[1.0, 5.0, 3.0, 2.0]])[..., None]
+    for merge in (merge_rows, lambda maps, counts: merge_at_once(maps, tuple(counts))):
+        assert merge(x, [2, 1, 1]).flatten().tolist() == [5, 3, 2]
+        flags = merge(x > 2.5, [2, 1, 1])
+        assert flags.dtype == torch.bool and flags.flatten().tolist() == [True, True, False]
+
+
+def test_the_owners_of_prompts_may_be_used_in_training_afterwards():
+    with torch.inference_mode():
+        owners = prompts.owners_of((2, 1), torch.device("cpu"))
+    assert owners.tolist() == [0, 0, 1] and not owners.is_inference()
