@@ -186,3 +186,63 @@ def test_a_precision_that_the_processor_lacks_is_said_to_be_slow(monkeypatch, ca
     told({"avx2": True})
     set_precision(tiny_model(), lower)
     assert "no instructions" in caplog.text
+
+
+@pytest.mark.parametrize("ratio, chosen", [(1.08, "float32"), (1.12, "bfloat16")])
+def test_auto_changes_labels_only_for_a_gain_of_a_tenth(monkeypatch, ratio, chosen):
+    monkeypatch.setattr(precision, "_seconds", lambda model: (ratio, 1.0))
+    assert precision.choose_precision(SimpleNamespace(device=torch.device("cpu")))[0] == chosen
+
+
+def test_the_shortest_of_three_rounds_counts_and_the_first_does_not(monkeypatch):
+    clock, calls = [0.0], []
+    seconds = {torch.float32: iter([1, 2, 1, 1, 3, 3]), torch.bfloat16: iter([0, 0, 2, 2, 1, 2])}  # two calls a round
+
+    def work(model, dtype):
+        def call():
+            calls.append(dtype)
+            clock[0] += next(seconds[dtype])
+
+        return [call, call]
+
+    monkeypatch.setattr(precision, "_work", work)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    assert precision._seconds(None) == (2, 3)
+    single, half = [torch.float32] * 2, [torch.bfloat16] * 2
+    assert calls == 3 * (single + half)  # they take turns
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("t2p", [False, True])
+def test_what_is_measured_is_a_share_of_an_image(dtype, t2p, monkeypatch):
+    model, seen = tiny_model(t2p=t2p), {}
+    blocks = model.encoder.towers()[0]
+    for name, module in {"head": model.head, "mlp": blocks[0].mlp, "other": blocks[1].mlp}.items():
+        module.register_forward_hook(lambda module, inputs, output, name=name: seen.setdefault(name, (module, inputs)))
+    for call in precision._work(model, dtype):
+        call()
+    (head, (features, texts)), (mlp, (tokens,)) = seen["head"], seen["mlp"]
+    assert "other" not in seen and texts.shape == (1, 32)
+    assert [tuple(x.shape) for x in features] == [(1, 32, 12, 12)] * 3 and tokens.shape == (1, 12 * 12, 32)
+    assert {x.dtype for x in (*features, tokens)} == dtypes(mlp) == {dtype}
+    assert (head is model.head) == (mlp is blocks[0].mlp) == (dtype == torch.float32)  # else copies
+    assert (getattr(head, "t2p", None) is not None) == (t2p and dtype == torch.float32)  # which training alone needs
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_eight_bits_are_for_a_cpu_and_the_rest_is_bfloat16_where_it_is_multiplied(multiplies, monkeypatch, caplog):
+    monkeypatch.setattr(precision, "arithmetic", lambda name: multiplies)
+    model = tiny_model()
+    set_precision(model, "int8")
+    assert model.precision == ("int8, else bfloat16" if multiplies else "int8, else float32")
+    assert ("has no form in 8 bits is computed in bfloat16" in caplog.text) == multiplies
+    with pytest.raises(fgaseg.UsageError, match="precision int8: is for a CPU, and the model is on meta"):
+        set_precision(tiny_model(propagation=False, lcs=False, t2p=False).to("meta"), "int8")
+
+
+def test_float32_stays_as_it_is_without_a_word(monkeypatch, caplog):
+    monkeypatch.setattr(environment, "_capabilities", lambda: {"avx2": True})
+    model = SimpleNamespace(device=torch.device("cpu"))  # there is nothing that could be called
+    set_precision(model, "float32")
+    assert precision.why_slow("bfloat16", torch.device("cuda")) == "" and not caplog.records

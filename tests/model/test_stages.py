@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import check_error
-from tiny import ARCHITECTURE, NAMES, pixels, tiny_model
+from tiny import ARCHITECTURE, NAMES, Largest, pixels, tiny_model
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 import fgaseg.training.losses
 from fgaseg.config import LossConfig
 from fgaseg.model import reference as plain
 from fgaseg.model.aggregation import ClassAttention, ClassSums, SharedGuidanceLinear, SwinBlock, _pooled
-from fgaseg.model.alignment import P2Tformer, T2PProjector, sine_positions
+from fgaseg.model.alignment import P2Tformer, T2PProjector, positions_of, sine_positions
 from fgaseg.model.decoder import LocalUp, UpStage
-from fgaseg.model.encoders.image_tower import resized_positions
+from fgaseg.model.encoders.image_tower import cubic_weights, resized_positions
 from fgaseg.model.encoders.loading import split_projections
 from fgaseg.model.head import Output
 from fgaseg.model.supplement import LocalSupplement
@@ -206,6 +207,31 @@ def test_p2tformer_switched_off_and_with_fixed_gamma():
     assert torch.equal(off(rand(1, 8, 2, 2), texts)[0], texts) and not list(off.parameters())
     fixed = P2Tformer(8, 1, 2, 0.5, False, True)
     assert "gamma" not in dict(fixed.named_parameters()) and (fixed.gamma == 0.5).all()
+    assert "gamma" not in fixed.state_dict() and "gamma" not in off.state_dict()  # it comes from the configuration
+    assert "gamma" in P2Tformer(8, 1, 2, 0.5, True, True).state_dict()
+
+
+def test_positions_of_a_grid_are_kept_but_not_those_of_a_tracer(monkeypatch):
+    pixels = torch.zeros(1, 8, 3, 5)
+    kept = positions_of(pixels)
+    assert positions_of(pixels) is kept and torch.equal(kept, sine_positions(3, 5, 8))
+    assert positions_of(pixels.double()).dtype == torch.float64
+    with FakeTensorMode() as mode:
+        assert type(positions_of(mode.from_tensor(torch.zeros(1, 8, 11, 13)))) is not torch.Tensor
+    assert type(positions_of(torch.zeros(1, 8, 11, 13))) is torch.Tensor
+    with torch.inference_mode():
+        assert not positions_of(torch.zeros(1, 8, 13, 11)).is_inference()  # training may use it later
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    traced = positions_of(pixels)
+    assert traced is not kept and torch.equal(traced, kept)
+
+
+@torch.no_grad()
+def test_p2tformer_keeps_no_attention_weights():
+    module, pixels, texts = P2Tformer(8, 1, 2, 0.1, True, True), torch.zeros(1, 8, 20, 20), torch.zeros(50, 8)
+    with Largest() as largest:
+        module(pixels, texts)
+    assert largest.elements < 50 * 400  # of one head
 
 
 def test_t2p_is_one_convolution_per_class():
@@ -331,6 +357,21 @@ def test_prompt_tokens_stand_after_the_class_token_and_leave_again():
         model.clip.visual.transformer.prompt_tokens[0] += 1
         after = model.image_encoder(pixels())
     assert after.embedding.shape == before.embedding.shape and not torch.allclose(after.embedding, before.embedding)
+
+
+@pytest.mark.parametrize("old, new", [(4, 9), (9, 4), (5, 5), (1, 3), (7, 1), (14, 37)])
+def test_cubic_weights_are_those_of_interpolate(old, new):
+    """Applied to every unit vector."""
+    expected = F.interpolate(torch.eye(old).double()[None, :, :, None], (new, 1), mode="bicubic")[0, :, :, 0].T
+    torch.testing.assert_close(cubic_weights(old, new, torch.device("cpu")).double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_positions_of_low_precision_are_resized_in_float32(first):
+    table = rand(first + 12, 6).bfloat16()
+    got = resized_positions(table, (3, 4), (5, 2), first)
+    assert got.dtype == torch.bfloat16 and torch.equal(got[:first], table[:first])
+    assert torch.equal(got, resized_positions(table.float(), (3, 4), (5, 2), first).bfloat16())
 
 
 def test_positions_keep_the_class_row_and_their_own_grid():
