@@ -79,7 +79,7 @@ class MapHead(nn.Module):
 
     def __init__(self, inputs: int):
         super().__init__()
-        self.conv = nn.Conv2d(inputs, 1, 3, padding=1)
+        self.conv = nn.Conv2d(inputs, 1, 3)  # holds the weights; the op pads
 
     def forward(self, x: Tensor) -> Tensor:
         return score_maps(x, self.conv.weight, cast(Tensor, self.conv.bias))

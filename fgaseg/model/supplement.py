@@ -69,7 +69,7 @@ class MapEmbedding(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.conv = nn.Conv2d(1, hidden, 7, padding=3)
+        self.conv = nn.Conv2d(1, hidden, 7)  # holds the weights; the op pads
 
     def forward(self, maps: Tensor) -> Tensor:
         weight = self.conv.weight
