@@ -238,11 +238,11 @@ class FGASeg(nn.Module):
         image: list[Any] | tuple[Any, ...],
         names: ClassNames | Vocabulary,
         *,
-        bands: Bands | None = None,
-        value_range: ValueRange | None = None,
-        background: str | Sequence[str] | None = None,
-        threshold: float | None = None,
-        probabilities: bool = False,
+        bands: Bands | None = ...,
+        value_range: ValueRange | None = ...,
+        background: str | Sequence[str] | None = ...,
+        threshold: float | None = ...,
+        probabilities: bool = ...,
     ) -> list[Result]: ...
 
     @overload
@@ -251,11 +251,11 @@ class FGASeg(nn.Module):
         image: ImageSource,
         names: ClassNames | Vocabulary,
         *,
-        bands: Bands | None = None,
-        value_range: ValueRange | None = None,
-        background: str | Sequence[str] | None = None,
-        threshold: float | None = None,
-        probabilities: bool = False,
+        bands: Bands | None = ...,
+        value_range: ValueRange | None = ...,
+        background: str | Sequence[str] | None = ...,
+        threshold: float | None = ...,
+        probabilities: bool = ...,
     ) -> Result: ...
 
     @torch.inference_mode()
@@ -313,8 +313,7 @@ class FGASeg(nn.Module):
     def parameter_groups(self, lr: float, encoder_lr_factor: float, weight_decay: float) -> list[dict[str, Any]]:
         """AdamW groups: the encoder at lr · factor; no weight decay on norms and embeddings."""
         undecayed = nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d | nn.Embedding
-        plain = {id(p) for m in self.modules() if isinstance(m, undecayed)
-                 for p in m.parameters(recurse=False)}  # fmt: skip
+        plain = {id(p) for m in self.modules() if isinstance(m, undecayed) for p in m.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -326,7 +325,7 @@ class FGASeg(nn.Module):
                 "lr": lr * (encoder_lr_factor if clip else 1),
                 "weight_decay": weight_decay if decays else 0.0,
             }
-            for (clip, decays), p in sorted(groups.items(), key=lambda item: item[0])
+            for (clip, decays), p in sorted(groups.items())
         ]
 
     def save_encoder(self, path: str | Path, dtype: torch.dtype = torch.float32) -> None:
