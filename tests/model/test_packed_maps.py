@@ -101,3 +101,5 @@ def test_logits_are_put_where_their_classes_are():
     assert one.expand_to(torch.tensor([0, 1, 3])).flatten(1).tolist() == [[DROPPED, 1.0, 2.0]]
     two = DecodedMaps(logits, packed([3], [0], of=4), PackedMaps.all(2, 4), DROPPED, [])
     assert two.expand_to(torch.tensor([0, 3])).flatten(1).tolist() == [[DROPPED, 1.0], [2.0, DROPPED]]
+    everything = two._replace(packing=PackedMaps.all(2, 1), capped=PackedMaps.all(2, 1))
+    assert everything.expand_to(torch.tensor([0])).data_ptr() == logits.data_ptr()  # not copied

@@ -20,7 +20,7 @@ def case(size=(64, 64), names=None, **switches):
         case(),
         case(names=NAMES_20[:1]),
         case(size=(80, 48)),  # an odd grid: windows padded
-        case(window=2),
+        case(window=2, guidance_channels=(12, 20)),
         case(window=3, size=(64, 80)),
         case(pad_classes=32),
         case(pad_classes=12, class_cap=7),

@@ -20,7 +20,7 @@ from fgaseg.model.alignment import P2Tformer, T2PProjector, positions_of, sine_p
 from fgaseg.model.decoder import LocalUp, UpStage
 from fgaseg.model.encoders.image_tower import cubic_weights, resized_positions
 from fgaseg.model.encoders.loading import split_projections
-from fgaseg.model.head import Output
+from fgaseg.model.head import Output, cosine_logits
 from fgaseg.model.supplement import LocalSupplement
 from fgaseg.training.losses import segmentation_losses
 
@@ -245,6 +245,13 @@ def test_t2p_is_one_convolution_per_class():
             generated = module.text(texts[b, t])
             kernel = generated[:-1].reshape(1, 4, 3, 3)
             same(got[b, t], F.conv2d(projected[b : b + 1], kernel, generated[-1:], padding=1)[0, 0])
+
+
+def test_logits_of_cosines_are_over_the_temperature_and_four_times_as_fine():
+    flat, ramp = torch.full((1, 1, 2, 3), 0.35), torch.arange(3.0).view(1, 1, 1, 3) * 0.07
+    torch.testing.assert_close(cosine_logits(flat), torch.full((1, 1, 8, 12), 5.0))
+    between = [0.0, 0.0, 0.125, 0.375, 0.625, 0.875, 1.125, 1.375, 1.625, 1.875, 2.0, 2.0]
+    torch.testing.assert_close(cosine_logits(ramp), torch.tensor(between).expand(1, 1, 4, 12))
 
 
 @pytest.mark.parametrize("padding", ["zeros", "replicate"])
