@@ -115,8 +115,8 @@ class T2PProjector(nn.Module):
 
     def project(self, pixels: Tensor) -> Tensor:
         """V'_I [B, C/2, 4H, 4W]."""
-        x = self.first(F.interpolate(pixels, scale_factor=2, mode="bilinear"))
-        return self.last(self.second(F.interpolate(x, scale_factor=2, mode="bilinear")))
+        x = self.first(F.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False))
+        return self.last(self.second(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)))
 
     def forward(self, pixels: Tensor, texts: Tensor) -> Tensor:
         x = self.project(pixels)

@@ -274,4 +274,4 @@ class Head(nn.Module):
 
 
 def cosine_logits(gcs: Tensor) -> Tensor:
-    return F.interpolate(gcs / TEMPERATURE, scale_factor=4, mode="bilinear")
+    return F.interpolate(gcs / TEMPERATURE, scale_factor=4, mode="bilinear", align_corners=False)

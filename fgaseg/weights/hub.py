@@ -147,7 +147,7 @@ def fetch_to(
             path.unlink()  # of another commit
         if not path.exists():
             announce(metadata.size)
-            tag = re.sub(r"\W", "", metadata.etag)
+            tag = re.sub(r"\W", "", metadata.etag)[:64]  # a file's name is not as long as a server likes
             _download(wanted, metadata, folder / f"{path.name}.{tag}.incomplete", path)
         found = sha256_of(path)
         if not found.startswith(sha256):

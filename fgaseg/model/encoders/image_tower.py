@@ -29,7 +29,7 @@ def resized_positions(table: Tensor, stored: tuple[int, int], grid: tuple[int, i
         square = (square.flatten(0, 1) @ along.T).unflatten(0, (-1, stored[0])).transpose(1, 2)
         square = (square.flatten(0, 1) @ down.T).unflatten(0, (-1, grid[1])).transpose(1, 2)
     else:
-        square = F.interpolate(square[None], size=grid, mode="bicubic")[0]
+        square = F.interpolate(square[None], size=grid, mode="bicubic", align_corners=False, antialias=False)[0]
     return torch.cat([table[:first], square.flatten(1).T.to(table.dtype)])
 
 
