@@ -249,10 +249,11 @@ def test_how_long_and_after_which_answers_it_is_asked_again(hub, repo, pauses, s
 
 
 def test_a_connection_that_breaks_again_and_again_is_given_up(hub, repo, pauses):
-    hub.trouble.cuts = [100_000] + [0] * 50
-    with pytest.raises(CheckpointError, match="what has come is kept"):
-        fetch_file("owner/name", "large.pth")
-    assert pauses == [1.0]
+    for cuts in ([0] * 50, [100_000] + [0] * 50):
+        hub.trouble.cuts, pauses[:] = cuts, []
+        with pytest.raises(CheckpointError, match="what has come is kept"):
+            fetch_file("owner/name", "large.pth")
+        assert pauses == [1.0]
 
 
 @pytest.mark.parametrize("header", ["ETag", "X-Repo-Commit"])
@@ -360,6 +361,12 @@ def test_a_full_disk(hub, repo, monkeypatch):
     assert "\n" not in str(caught.value) and hub.seen["GET"] == 0
     monkeypatch.setattr(client.shutil, "disk_usage", lambda _: usage._replace(free=len(LARGE)))
     assert fetch_file("owner/name", "large.pth").read_bytes() == LARGE  # just enough
+    hub.trouble.cuts = [200_000] + [0] * 50
+    with pytest.raises(CheckpointError, match="what has come is kept"):
+        fetch_file("owner/name", "folder/large.bin")
+    hub.trouble.cuts = []
+    monkeypatch.setattr(client.shutil, "disk_usage", lambda _: usage._replace(free=100_000))  # for the rest
+    assert fetch_file("owner/name", "folder/large.bin").read_bytes() == LARGE[::-1]
 
 
 def caused(error, cause):
