@@ -74,18 +74,17 @@ def read_lines(text: str, origin: str, label_map: bool) -> ClassTable:
     collect = Collector(origin, label_map)
     if label_map:
         for line in lines:
-            _add_stored(collect, line, len(line.after) == 1 or line.shape == (1, 0))
+            _add_stored(collect, line)
         return collect.finish()
     shape = _common_shape(lines, origin)
     if shape == (0, 0):
         _add_plain(collect, lines, text, comments)
     else:
-        one_value = shape in ((1, 0), (0, 1))
-        if one_value:
+        if shape in ((1, 0), (0, 1)):
             _refuse_repeated(lines, origin)
         identified = _leading_ids(lines, shape)
         for line in lines:
-            _add_stored(collect, line, one_value, identified)
+            _add_stored(collect, line, identified)
     return collect.finish()
 
 
@@ -229,7 +228,7 @@ def _leading_ids(lines: Sequence[Line], shape: tuple[int, int]) -> bool:
     return len(set(ids)) == len(ids) and alpha != {255}
 
 
-def _add_stored(collect: Collector, line: Line, one_value: bool, identified: bool = True) -> None:
+def _add_stored(collect: Collector, line: Line, identified: bool = True) -> None:
     """A line with numbers: value and name, colour and name, or value, colour and name, in any order."""
     before, after, name = line.before, line.after, line.name
     if line.shape == (0, 0):
