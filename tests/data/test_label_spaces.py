@@ -9,6 +9,7 @@ from sample_data import make_folder
 from fgaseg.config import DataConfig
 from fgaseg.data import FolderDataset
 from fgaseg.data.label_formats import UNPAINTED, colour, read_stored
+from fgaseg.data.label_spaces import is_coco, open_label_space
 from fgaseg.errors import DataError
 from fgaseg.vocabulary import ClassPrompts
 
@@ -267,3 +268,95 @@ def test_every_layout_is_ready(name, tmp_path):
     report = check_folders(**LAYOUTS[name](tmp_path))
     assert (report.state, report.pairs, report.problems, report.unnamed) == ("ready", 6, {}, {})
     assert 0.1 < report.void < 0.4 and sum(report.shares.values()) + report.void == pytest.approx(1)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """The label space of names, one a line, and of a label map."""
+
+    def make(names=None, label_map=None, labels=None, **more):
+        if names is not None:
+            (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+        file = None if names is None else tmp_path / "names.txt"
+        config = DataConfig(images=tmp_path, labels=tmp_path, names=file, label_map=label_map, **more)
+        return open_label_space(config, labels)
+
+    return make
+
+
+def test_where_the_labels_of_values_come_from(opened, tmp_path):
+    names = f"the names of {tmp_path}/names.txt"
+    plain = opened(["sky", "sea"])
+    assert (plain.label_of, plain.others, plain.numbered, plain.origin) == (None, None, False, names)
+    counted = opened(["0: sky", "1: sea"])
+    assert (counted.label_of, counted.numbered) == (None, True)
+    later = opened(["sky", "sea"], ignore=[0, 1, 255])
+    assert (later.label_of, later.numbered) == ({2: 0, 3: 1, UNPAINTED: 255, 0: 255, 1: 255, 255: 255}, False)
+    mapped = opened(["sky", "sea"], {7: "sea", 9: 0, 8: -1, 6: 300, 5: None, "others": "sky"}, ignore=[300])
+    assert mapped.origin == "data.label_map" and mapped.others == 0
+    assert mapped.label_of == {7: 1, 9: 0, 8: 300, 6: 300, 5: 300, UNPAINTED: 300, 300: 300}
+    both = opened(["3: sky", "4: sea"], {7: "sea"})
+    assert (both.label_of, both.numbered) == ({7: 1, UNPAINTED: 255, 255: 255}, True)
+    assert opened(None, {7: "b", 8: "a", 9: "b"}).classes == ["b", "a"]
+    colours = opened(None, {"1,2,3": "sky"})
+    assert colours.label_of == {colour(1, 2, 3): 0, UNPAINTED: 255}  # 255 is no colour
+
+
+def test_what_is_outside_is_background_where_nothing_else_is(opened):
+    names = ["sky", "Background", "sea"]
+    assert opened(names, {7: "sky", 8: "sea"}).label_of[UNPAINTED] == 1
+    assert opened(names, {7: "sky", 8: "Background"}).label_of[UNPAINTED] == 255
+    assert opened(names, {7: "sky", "unpainted": "sea"}).label_of[UNPAINTED] == 2
+    assert opened(["sky", "sea"], {7: "sky"}).label_of[UNPAINTED] == 255
+
+
+def test_classes_that_are_ignored_too(opened, tmp_path):
+    with pytest.raises(DataError, match=rf"^the names of {tmp_path}/names.txt: label 1 is 'sea' and cannot be ig"):
+        opened(["sky", "sea"], ignore=1)
+    many = [f"c{number}" for number in range(256)]
+    assert opened(many[:255]).ignore == 255 and opened(many, ignore=256).ignore == 256
+    with pytest.raises(
+        DataError, match=rf"^{tmp_path}/names.txt: label 255 is 'c255' and cannot be ignored too: set data"
+    ):
+        opened(many)
+    with pytest.raises(DataError, match="^data.label_map: label 255 is 'c255' and cannot be ignored too"):
+        opened(None, dict(enumerate(many, 1000)))
+    with pytest.raises(DataError, match="label 7 is 'sky' and cannot be ignored too: set data.ignore to a value"):
+        opened(["sky"], {7: "sky", 8: None}, ignore=[255, 7])
+    assert opened(["sky"], {7: "sky", 8: None}, ignore=[255, 8]).label_of[8] == 255
+
+
+UNKNOWN = {  # names, label map, what is said
+    "a name": (
+        ["sky"],
+        {7: "see"},
+        "data.label_map: 7 is 'see', which NAMES does not list: add it there, or give it the",
+    ),
+    "near names": (["sea", "seas"], {7: "seat"}, r"7 is 'seat', which .* does not list \(did you mean 'sea'\?\): add"),
+    "two names": (["sky"], {7: "a", 8: "sky", 9: "b"}, "7 is 'a', and 1 more names, which NAMES does not list: add it"),
+    "a number": (
+        ["sky"],
+        {7: 1},
+        "7 is class 1, but NAMES has 1 names: numbers of classes index the names file, from 0",
+    ),
+    "two numbers": (["sky"], {7: 1, 8: 2}, "7 is class 1, but NAMES has 1 names, and 1 more names: numbers"),
+    "a number beside names": (None, {7: "sky", 8: 0}, "8 is class 0, but data.names is not set: numbers of classes"),
+    "all others": (["sky"], {7: "sky", "others": "sea"}, "data.label_map: others is 'sea', which NAMES does not list"),
+    "colours": (["sky"], {"1,2,3": "sea"}, "1,2,3 is 'sea', which NAMES does not list"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_names_of_a_map_that_are_not_in_the_list(opened, tmp_path, name):
+    names, label_map, words = UNKNOWN[name]
+    with pytest.raises(DataError, match=words.replace("NAMES", f"{tmp_path}/names.txt")):
+        opened(names, label_map)
+
+
+def test_coco_files_are_told_by_their_suffix(tmp_path):
+    for name in ("a.json", "b.JSON"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "folder.json").mkdir()
+    assert [is_coco(tmp_path / name) for name in ("a.json", "b.JSON", "folder.json", "none", "c.json")] == [
+        True, True, False, False, True
+    ]  # fmt: skip
