@@ -264,10 +264,11 @@ def _add_stored(collect: Collector, line: Line, identified: bool = True) -> None
 
 def _add_plain(collect: Collector, lines: Sequence[Line], text: str, comments: Sequence[int]) -> None:
     """Names alone; the n-th line names the class of label n - 1."""
-    written = text.rstrip().splitlines()
-    first, last = (lines[0].number, lines[-1].number) if lines else (0, 0)
-    for number, blank in enumerate(written, 1):
-        if not blank.strip() and lines and number < last:
+    if not lines:
+        return
+    first, last = lines[0].number, lines[-1].number
+    for number, blank in enumerate(text.splitlines(), 1):
+        if not blank.strip() and number < last:
             position = sum(1 for one in lines if one.number < number) + 1
             raise DataError(f"{collect.origin}: name {position} is empty: the n-th line names the class of label n - 1")
     if [number for number in comments if first < number < last]:
