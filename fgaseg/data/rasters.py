@@ -260,7 +260,8 @@ def _segments(page: TiffPage, kept: list[int]) -> np.ndarray:
     height, width = page.imagelength, page.imagewidth
     values = np.full((height, width, len(kept)), _empty(page), page.dtype)
     separate = page.planarconfig == 2 and page.samplesperpixel > 1
-    for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1):
+    # sorted: as they stand, tifffile mistakes those around a tile that was never written for adjacent ones
+    for segment, (plane, _, top, left, _), _ in page.segments(maxworkers=1, sort=True):
         if segment is None:
             continue  # a tile that was never written
         part = segment[0, : height - top, : width - left]

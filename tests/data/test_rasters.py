@@ -488,3 +488,75 @@ def test_only_a_tiff_with_a_georeference_has_a_size_on_the_earth(tmp_path):
     Image.fromarray(values).save(tmp_path / "a.png")
     sizes = [georeferenced_size(tmp_path / name) for name in ("map.tif", "plain.tif", "cut.tif", "a.png")]
     assert sizes == [(9, 6), None, None, None]
+
+
+def without_tiles(file: Path, *numbers: int) -> Path:
+    """As programs write a map of which they have only parts: some tiles have no place and no size."""
+    with tifffile.TiffFile(file) as read:
+        page = read.pages[0]
+        tags = [page.tags[324], page.tags[325]]
+        places = [(tag.valueoffset, tag.valuebytecount // tag.count) for tag in tags]
+    data = bytearray(file.read_bytes())
+    for start, size in places:
+        for number in numbers:
+            data[start + number * size : start + (number + 1) * size] = bytes(size)
+    file.write_bytes(data)
+    return file
+
+
+@pytest.mark.parametrize(
+    "nodata, told_share", [(None, ""), ("7", "25.6% of its pixels hold no value (7,"), ("-9999", "")]
+)
+def test_tiles_that_were_never_written_hold_the_files_nodata_value(tmp_path, told, nodata, told_share):
+    values = noise(H, W, top=60000, dtype=np.uint16) + np.uint16(20)
+    tags = {"extratags": [(42113, "s", 0, nodata, True)]} if nodata else {}
+    file = without_tiles(tiff(tmp_path, values, tile=(16, 16), **tags), 0, 5)  # 16 x 16 each of 40 x 50
+    expected = (values / 257).round()
+    expected[:16, :16] = expected[16:32, 16:32] = 0
+    np.testing.assert_array_equal(shown(file)[..., 0], expected)
+    assert told_share in told.text and ("hold no value" in told.text) == bool(told_share)
+
+
+def test_unwritten_tiles_of_floating_point_files(tmp_path, told):
+    values = np.linspace(0.1, 1, H * W, dtype=np.float32).reshape(H, W)
+    for nodata in ("nan", "-9999"):
+        file = tiff(tmp_path, values, f"{nodata}.tif", tile=(16, 16), extratags=[(42113, "s", 0, nodata, True)])
+        image = shown(without_tiles(file, 1))
+        assert (image[:16, 16:32] == 0).all() and image[16:].min() > 0
+    assert told.text.count("12.8% of its pixels hold no value") == 2
+
+
+def test_pages_that_are_no_bands_of_one_photo(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for values in (noise(H, W), noise(H, W), noise(H, W, dtype=np.uint16), noise(H, W + 1)):
+            file.write(values, photometric="minisblack")
+    np.testing.assert_array_equal(shown(tmp_path / "a.tif", bands=(2, 1, 2))[..., 1], noise(H, W))
+    for bands, pages in (((1, 2, 3), "1 and 3"), ((2, 1, 4), "2 and 4"), ((3, 1, 2), "3 and 1")):
+        with pytest.raises(
+            ImageError, match=rf"a\.tif: its pages {pages} differ in size or type, so they are not bands"
+        ):
+            read_image(tmp_path / "a.tif", bands=bands)
+    with pytest.raises(ImageError, match="has 4 bands, and bands 5 are asked for"):
+        read_image(tmp_path / "a.tif", bands=(5,))
+
+
+def test_pages_where_black_is_the_largest_value(tmp_path):
+    values = noise(3, H, W, top=65536, dtype=np.uint16)
+    file = tiff(tmp_path, values, photometric="miniswhite", extratags=[(274, "H", 1, 3, True)])
+    expected = 255 - (values / 257).round()
+    np.testing.assert_array_equal(shown(file, bands=(2,))[..., 0], expected[1][::-1, ::-1])
+
+
+def test_a_stack_of_imagej_is_counted(tmp_path, told):
+    values = noise(5, H, W, top=65536, dtype=np.uint16)
+    np.testing.assert_array_equal(shown(tiff(tmp_path, values, imagej=True))[..., 0], (values[0] / 257).round())
+    assert "a.tif: holds 5 pages or frames" in told.text
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "LAB"])
+def test_tiffs_that_pillow_reads_are_read_as_it_does(tmp_path, told, mode):
+    image = Image.fromarray(noise(H, W, 3))
+    image = Image.new("LAB", (W, H), (90, 130, 150)) if mode == "LAB" else image.convert(mode)
+    image.save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(shown(tmp_path / "a.tif"), np.asarray(Image.open(tmp_path / "a.tif").convert("RGB")))
+    assert not told.messages or mode == "LAB"
