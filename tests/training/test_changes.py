@@ -94,6 +94,20 @@ def test_what_differs(data, tmp_path, words, step, refused, announced):
     assert found == refused and announced in said and bool(said) == bool(announced)
 
 
+def test_what_is_announced_word_by_word(data, tmp_path):
+    """Rates of one schedule before and after the step; before the first step there is none."""
+    config, start = configure(data, tmp_path), "weights and optimizer state go on; from step"
+    constant, before = config.override("train.schedule=constant"), "train.lr was 0.0001, now 0.0002"
+    for old, words, step, said in (
+        (config, ["train.steps=9"], 0, f"train.steps was 8, now 9: {start} 1 on the learning rate is that of the "
+         "cosine schedule of 9 steps from the first to the last"),
+        (constant, ["train.lr=2e-4"], 1, f"{before}: {start} 2 on the learning rate is that of the constant schedule: "
+         "step 1 had 0.0001, step 2 has 0.0002"),
+        (constant, ["train.lr=2e-4"], 8, f"{before}: no step is left to take"),
+    ):  # fmt: skip
+        assert differences(json.loads(old.to_json()), old.override(*words), step) == ([], said)
+
+
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_a_key_that_a_checkpoint_does_not_know_had_the_default_of_its_preset(preset):
     config = Config(model={"preset": preset})
