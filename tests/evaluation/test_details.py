@@ -116,6 +116,16 @@ def test_a_subset_keeps_its_classes_of_each_image(scores):
         assert one == Scores(1, [row for row in scores.per_image[stem].rows if row.name in NAMES[:2]])
 
 
+def test_what_is_written_as_json_is_read_back(scores):
+    dump, details = (json.loads(json.dumps(one, allow_nan=False)) for one in (scores.dump(), scores.details()))
+    assert same(Scores.load(dump, details), scores)
+    assert details["confusion"] == scores.confusion.tolist() and len(details["per_image"]) == 12
+    alone = Scores.load(dump)
+    assert (alone.rows, alone.confusion, alone.per_image) == (scores.rows, None, {})
+    part = scores.subset(NAMES[:2])
+    assert part.details()["confusion"] is None and Scores.load(part.dump(), part.details()) == part
+
+
 def test_tables(scores, tmp_path):
     scores.write_confusion_csv(tmp_path / "confusion.csv")
     head, *rows = table(tmp_path / "confusion.csv")
