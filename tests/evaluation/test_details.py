@@ -223,11 +223,14 @@ def test_many_classes_are_shown_by_frequency_and_counted():
     assert (last[np.arange(10), np.arange(10)] == last[0, 0]).all()  # the most frequent ones: all are on the diagonal
 
 
-def test_scores_are_drawn_with_the_same_number_of_classes():
+def test_scores_are_drawn_with_the_same_number_of_classes(tmp_path):
     matrix = torch.arange(1, 51).diag()
     scores = Scores(1, [ClassScore(str(n), n, n, n) for n in range(50)], "", matrix)
     expected = confusion_picture(matrix.numpy(), list(map(str, range(50))))
     assert np.array_equal(scores.confusion_picture(), expected)
+    scores.write_confusion_png(tmp_path / "new" / "confusion.png")
+    with Image.open(tmp_path / "new" / "confusion.png") as picture:
+        assert picture.format == "PNG" and np.array_equal(picture, expected)
     assert scores.confusion_picture(39).height < scores.confusion_picture(40).height == expected.height
 
 
