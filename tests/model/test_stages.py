@@ -96,6 +96,19 @@ def test_pad_tokens_in_closed_form_equal_pad_tokens_in_the_sequence():
     )  # as many classes as places: nothing is padded
 
 
+def test_each_image_lacks_its_own_number_of_pad_tokens():
+    layer = ClassAttention(8, 6, 2, 9).double()
+    torch.nn.init.normal_(layer.pad_token), torch.nn.init.normal_(layer.pad_guidance)
+    sums = ClassSums(rand(3, 5, 2, 4, 4), rand(3, 5, 2, 4, seed=1))
+    together = layer.add_pads(sums, torch.tensor([4, 9, 12]))
+    for image, classes in enumerate((4, 9, 12)):
+        alone = layer.add_pads(ClassSums(*(x[image : image + 1] for x in sums)), classes)
+        for got, expected, before in zip(together, alone, sums, strict=True):
+            same(got[image : image + 1], expected)
+            assert torch.equal(got[image], before[image]) == (classes >= 9)
+    assert ClassAttention(8, 6, 2, 0).add_pads(sums, 4) is sums
+
+
 def test_class_attention_is_linear_attention_over_the_classes_of_a_pixel():
     layer = ClassAttention(8, 6, 2, 0).double()
     x, guidance = rand(1, 5, 3, 8), rand(1, 5, 6, seed=1)
@@ -158,7 +171,7 @@ def _plain_swin(block, x, guidance):
     return x + block.mlp(block.norm2(x))
 
 
-@pytest.mark.parametrize("grid", [(8, 8), (7, 10), (3, 9), (4, 4), (1, 5)], ids=str)
+@pytest.mark.parametrize("grid", [(8, 8), (7, 10), (3, 9), (9, 3), (4, 4), (1, 5)], ids=str)
 @pytest.mark.parametrize("shift", [0, 2])
 def test_swin_block_window_by_window(grid, shift):
     torch.manual_seed(0)
