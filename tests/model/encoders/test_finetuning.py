@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from small_encoders import ENCODERS, open_clip_model, small_encoder, small_model
+from small_encoders import CLIP_VISION, ENCODERS, open_clip_model, small_encoder, small_model
 from tiny import NAMES, pixels
 
+from fgaseg import EncoderConfig
 from fgaseg.errors import EncoderError
+from fgaseg.model.encoders import OpenClipEncoder
 from fgaseg.model.encoders.loading import split_projections
 from fgaseg.training.losses import segmentation_losses
 
@@ -135,8 +137,6 @@ def test_statistics_of_the_stem_stay_what_they_were(tokenizer):
 
 
 def test_fixed_positions_do_not_train_even_from_scratch(tokenizer):
-    from small_encoders import CLIP_VISION
-
     architecture = {**ENCODERS["plain CLIP"], "vision_cfg": {**CLIP_VISION, "pos_embed_type": "sin_cos_2d"}}
     model = small_model("plain CLIP", tokenizer, {"architecture": architecture})
     assert not model.clip.visual.positional_embedding.requires_grad and model.clip.positional_embedding.requires_grad
@@ -146,3 +146,13 @@ def test_guidance_of_blocks_that_do_not_run_is_refused(tokenizer):
     small_encoder("SigLIP", tokenizer, guidance_blocks=(2, 3))  # the last block runs whole
     with pytest.raises(EncoderError, match="must name two of the first 3 blocks .the image tower has 4 and the last"):
         small_encoder("EVA-02", tokenizer, guidance_blocks=(2, 3))
+    with pytest.raises(EncoderError, match=r"must name two of the first 4 blocks \(the image tower has 4\)$"):
+        small_encoder("SigLIP", tokenizer, guidance_blocks=(3, 4))
+
+
+@pytest.mark.parametrize("layers, blocks", [(2, (0, 0)), (4, (0, 1)), (6, (1, 3)), (12, (3, 7)), (24, (7, 15))])
+def test_guidance_is_of_a_third_and_of_two_thirds_of_the_depth(layers, blocks):
+    architecture = {**ENCODERS["plain CLIP"], "vision_cfg": {**CLIP_VISION, "layers": layers}}
+    with torch.device("meta"):
+        made = OpenClipEncoder(EncoderConfig(name="mine", architecture=architecture), skeleton=True)
+    assert made.guidance_blocks == blocks and made.dense == "value"

@@ -184,10 +184,22 @@ SETTINGS = {
 }
 
 
+def test_prompts_come_a_few_hundred_at_a_time():
+    module, asked = Words(), []
+    text = module.text
+    module.text = lambda prompts: asked.append(len(prompts)) or text(prompts)
+    prompts = [f"thing {i}" for i in range(600)]
+    got = FGASeg(config(), module).encoder.text(prompts)
+    assert asked == [256, 256, 88] and torch.equal(got, text(prompts))
+
+
 @pytest.mark.parametrize("key", SETTINGS)
 def test_settings_without_a_meaning_are_refused(key, named):
     with pytest.raises(EncoderError, match=rf"encoder\.{key}.*: words is an encoder of your own"):
         FGASeg(config(name="words", **{key: SETTINGS[key]}))
+    with pytest.raises(EncoderError, match=r"encoder\.finetune=full: words is an encoder of your own"):
+        FGASeg(config(name="words", finetune="full"))
+    assert FGASeg(config(name="words", pretrained="auto")).encoder.weights is None
 
 
 def test_names_of_open_clip_cannot_be_taken():
