@@ -30,15 +30,7 @@ ROOT, JUDGED = Path(__file__).parents[1], Path(__file__).with_name("mutants_judg
 AREAS = {area: [f"fgaseg/{area}"] for area in ("model", "training", "data", "evaluation", "weights")}
 AREAS["training"].append("fgaseg/vocabulary.py")
 LEFT_OUT = ("reference.py", "cuda_graphs.py", "__init__.py")  # the oracle of the tests, what only a GPU runs, imports
-PRELOADED = (
-    "torchvision",
-    "open_clip",
-    "timm",
-    "hypothesis",
-    "rich",
-    "tifffile",
-    "accelerate",
-)  # once, not in every child
+PRELOADED = ("torchvision", "open_clip", "timm", "rich", "tifffile", "accelerate")  # once, not in every child
 FIELDS = ["area", "file", "line", "before", "after", "outcome", "tests", "seconds"]
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

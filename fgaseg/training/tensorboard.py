@@ -88,14 +88,9 @@ class TensorBoard(Callback):
 def picture(model: FGASeg, item: dict[str, Any], classes: Sequence[str | ClassPrompts]) -> Image.Image:
     """A validation photo, its labels, prediction, and the pseudo-masks S_g and S_l of its largest class."""
     photo, labels = Image.fromarray(item["image"].numpy()), item["labels"].numpy()
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            vocabulary = model.encode(classes)
-            predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
-    finally:
-        model.train(training)
+    with torch.no_grad():
+        vocabulary = model.encode(classes)
+        predicted, masks = model.segment(photo, vocabulary).labels, pseudo_masks(model, photo, vocabulary)
     names = list(vocabulary.names)
     counts = np.bincount(labels[labels < len(names)], minlength=len(names))
     subject, size = int(counts.argmax()), (photo.height, photo.width)
