@@ -1,9 +1,9 @@
-"""Calls an op with arguments that nobody should pass, in a process of its own: python hostile_calls.py BACKEND [I/N]
+"""Calls an op with arguments that nobody should pass, in a process of its own: hostile_calls.py BACKEND [I/N [M]]
 
 The calls are those of test_contracts.OP_CALLS, of N parts the I-th, each with one argument replaced in turn, and with
-two in 40 draws, or 40 N with FGASEG_FUZZ=N. Prints a JSON line for each call that ended the process, ran too long, used
-memory outside of a tensor, disagreed with the op's shape rule, or gave other values than the reference, and at last the
-number of calls.
+two in 40 draws, or 40 N with FGASEG_FUZZ=N; of these every M-th, each call from another one on. Prints a JSON line for
+each call that ended the process, ran too long, used memory outside of a tensor, disagreed with the op's shape rule, or
+gave other values than the reference, and at last the number of calls.
 """
 
 import json
@@ -218,19 +218,21 @@ def names_of(backend: str) -> list[str]:
 
 
 def main() -> None:
-    backend, (part, parts) = sys.argv[1], (int(number) for number in [*sys.argv[2:], "0/1"][0].split("/"))
+    backend, place, every = (sys.argv[1:] + ["0/1", "1"][len(sys.argv) - 2 :])[:3]
+    part, parts = map(int, place.split("/"))
     torch.set_num_threads(1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     pairs, count = 40 * int(os.environ.get("FGASEG_FUZZ", "1")), 0
     with accuracy.device_of(backend):
-        for name in names_of(backend)[part::parts]:
+        for at, name in enumerate(names_of(backend)[part::parts]):
             calls, arguments = OP_CALLS[name]
             for number, (op, args) in enumerate(calls(*arguments)):
                 plain = [x.detach() if isinstance(x, Tensor) else x for x in args]
                 if wrong := judge_memory(op, backend, plain):
                     sys.exit(f"{op}: the call itself {wrong}")
                 cases = [case for case in cases_of(plain, pairs, number) if backend != "triton" or not beyond(case)]
+                cases = cases[(at + number) % int(every) :: int(every)]
                 count += len(cases)
                 for i, wrong in faults(len(cases), lambda i: judge_memory(op, backend, cases[i][1])):  # noqa: B023
                     found = {"op": f"{op}_{backend}", "call": number, "label": cases[i][0], "wrong": wrong}
