@@ -24,6 +24,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "sliced", "transposed", "expanded"]
 needs = {name: pytest.mark.skipif(bool(unavailable[name]), reason=unavailable[name]) for name in NAMES}
 needs_cpp = needs["cpp"]
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 
 
 def backends(*names: str, slow: Iterable[str] = ()) -> list[Any]:
@@ -37,11 +38,13 @@ BACKENDS = backends(*NAMES, "reference")
 
 
 def backend_layouts(*names: str) -> list[Any]:
-    """Parameters "backend, layout" for an op that is slow in Triton's interpreter: slow there but for "contiguous"."""
+    """Parameters "backend, layout" for an op that is slow in Triton's interpreter: quick there for "contiguous" alone,
+    and exhaustive but for "expanded", whose strides of 0 are the hardest."""
+    marks = {layout: [SLOW, EXHAUSTIVE] for layout in LAYOUTS} | {"contiguous": [], "expanded": [SLOW]}
     return [
-        pytest.param(*one.values, layout, marks=one.marks)
+        pytest.param(*one.values, layout, marks=[*one.marks, *(marks[layout] if one.values == ("triton",) else [])])
         for layout in LAYOUTS
-        for one in backends(*names, slow=() if layout == "contiguous" else ["triton"])
+        for one in backends(*names)
     ]
 
 

@@ -211,10 +211,16 @@ def test_positions_at_another_size_are_those_of_timm(family, tokenizer):
     assert not torch.allclose(ours.image_tower.pooled(pixels), ours.image_tower.pooled(pixels.flip(2)))
 
 
+def compiled_marks(family: str) -> list[pytest.MarkDecorator]:
+    """It takes a minute a family: one of each kind in continuous integration."""
+    if family in ("SigLIP", "EVA-02"):
+        return []
+    alike = family not in ("plain CLIP", "MobileCLIP2-B", "PE-Core")
+    return [pytest.mark.slow, *([pytest.mark.exhaustive] if alike else [])]
+
+
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "family", [f if f in ("SigLIP", "EVA-02") else pytest.param(f, marks=pytest.mark.slow) for f in ENCODERS]
-)
+@pytest.mark.parametrize("family", [pytest.param(f, marks=compiled_marks(f)) for f in ENCODERS])
 def test_the_image_tower_compiles_in_one_graph(family, tokenizer):
     ours = small_encoder(family, tokenizer)
     plain, compiled = ImageEncoder(ours), ImageEncoder(ours)

@@ -71,10 +71,14 @@ def test_every_name_of_open_clip_is_supported_or_refused_with_its_reason():
             assert f"encoder: {name} is not supported: {reason}" in str(caught.value)
 
 
+def marks(number: int) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if number % 4 == 0 else [pytest.mark.slow, pytest.mark.exhaustive]
+
+
 QUICK = ("ViT-B-16", "ViT-H-14-worldwide", "MobileCLIP2-B", "ViT-B-16-SigLIP2-384", "EVA02-B-16", "PE-Core-B-16")
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILY])
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=marks(i)) for i, n in enumerate(FAMILY)])
 def test_full_size(name, monkeypatch):
     """On the meta device: the sizes that open_clip gives, from the same weights and no others."""
     monkeypatch.setattr(open_clip_encoder, "Tokenizer", lambda *_: None)  # those of Hugging Face are not at hand
