@@ -18,6 +18,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 dry=${FGASEG_DRY_RUN:-0}
+cores=$(nproc --all) # plain nproc would tell OMP_NUM_THREADS, which is set below
 arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d .)
 arch=${arch:-90}
 first="S3,T=150,T=150 shift=6,T=150 48x48x64"
@@ -94,7 +95,7 @@ show() { # the same arguments as `run`
 run() {
     local name=$2 seconds=$3 tool=() began=$SECONDS log="$work/$1 $2"
     shift 3
-    if [ "$dry" = 1 ] && [ "$(nproc)" -lt 8 ]; then seconds=$((3 * seconds)); fi
+    if [ "$dry" = 1 ] && [ "$cores" -lt 8 ]; then seconds=$((3 * seconds)); fi
     if [ "$1" = -t ]; then
         while [ "$2" != -- ]; do tool+=("$2") && shift; done
         shift
