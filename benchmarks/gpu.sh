@@ -13,7 +13,7 @@
 # Triton's cache is build/triton (FGASEG_TRITON_CACHE): what compile_ahead.py put there on another machine with the same
 # Triton and Python is used. FGASEG_DRY_RUN=1 runs every step on a CPU, interpreted or emulated, on small shapes and one
 # after another; it prints what a sanitizer or profiler would be started with, and runs the program without it. The
-# limits are for 16 cores: in a dry run on fewer than 8 all steps get three times as long.
+# limits are for 16 cores: in a dry run on fewer than 8 all steps get four times as long.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -59,7 +59,7 @@ ours+="|softmax_(taps|columns)|mark_(best|ranked)|compact|gather|scatter)"
 
 # step PHASE NAME SECONDS [-t TOOL...] -- COMMAND...
 plan() {
-    step 1 machine 20 -- bash -c 'nvidia-smi; nvcc --version | tail -n 1; "$python" -c "$versions"'
+    step 1 machine 10 -- bash -c 'nvidia-smi; nvcc --version | tail -n 1; "$python" -c "$versions"'
     step 2 build 60 -- bash -c "$build"
     step 2 compile_ahead 60 -- "$python" benchmarks/compile_ahead.py --arch "$arch" --shapes "$first"
     for backend in triton cuda; do
@@ -82,7 +82,7 @@ plan() {
     step 10 kernels 35 -t ncu --clock-control none --section SpeedOfLight --section MemoryWorkloadAnalysis \
         --section WarpStateStats --section Occupancy --section LaunchStats --kernel-name "$ours" --launch-count 60 -- \
         "$python" $calls $large --dtype ${types#float32,}
-    step 11 timeline 15 -t nsys profile --trace cuda --force-overwrite true --output "$out/model" -- \
+    step 11 timeline 20 -t nsys profile --trace cuda --force-overwrite true --output "$out/model" -- \
         "$python" benchmarks/model.py --check --csv "$work/check.csv"
 }
 
@@ -95,7 +95,7 @@ show() { # the same arguments as `run`
 run() {
     local name=$2 seconds=$3 tool=() began=$SECONDS log="$work/$1 $2"
     shift 3
-    if [ "$dry" = 1 ] && [ "$cores" -lt 8 ]; then seconds=$((3 * seconds)); fi
+    if [ "$dry" = 1 ] && [ "$cores" -lt 8 ]; then seconds=$((4 * seconds)); fi
     if [ "$1" = -t ]; then
         while [ "$2" != -- ]; do tool+=("$2") && shift; done
         shift
@@ -138,7 +138,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/site"
 ln -s "$PWD/fgaseg" "$work/site/fgaseg"
 export PYTHONPATH="$work/site:$PWD/tests:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PATH="$PATH:/usr/local/cuda/bin"
-export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores < 8 ? cores : 8))}
 export TRITON_CACHE_DIR=${FGASEG_TRITON_CACHE:-$PWD/build/triton} python dry work versions arch
 if [ "$dry" = 1 ]; then # a GPU needs no emulator
     "$python" -c "import accuracy" >"$out/log.txt" 2>&1 || cat "$out/log.txt"
