@@ -237,11 +237,15 @@ def predicted(call: Call, backend: str, gpu: GPU) -> dict[str, Any]:
     return {"limits": limits, **counted, "warp_instructions": total}
 
 
-def table(gpu: GPU, dtype: torch.dtype, measured: dict[tuple[str, ...], float]) -> list[dict[str, Any]]:
-    """One row for each op, shape, pass and backend, named as the benchmarks name them."""
+def table(
+    gpu: GPU, dtype: torch.dtype, measured: dict[tuple[str, ...], float], ops: Iterable[str]
+) -> list[dict[str, Any]]:
+    """One row for each shape, pass and backend of these ops, named as the benchmarks name them."""
     rows = []
     for backend, device in (("triton", "meta"), ("cuda", "cpu")):
         for (op, shape), group in groupby(calls(dtype, device), key=lambda call: call.row):
+            if op not in ops:
+                continue
             parts = list(group)
             done = {
                 call.op: predicted(call, backend, gpu) for call in parts if backend == "triton" or _has_cuda(call.op)
@@ -290,10 +294,16 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=TABLE)
     parser.add_argument("--gpu", choices=GPUS, default="H100")
     parser.add_argument("--measured", type=Path, help="a table of benchmarks/gpu.sh")
+    known = sorted({call.row[0] for call in calls(torch.bfloat16)})
+    parser.add_argument(
+        "--ops", nargs="+", choices=known, default=known, help="some of them, with a --csv of their own"
+    )
     options = parser.parse_args()
+    if set(options.ops) != set(known) and options.csv == TABLE:
+        parser.error(f"--ops: give --csv too, as {TABLE.name} has the rows of all")
     if why := shim.emulate_cuda():
         parser.error(why)
-    rows = table(GPUS[options.gpu], torch.bfloat16, read_measured(options.measured))
+    rows = table(GPUS[options.gpu], torch.bfloat16, read_measured(options.measured), options.ops)
     with open(options.csv, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -44,7 +44,6 @@ def damage(path, change):
     onnx.save(model, path)
 
 
-@pytest.mark.slow
 def test_every_file_passes(small, exported, tmp_path):
     shutil.copytree(exported, tmp_path / "exported")
     rows = check_export(small, tmp_path / "exported", classes=[1, 3, 20])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_graphs import assert_equal_but_for_ties
 from paths import ROOT
 from PIL import Image
 from tiny import tiny_model
@@ -21,8 +22,6 @@ from tiny import tiny_model
 from fgaseg.errors import UsageError
 from fgaseg.export import ExportOptions, Tiles, check_export, export_model
 from fgaseg.export.graphs import WholeGraph
-from fgaseg.inference.prediction import decide, view_logits
-from fgaseg.inference.scores import ScoreRule
 
 pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
@@ -133,17 +132,10 @@ def with_metadata(graph: Path, target: Path, **values: str | None) -> Path:
 
 
 def check_labels(found: np.ndarray, model, image: Image.Image, vocabulary) -> None:
-    """Equal to the model's, but for pixels where two classes are as good as each other."""
-    with torch.inference_mode():
-        logits = view_logits(model, image, vocabulary)
-        expected = decide(model, logits, vocabulary, found.shape)[0].numpy()
-        maps = F.interpolate(ScoreRule.of(model.config).prepare(logits)[None], found.shape, mode="bilinear")[0].numpy()
+    expected = assert_equal_but_for_ties(found, model, image, vocabulary)
     if max(found.shape) <= 4 * min(found.shape):  # `segment` sees longer photos in tiles
         np.testing.assert_array_equal(expected, model.segment(image, vocabulary).labels)
     assert len(np.unique(expected)) > 10 and expected.max() > 255
-    assert (found != expected).mean() <= (1e-4 if found.size > 1e4 else 5e-4)
-    chosen = np.take_along_axis(maps, found[None], axis=0)[0]
-    assert (maps.max(axis=0) - chosen).max() <= 1e-5 * np.abs(maps).max()
     assert 3 not in found  # it is equal to 0
 
 
@@ -232,12 +224,14 @@ def package(tmp_path_factory, compiled_program):
     return SimpleNamespace(folder=folder, path=folder / "whole.aoti.pt2", model=model, vocabulary=vocabulary)
 
 
+@pytest.mark.exhaustive  # the package takes three minutes
 def test_a_compiled_package_computes_what_the_model_computes(package):
     rows = check_export(package.model, package.folder)
     assert {row["batch"] for row in rows} == {1, 2}
     assert all(not row["failed"] and row["error"] <= 1e-4 for row in rows)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size", [(64, 64), (101, 140)], ids=str)
 def test_a_compiled_package_labels_photos_in_cpp(compiled_program, package, tmp_path, size):
     image = photo(*size)
@@ -258,6 +252,7 @@ def test_a_compiled_package_labels_photos_in_cpp(compiled_program, package, tmp_
     assert (found != expected).mean() <= 5e-4
 
 
+@pytest.mark.exhaustive
 def test_the_compiled_form_says_in_one_line_what_is_wrong(compiled_program, package, tmp_path):
     photo(40, 50).save(tmp_path / "photo.png")
     (tmp_path / "text.txt").write_text("neither a photo nor a package\n" * 10)

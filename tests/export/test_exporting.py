@@ -29,7 +29,6 @@ def run(path, **inputs):
     return session(path).run(None, {name: x.numpy() for name, x in inputs.items()})
 
 
-@slow
 def test_the_files_are_those_of_the_manifest(exported, small):
     manifest = json.loads((exported / "manifest.json").read_text())
     parts, targets = ("image", "text", "head"), ("onnx", "openvino", "torch")
@@ -43,7 +42,6 @@ def test_the_files_are_those_of_the_manifest(exported, small):
     assert manifest["files"]["image.onnx"]["operators"]["Conv"] == 1
 
 
-@slow
 def test_inputs_and_outputs_have_the_names_and_free_axes_that_the_manifest_says(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     for part in ("image", "text", "head"):
@@ -53,7 +51,6 @@ def test_inputs_and_outputs_have_the_names_and_free_axes_that_the_manifest_says(
     assert session(exported / "head.onnx").get_outputs()[0].shape == ["batch", "classes", "4*rows", "4*columns"]
 
 
-@slow
 def test_the_metadata_of_a_graph_is_the_manifest(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     found = session(exported / "image.onnx").get_modelmeta().custom_metadata_map
@@ -62,7 +59,6 @@ def test_the_metadata_of_a_graph_is_the_manifest(exported):
     assert found["fgaseg.patch"] == "8" and found["fgaseg.before_resize"] == "none"
 
 
-@slow
 def test_the_vocabulary_beside_the_graphs_is_the_models(exported, small):
     described = json.loads((exported / "vocabulary.json").read_text())
     vocabulary = small.encode([*NAMES, "car | van"])
@@ -71,7 +67,6 @@ def test_the_vocabulary_beside_the_graphs_is_the_models(exported, small):
     torch.testing.assert_close(torch.from_numpy(stored), vocabulary.embeddings)
 
 
-@slow
 def test_the_text_graph_gives_the_models_embeddings(exported, small):
     tokens = small.encoder.tokenizer(["a photo of a cat", "x", "a red star on a wooden floor"])
     found = torch.from_numpy(run(exported / "text.onnx", tokens=tokens)[0])
@@ -82,7 +77,6 @@ def test_the_text_graph_gives_the_models_embeddings(exported, small):
     torch.testing.assert_close(cut, expected, rtol=0, atol=1e-6)
 
 
-@slow
 def test_a_program_of_pytorch_holds_for_other_sizes(exported, small):
     load = lambda part: torch.export.load(exported / f"{part}.pt2").module(check_guards=False)  # noqa: E731
     image, head = load("image"), load("head")
@@ -93,7 +87,6 @@ def test_a_program_of_pytorch_holds_for_other_sizes(exported, small):
         torch.testing.assert_close(logits, small(pixels, vocabulary).logits, rtol=0, atol=1e-4)
 
 
-@slow
 def test_each_file_holds_the_weights_of_its_part_alone(exported):
     sizes = {name: torch.export.load(exported / f"{name}.pt2").state_dict for name in ("image", "text", "head")}
     keys = {name: set(found) for name, found in sizes.items()}
@@ -118,6 +111,7 @@ def test_classes_built_in_give_the_models_labels(small, tmp_path):
 
 
 @slow
+@pytest.mark.exhaustive
 def test_tiles_are_what_deepness_reads(small, tmp_path):
     vocabulary = small.encode(NAMES)
     options = fgaseg.ExportOptions(

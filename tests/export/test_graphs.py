@@ -108,10 +108,12 @@ def test_half_precision_errs_no_more_than_the_model_does():
 @slow
 @pytest.mark.parametrize("options", [
     {"preset": "released", "fast": True, "top_k": 2, "class_cap": 9, "pad_classes": 9, "class_pooling_eval": 3},
-    {"class_cap": 5, "kernel_norm": "channels", "kernel_size": 1, "p2t_layers": 0, "class_pooling_eval": 2},
-    {"kernel_norm": "cosine", "lcs_padding": "replicate", "kernel_size": 5},
-    {"fast": True, "top_k": 1, "lcs": False, "loss": {"aux_heads": 2}},
-    {"propagation": False, "lcs": False, "t2p": False},
+    *(pytest.param(one, marks=pytest.mark.exhaustive) for one in [
+        {"class_cap": 5, "kernel_norm": "channels", "kernel_size": 1, "p2t_layers": 0, "class_pooling_eval": 2},
+        {"kernel_norm": "cosine", "lcs_padding": "replicate", "kernel_size": 5},
+        {"fast": True, "top_k": 1, "lcs": False, "loss": {"aux_heads": 2}},
+        {"propagation": False, "lcs": False, "t2p": False},
+    ]),
 ])  # fmt: skip
 def test_a_trace_holds_for_other_sizes_in_every_program(options, tmp_path):
     pytest.importorskip("onnxscript", reason="onnxscript is not installed (fgaseg[export])")

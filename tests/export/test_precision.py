@@ -249,7 +249,7 @@ def test_a_part_without_layers_stays(small, tmp_path, vocabulary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("precision", ["float16", pytest.param("int8", marks=pytest.mark.exhaustive)])
 def test_an_export_in_a_lower_precision(precision, tmp_path):
     model = tiny_model(aggregation_layers=1)
     names = model.encode(NAMES)
@@ -269,6 +269,7 @@ def test_an_export_in_a_lower_precision(precision, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_tiles_in_int8(tmp_path):
     model = tiny_model(aggregation_layers=1)
     names = model.encode(NAMES)

@@ -185,12 +185,15 @@ CPU_ONLY = {
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 
 
-def on_backends(names: Iterable[str], backends: list[Any]) -> list[Any]:
-    """Parameters "name, backend" for every op on every backend that has a kernel for it."""
+def on_backends(names: Iterable[str], backends: list[Any], minutes: Iterable[tuple[str, str]] = ()) -> list[Any]:
+    """Parameters "name, backend" for every op on every backend that has a kernel for it; ``minutes``: exhaustive."""
+
+    def marks(*pair: str) -> list[Any]:
+        slow = [pytest.mark.slow] if pair in SLOW else []
+        return [*slow, pytest.mark.exhaustive] if pair in minutes else slow
+
     return [
-        pytest.param(
-            name, *one.values, marks=[*one.marks, *([pytest.mark.slow] if (name, *one.values) in SLOW else [])]
-        )
+        pytest.param(name, *one.values, marks=[*one.marks, *marks(name, *one.values)])
         for name in names
         for one in backends
         if not (name in NO_CUDA_KERNEL and one.values == ("cuda",))
@@ -298,7 +301,7 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
 }
 
 
-@pytest.mark.parametrize("op, backend", on_backends(GRAPHS, BACKENDS))
+@pytest.mark.parametrize("op, backend", on_backends(GRAPHS, BACKENDS, minutes=[("window_attention", "triton")]))
 def test_one_graph_for_all_sizes(op, backend):
     function, calls = GRAPHS[op]
     check_one_graph(lambda *x: function(*x, backend=backend), calls())

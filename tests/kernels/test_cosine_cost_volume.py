@@ -49,6 +49,7 @@ def test_channels_last(backend):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # emulated: three minutes
 @pytest.mark.parametrize("backend", backends("cuda"))
 def test_more_images_than_a_grid_is_tall(backend):
     """Forward alone: backward, whose grids are of one dimension too, would take the emulator twice as long again."""

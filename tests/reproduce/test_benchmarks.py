@@ -223,6 +223,7 @@ assert forms | missing >= everything, everything - forms - missing
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # six minutes
 def test_other_programs_compute_the_same_model(tmp_path):
     programs = [name for name in benchmarks.PROGRAMS if benchmarks.importlib.util.find_spec(name)]
     for package in ("onnx", "onnxscript", *(programs or benchmarks.PROGRAMS)):

@@ -9,7 +9,8 @@ from fgaseg.cli import main
 from fgaseg.cli.demo import show
 
 
-@pytest.mark.slow  # the slowest test of all: about three minutes on two cores
+@pytest.mark.slow
+@pytest.mark.exhaustive  # three to nine minutes
 def test_demo_learns_and_every_part_matters(tmp_path, capsys):
     assert main(["demo", "--json", "--out", str(tmp_path)]) == 0
     results = json.loads(capsys.readouterr().out)

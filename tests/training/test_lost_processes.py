@@ -42,6 +42,7 @@ def wait_for(launcher, seen, seconds=90):
         time.sleep(0.002)
 
 
+@pytest.mark.exhaustive  # two and a half minutes
 def test_two_processes_killed_at_random_moments_end_in_the_same_weights(data, tmp_path):
     recipe = ["train.steps=40", "train.save_every=2", "train.eval_every=0", "data.val_count=1", "data.workers=1"]
     for name in ("never", "often"):
@@ -74,7 +75,9 @@ def test_two_processes_killed_at_random_moments_end_in_the_same_weights(data, tm
     assert steps == list(range(1, 41))
 
 
-@pytest.mark.parametrize("fsdp", ["false", "true"], ids=["whole", "fsdp"])
+@pytest.mark.parametrize(
+    "fsdp", [pytest.param("false", id="whole"), pytest.param("true", id="fsdp", marks=pytest.mark.exhaustive)]
+)
 def test_a_dead_rank_stops_the_other_soon_and_with_one_message(data, tmp_path, fsdp):
     config = configure(data, tmp_path / "out", ["train.steps=4000", "train.eval_every=0", f"train.fsdp={fsdp}"])
     launcher = torchrun(config, tmp_path)

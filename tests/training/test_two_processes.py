@@ -63,7 +63,10 @@ torch.save((results, norm.state_dict()), sys.argv[3] + f"/norm{rank()}.pt")
 """
 
 
-@pytest.fixture(scope="module", params=["false", "true"], ids=["whole", "fsdp"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param("false", id="whole"), pytest.param("true", id="fsdp", marks=pytest.mark.exhaustive)],
+)
 def two_processes(request, data, tmp_path_factory):
     """A run of two processes, one of which is signalled in step 3; resumed by a single process, and then by two."""
     folder = tmp_path_factory.mktemp("two")
@@ -151,7 +154,7 @@ del run, blocks, moments  # they would keep the process group alive until the in
 """
 
 
-@pytest.mark.parametrize("finetune", ["scratch", "prompt"])
+@pytest.mark.parametrize("finetune", ["scratch", pytest.param("prompt", marks=pytest.mark.exhaustive)])
 def test_fsdp_shards_the_encoders_and_sums_their_gradients(data, tmp_path, finetune):
     """scratch: sharded and whole parameters under one learning rate; prompt: the texts are frozen."""
     recipe = [f"model.encoder.finetune={finetune}", "train.steps=1", "train.clip_norm=0.01", "train.accumulate=2"]
@@ -183,7 +186,7 @@ train(load_config(sys.argv[1]), progress=False)
 """
 
 
-@pytest.mark.parametrize("fsdp", ["false", "true"])
+@pytest.mark.parametrize("fsdp", [pytest.param("false", marks=pytest.mark.exhaustive), "true"])
 def test_the_best_model_and_weighted_losses_are_those_of_one_process(data, tmp_path, fsdp):
     recipe = ["train.steps=2", "train.eval_every=1", "train.patience=2", "train.accumulate=2", f"train.fsdp={fsdp}",
               "train.schedule=constant", "model.loss.lambda_align=0",

@@ -215,7 +215,7 @@ def compiled_marks(family: str) -> list[pytest.MarkDecorator]:
     """It takes a minute a family: one of each kind in continuous integration."""
     if family in ("SigLIP", "EVA-02"):
         return []
-    alike = family not in ("plain CLIP", "MobileCLIP2-B", "PE-Core")
+    alike = family not in ("plain CLIP", "MobileCLIP2-B")
     return [pytest.mark.slow, *([pytest.mark.exhaustive] if alike else [])]
 
 

@@ -72,7 +72,7 @@ def test_every_name_of_open_clip_is_supported_or_refused_with_its_reason():
 
 
 def marks(number: int) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if number % 4 == 0 else [pytest.mark.slow, pytest.mark.exhaustive]
+    return [pytest.mark.slow] if number % 8 == 0 else [pytest.mark.slow, pytest.mark.exhaustive]
 
 
 QUICK = ("ViT-B-16", "ViT-H-14-worldwide", "MobileCLIP2-B", "ViT-B-16-SigLIP2-384", "EVA02-B-16", "PE-Core-B-16")
