@@ -96,6 +96,7 @@ def test_each_file_holds_the_weights_of_its_part_alone(exported):
 
 
 @slow
+@pytest.mark.exhaustive  # the examples in C++ have such a graph too
 def test_classes_built_in_give_the_models_labels(small, tmp_path):
     vocabulary = small.encode(["cat", "car | van", "cat ", "wooden floor"], background="sky, wall")
     options = fgaseg.ExportOptions(("onnx",), ("whole",), vocabulary, "labels")

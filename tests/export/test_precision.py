@@ -249,7 +249,16 @@ def test_a_part_without_layers_stays(small, tmp_path, vocabulary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float16", pytest.param("int8", marks=pytest.mark.exhaustive)])
+def test_labels_hold_in_float16(small, exported, vocabulary, tmp_path):
+    options = fgaseg.ExportOptions(parts=("image",), precision="float16")
+    fgaseg.export_model(copy.deepcopy(small), tmp_path / "out", options)
+    correlation, same = agreement(small, vocabulary, tmp_path / "out" / "image.onnx", exported / "head.onnx")
+    assert 0.999 < correlation < 1 and same > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive  # three minutes each
+@pytest.mark.parametrize("precision", ["float16", "int8"])
 def test_an_export_in_a_lower_precision(precision, tmp_path):
     model = tiny_model(aggregation_layers=1)
     names = model.encode(NAMES)

@@ -185,12 +185,13 @@ CPU_ONLY = {
 SLOW = {("window_attention", "triton"), ("window_attention", "reference"), ("class_attention", "triton")}
 
 
-def on_backends(names: Iterable[str], backends: list[Any], minutes: Iterable[tuple[str, str]] = ()) -> list[Any]:
-    """Parameters "name, backend" for every op on every backend that has a kernel for it; ``minutes``: exhaustive."""
+def on_backends(names: Iterable[str], backends: list[Any], long: Iterable[tuple[str, str]] = ()) -> list[Any]:
+    """Parameters "name, backend" for every op on every backend that has a kernel for it; ``long``: exhaustive."""
 
     def marks(*pair: str) -> list[Any]:
-        slow = [pytest.mark.slow] if pair in SLOW else []
-        return [*slow, pytest.mark.exhaustive] if pair in minutes else slow
+        if pair in long:
+            return [pytest.mark.slow, pytest.mark.exhaustive]
+        return [pytest.mark.slow] if pair in SLOW else []
 
     return [
         pytest.param(name, *one.values, marks=[*one.marks, *marks(name, *one.values)])
@@ -202,7 +203,7 @@ def on_backends(names: Iterable[str], backends: list[Any], minutes: Iterable[tup
     ]
 
 
-@pytest.mark.parametrize("name, backend", on_backends(OP_CALLS, COMPILED))
+@pytest.mark.parametrize("name, backend", on_backends(OP_CALLS, COMPILED, long=[("lcs_conv channels", "triton")]))
 def test_passes_the_checks_of_pytorch(name, backend):
     """Schema, fake results, autograd registration and tracing, of forward and backward ops."""
     calls, arguments = OP_CALLS[name]
@@ -301,7 +302,10 @@ GRAPHS: dict[str, tuple[Callable[..., Any], Callable[[], list[list[Any]]]]] = {
 }
 
 
-@pytest.mark.parametrize("op, backend", on_backends(GRAPHS, BACKENDS, minutes=[("window_attention", "triton")]))
+@pytest.mark.parametrize(
+    "op, backend",
+    on_backends(GRAPHS, BACKENDS, long=[("window_attention", "triton"), ("lcs_conv_from_text", "triton")]),
+)
 def test_one_graph_for_all_sizes(op, backend):
     function, calls = GRAPHS[op]
     check_one_graph(lambda *x: function(*x, backend=backend), calls())

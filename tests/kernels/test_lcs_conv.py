@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accuracy import BACKENDS, DTYPES, backend_layouts, backends, check_backend, needs_cpp, random
+from accuracy import BACKENDS, DTYPES, backend_layouts, backends, check_backend, needs, needs_cpp, random
 from paths import SHARED
 
 from fgaseg.kernels import lcs_conv
@@ -14,7 +14,15 @@ CLIP_TEXT = SHARED / "data" / "clip_text" / "voc12_single.npy"
 # B, C, T, H, W, K; K larger than the map in the third
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 37, 5, 7, 9, 5), (2, 3, 2, 2, 3, 7), (1, 64, 3, 5, 4, 3), (3, 2, 4, 1, 13, 3)]
 # several tiles of classes, of pixels (576 or 320 at most) and of channels, tiles narrower than the image
-LARGE = [(1, 20, 40, 26, 27, 3), (1, 33, 35, 10, 37, 5), (1, 17, 66, 33, 20, 7), (3, 180, 40, 3, 5, 3)]
+LARGE = [(1, 20, 40, 26, 27, 3), (1, 33, 35, 10, 37, 5), (1, 17, 66, 33, 20, 7)]
+TILES = [
+    *(
+        pytest.param("triton", one, marks=[needs["triton"], pytest.mark.slow])
+        for one in [LARGE[2], (3, 70, 40, 3, 5, 3)]
+    ),
+    *(pytest.param("triton", one, marks=needs["triton"]) for one in LARGE[:2]),
+    *(pytest.param("cuda", one, marks=needs["cuda"]) for one in [*LARGE, (3, 180, 40, 3, 5, 3)]),
+]
 EMPTY = [(0, 3, 2, 4, 5, 3), (2, 0, 2, 4, 5, 3), (2, 3, 0, 4, 5, 3)]
 NORMS = ["taps", "channels", "none"]
 
@@ -50,8 +58,7 @@ def test_is_the_convolution_of_equation_10(backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("sizes", LARGE, ids=str)
-@pytest.mark.parametrize("backend", backends("triton", "cuda"))
+@pytest.mark.parametrize("backend, sizes", TILES, ids=str)
 def test_more_than_one_tile(sizes, dtype, backend, monkeypatch):
     """Blocks of 32 or 64 classes, tiles of pixels, and chunks of kernels: several of each, the last ones partial."""
     if backend == "triton":  # two images at a time and then one, 32 channels at a time

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from accuracy import (
     DTYPES,
-    LAYOUTS,
+    backend_layouts,
     backends,
     check_backend,
     check_error,
@@ -34,8 +34,7 @@ def inputs(b, t, d, c, h, w, k):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend, layout", backend_layouts("cpp", "triton", "reference"))
 def test_matches_reference(norm, dtype, layout, backend):
     for *sizes, k in SHAPES + EMPTY:
         check_backend(

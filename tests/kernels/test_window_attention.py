@@ -59,7 +59,7 @@ def test_the_released_models_windows(dtype, backend):
 
 
 @pytest.mark.parametrize("size", [16, 40, 64])
-@pytest.mark.parametrize("backend", COMPILED)
+@pytest.mark.parametrize("backend", backends("cpp", "triton", slow=["triton"]))
 def test_other_sizes_of_a_head(backend, size):
     # with wider scores the exponentials' rounding decides, which on some processors PyTorch has unusually little of
     check(backend, torch.float32, "contiguous", (1, 1, 9, 5, 2 * size, 2, 7, 3), spread=1)
@@ -99,7 +99,7 @@ def test_is_attention_inside_shifted_windows(backend, scale):
         torch.testing.assert_close(got.double().cpu(), expected, **tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", backends("cpp", "triton", "reference", slow=["triton"]))
 def test_slices_of_one_packed_projection(backend):
     """As the model calls it; what lies beside a slice must not be read or written."""
     q, k, v, *guidance = inputs(2, 2, 5, 6, 8)
