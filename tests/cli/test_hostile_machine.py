@@ -119,7 +119,11 @@ PLACES = {"a full disk": ("{tmp}/out", 200), "below a file": ("{place}/file/out"
 
 
 @pytest.mark.parametrize("where", PLACES)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize(
+    "writer",
+    # the demo trains, half a minute at least, before it finds its disk full
+    [pytest.param(one, marks=[pytest.mark.slow, pytest.mark.exhaustive] if one == "demo" else []) for one in WRITERS],
+)
 def test_what_cannot_be_written_is_one_line_that_names_it(writer, where, place, tmp_path):
     target, limit = PLACES[where]
     out = target.format(place=place, tmp=tmp_path)

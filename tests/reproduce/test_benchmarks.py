@@ -170,11 +170,11 @@ encoder = {"name": "small", "architecture": {"embed_dim": 64, "vision_cfg": visi
 bench = model.Bench(encoder)
 for passed, forms in model.FORMS.items():
     for form in forms:
-        if "compiled" not in form:
+        if "compiled" not in form and (passed, form) != ("windows", "plain"):  # a minute, of what inference runs too
             stages = model.stage_seconds(bench.step(passed, form, 10, 1))
             assert len(stages) > (1 if passed == "text" else 6), (passed, form, stages)
 with torch.no_grad():
-    rows = list(accelerations.Cases(bench, 20).all()) + list(accelerations.Cases(bench, 300).all())
+    rows = list(accelerations.Cases(bench, 20).all()) + list(accelerations.Cases(bench, 257).all())
 for name, with_the_work, without in [*rows, *accelerations.training(bench)]:
     with torch.set_grad_enabled("training" in name or "losses" in name):
         expected, got = with_the_work(), without()
@@ -184,7 +184,7 @@ for name, with_the_work, without in [*rows, *accelerations.training(bench)]:
 
 @pytest.mark.slow
 def test_the_scripts_of_the_model_run():
-    """With a small encoder, every pass and form, and every row of accelerations.py; they reach into the model."""
+    """With a small encoder, the passes and forms, and every row of accelerations.py; they reach into the model."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks")])
     command = [sys.executable, "-c", SCRIPTS]
     run = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
