@@ -258,7 +258,7 @@ def note_graded_alpha(alpha: np.ndarray, name: str, bands: int) -> None:
 def _rounded_up(value: float) -> str:
     """The value with two digits, rounded up."""
     step = 10.0 ** (np.floor(np.log10(value)) - 1)
-    return f"{np.ceil(value / step - 1e-9) * step:.6g}"
+    return f"{np.ceil(value / step - 1e-6) * step:.6g}"  # float32 has seven digits: 0.1 is 0.10000000149
 
 
 def _in_python(cure: str) -> str:

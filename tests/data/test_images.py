@@ -181,6 +181,17 @@ def test_broken_file_names_itself(tmp_path, name, content, words):
         read_image(tmp_path / name)
 
 
+def test_a_palette_that_is_missing_is_reported(tmp_path):
+    file = saved(tmp_path, Image.fromarray(gradient()).quantize(8), "numbers.png")
+    content = file.read_bytes()
+    start = content.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">I", content, start)
+    file.write_bytes(content[:start] + content[start + 12 + length :])
+    for source, name in ((file, r"numbers\.png"), (Image.new("P", (2, 2)), "PIL image P 2x2")):
+        with pytest.raises(ImageError, match=f"{name}: its pixels are numbers of colours.*convert it to RGB"):
+            read_image(source)
+
+
 def test_folder_and_missing_file_are_reported(tmp_path):
     with pytest.raises(ImageError, match="is a folder, not an image"):
         read_image(tmp_path)
@@ -419,6 +430,7 @@ def test_bands_and_ranges_of_images_in_every_mode():
     assert read_image(image, bands=(4, 1, 2)).getpixel((0, 0)) == (40, 10, 20)
     assert read_image(image.convert("RGB").convert("P"), bands=(2,)).mode == "RGB"
     clear = Image.new("P", (2, 2), 3)
+    clear.putpalette([10, 20, 30] * 4)
     clear.info["transparency"] = 3
     assert read_image(clear, value_range=(0, 255)).getpixel((0, 0)) == (255, 255, 255)
     deep = Image.fromarray(np.full((2, 2), 257 * 9, np.uint16))

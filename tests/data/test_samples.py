@@ -28,6 +28,7 @@ def told(monkeypatch, caplog):
 DULL = {  # lowest and highest value, type, white, and the range that is proposed
     "two digits, rounded up": (0, 0.0123, np.float32, 1.0, "0,0.013"),
     "two digits as they are": (0, 0.1, np.float64, 1.0, "0,0.1"),
+    "two digits as float32 has them": (0, 0.1, np.float32, 1.0, "0,0.1"),
     "negative": (-0.01, 0.05, np.float32, 1.0, "2%,98%"),
     "far from zero": (0.5, 0.6, np.float64, 1.0, "0,0.6"),
     "12 bits of 16": (0, 4095, np.uint16, 65535.0, "0,4095"),
