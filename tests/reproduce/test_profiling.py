@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fgaseg.reproduce import profile_view
 from fgaseg.reproduce.profiling import (
     STAGES,
     by_stage,
+    machine,
     product_rate,
     stage_gflop,
     stage_seconds,
@@ -181,6 +183,20 @@ def test_memory_of_a_stage_is_what_it_needs():
     """In a process of its own: what other tests' threads allocate would count."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seconds, runs", [(0.01, 15), (1.5, 2), (30.0, 1)])
+def test_slow_products_are_repeated_less(monkeypatch, seconds, runs):
+    """In bfloat16, a product of the roof takes ten seconds on processors without it."""
+    clock, done = [0.0], []
+
+    def work():
+        clock[0] += seconds * (1 if done else 1.1)
+        done.append(1)
+
+    monkeypatch.setattr(machine, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    assert machine._best_seconds(work, "cpu") == pytest.approx(seconds if runs > 1 else 1.1 * seconds)
+    assert len(done) == runs
 
 
 def test_the_roof_is_at_least_one_product(model):

@@ -30,7 +30,7 @@ def product_rate(precision: str, device: str = DEVICE) -> Rate:
 
     On a CPU PyTorch's products go to two libraries, MKL and oneDNN, of which either can be twice as fast as the other.
     Tried are a matrix product, a 3×3 convolution with channels last and `fgaseg.kernels.linear`; for int8 the product
-    with 32-bit sums. A second or two, once in a process. Raises RuntimeError if no product of the precision runs here.
+    with 32-bit sums. A few seconds, once in a process. Raises RuntimeError if no product of the precision runs here.
     """
     best, refused = Rate(0.0, ""), ""
     for name, operations, work in _products(precision, device):
@@ -75,9 +75,10 @@ def copy_rate(device: str = DEVICE) -> float:
 
 
 @torch.inference_mode()
-def _best_seconds(work: Callable[[], Any], device: str, repeats: int = 15) -> float:
-    times = []
-    for _ in range(repeats):
+def _best_seconds(work: Callable[[], Any], device: str, repeats: int = 15, enough: float = 2.0) -> float:
+    """The fastest of 15 times, or of as many as `enough` seconds allow: bfloat16 is slow on many processors."""
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < enough:
         begin = time.perf_counter()
         work()
         synchronize(device)
