@@ -203,7 +203,10 @@ def on_backends(names: Iterable[str], backends: list[Any], long: Iterable[tuple[
     ]
 
 
-@pytest.mark.parametrize("name, backend", on_backends(OP_CALLS, COMPILED, long=[("lcs_conv channels", "triton")]))
+@pytest.mark.parametrize(
+    "name, backend",
+    on_backends(OP_CALLS, COMPILED, long=[("lcs_conv channels", "triton"), ("window_attention", "triton")]),
+)
 def test_passes_the_checks_of_pytorch(name, backend):
     """Schema, fake results, autograd registration and tracing, of forward and backward ops."""
     calls, arguments = OP_CALLS[name]

@@ -17,8 +17,8 @@ SHAPES = [(1, 1, 1, 1, 1, 1), (2, 37, 5, 7, 9, 5), (2, 3, 2, 2, 3, 7), (1, 64, 3
 LARGE = [(1, 20, 40, 26, 27, 3), (1, 33, 35, 10, 37, 5), (1, 17, 66, 33, 20, 7)]
 TILES = [
     *(
-        pytest.param("triton", one, marks=[needs["triton"], pytest.mark.slow])
-        for one in [LARGE[2], (3, 70, 40, 3, 5, 3)]
+        pytest.param("triton", one, marks=[needs["triton"], pytest.mark.slow, *more])
+        for one, more in [((3, 70, 40, 3, 5, 3), []), (LARGE[2], [pytest.mark.exhaustive])]
     ),
     *(pytest.param("triton", one, marks=needs["triton"]) for one in LARGE[:2]),
     *(pytest.param("cuda", one, marks=needs["cuda"]) for one in [*LARGE, (3, 180, 40, 3, 5, 3)]),
