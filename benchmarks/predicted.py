@@ -295,9 +295,7 @@ def main() -> None:
     parser.add_argument("--gpu", choices=GPUS, default="H100")
     parser.add_argument("--measured", type=Path, help="a table of benchmarks/gpu.sh")
     known = sorted({call.row[0] for call in calls(torch.bfloat16)})
-    parser.add_argument(
-        "--ops", nargs="+", choices=known, default=known, help="some of them, with a --csv of their own"
-    )
+    parser.add_argument("--ops", nargs="+", choices=known, default=known, metavar="OP", help="these alone; needs --csv")
     options = parser.parse_args()
     if set(options.ops) != set(known) and options.csv == TABLE:
         parser.error(f"--ops: give --csv too, as {TABLE.name} has the rows of all")
