@@ -320,9 +320,7 @@ def _to_rgb(image: Image.Image, name: str, view: View) -> Image.Image:
         raise ImageError(f"{name}: has no pixels ({image.width}x{image.height}): give one with at least 1x1")
     load_pixels(image, name)
     if image.mode in ("P", "PA") and not image.getpalette():  # Pillow makes it black
-        raise ImageError(
-            f"{name}: its pixels are numbers of colours, and it says of none what it is: convert it to RGB"
-        )
+        raise ImageError(f"{name}: is a palette image without its palette, so its colours are unknown: give it in RGB")
     tags = image.tag_v2 if isinstance(image, TiffImageFile) else None
     marked = tags is None or _EXTRA_SAMPLES in tags  # a TIFF's fourth band is transparency where it says so
     image = ImageOps.exif_transpose(image)

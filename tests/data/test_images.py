@@ -188,7 +188,7 @@ def test_a_palette_that_is_missing_is_reported(tmp_path):
     (length,) = struct.unpack_from(">I", content, start)
     file.write_bytes(content[:start] + content[start + 12 + length :])
     for source, name in ((file, r"numbers\.png"), (Image.new("P", (2, 2)), "PIL image P 2x2")):
-        with pytest.raises(ImageError, match=f"{name}: its pixels are numbers of colours.*convert it to RGB"):
+        with pytest.raises(ImageError, match=f"{name}: is a palette image without its palette.*in RGB"):
             read_image(source)
 
 

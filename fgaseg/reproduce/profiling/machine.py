@@ -75,10 +75,10 @@ def copy_rate(device: str = DEVICE) -> float:
 
 
 @torch.inference_mode()
-def _best_seconds(work: Callable[[], Any], device: str, repeats: int = 15, enough: float = 2.0) -> float:
-    """The fastest of 15 times, or of as many as `enough` seconds allow: bfloat16 is slow on many processors."""
+def _best_seconds(work: Callable[[], Any], device: str) -> float:
+    """The fastest of 15 times, or of as many as begin within 2 s of work: bfloat16 is slow on many processors."""
     times: list[float] = []
-    while len(times) < repeats and sum(times) < enough:
+    while len(times) < 15 and sum(times) < 2:
         begin = time.perf_counter()
         work()
         synchronize(device)
